@@ -1,0 +1,1 @@
+"""LongNet's dilated attention: exact forward and backward, and models that train and run."""

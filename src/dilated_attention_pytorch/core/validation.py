@@ -1,0 +1,129 @@
+"""Every check of an argument: a message names the argument and the values it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_branches(
+    segment_lengths: Sequence[int], dilation_rates: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return both as tuples of int, or raise.
+
+    Raises:
+        TypeError: if either is not a sequence of integers.
+        ValueError: if they are empty, differ in length, or hold a value below 1.
+    """
+    checked = []
+    for name, values in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+            raise TypeError(f"{name} must be a sequence of int, got {values!r}")
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise TypeError(f"{name} must hold int only, got {list(values)!r}")
+        if any(value < 1 for value in values):
+            raise ValueError(f"{name} must all be at least 1, got {list(values)}")
+        checked.append(tuple(values))
+    segments, rates = checked
+    if not segments or len(segments) != len(rates):
+        raise ValueError(
+            "segment_lengths and dilation_rates must be of equal length, at least 1, "
+            f"got segment_lengths={list(segments)}, dilation_rates={list(rates)}"
+        )
+    return segments, rates
+
+
+def check_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raise ValueError unless both are positive and ``num_kv_heads`` divides ``num_heads``."""
+    if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_heads must be a positive multiple of num_kv_heads, got {num_heads=}, {num_kv_heads=}"
+        )
+
+
+def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless ``query [b, n, h, d]`` and ``key``, ``value [b, n, h_kv, d]`` agree in everything.
+
+    Raises:
+        TypeError: if one is not a tensor, not floating point, or their dtypes differ.
+        ValueError: if shapes or devices do not fit.
+    """
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must be [batch, seq, heads, head_dim], got shape {tuple(tensor.shape)}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            f"query, key and value must share a dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    if not query.device == key.device == value.device:
+        raise ValueError(
+            f"query, key and value must be on one device, got {query.device}, {key.device}, {value.device}"
+        )
+    if key.shape != value.shape:
+        raise ValueError(
+            f"key and value must have one shape, got key {tuple(key.shape)}, value {tuple(value.shape)}"
+        )
+    if query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            "query and key must have the same batch, seq and head_dim, "
+            f"got query {tuple(query.shape)}, key {tuple(key.shape)}"
+        )
+    if query.shape[3] < 1:
+        raise ValueError(f"head_dim must be at least 1, got query {tuple(query.shape)}")
+    check_heads(query.shape[2], key.shape[2])
+
+
+def check_key_padding_mask(mask: Tensor, query: Tensor) -> None:
+    """Raise unless ``mask`` is bool ``[b, n]`` on the device of ``query [b, n, h, d]``."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"key_padding_mask must be a bool tensor (True = ignore), got {got}")
+    if mask.shape != query.shape[:2]:
+        raise ValueError(
+            f"key_padding_mask must be [batch, seq] = {list(query.shape[:2])}, got {list(mask.shape)}"
+        )
+    if mask.device != query.device:
+        raise ValueError(f"key_padding_mask must be on {query.device} like query, got {mask.device}")
+
+
+def check_positions(positions: Tensor, query: Tensor) -> None:
+    """Raise unless ``positions`` is int64 ``[n]`` or ``[b, n]`` on the device of ``query [b, n, h, d]``.
+
+    That its values are distinct and not negative is checked by :func:`check_position_values`, where the
+    values are at hand (a traced graph has none).
+    """
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+        got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+        raise TypeError(f"positions must be an int64 tensor, got {got}")
+    batch, seq = query.shape[:2]
+    if positions.shape not in ((seq,), (batch, seq)):
+        raise ValueError(
+            f"positions must be [{seq}] (seq) or [{batch}, {seq}] (batch, seq), got {list(positions.shape)}"
+        )
+    if positions.device != query.device:
+        raise ValueError(f"positions must be on {query.device} like query, got {positions.device}")
+
+
+def check_position_values(positions: Tensor) -> None:
+    """Raise ValueError unless each row of ``positions [..., n]`` is distinct and not negative."""
+    if positions.numel() == 0:
+        return
+    ordered = positions.sort(dim=-1).values
+    if bool((ordered[..., 0] < 0).any()):
+        raise ValueError(f"positions must not be negative, got {int(ordered.min())}")
+    repeated = ordered[..., 1:] == ordered[..., :-1]
+    if bool(repeated.any()):
+        raise ValueError(f"positions must be distinct, got {int(ordered[..., 1:][repeated][0])} twice")
+
+
+def check_no_dropout(name: str, dropout: float) -> None:
+    """Raise ValueError unless ``dropout`` is 0: the fused kernels compute exact attention only."""
+    if dropout != 0:
+        raise ValueError(f"{name} must be 0.0, got {dropout}: dropout on attention weights is not supported")

@@ -1,0 +1,197 @@
+"""Dilated attention on one device: the function and its module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from .core.pattern import DilatedPattern
+from .core.validation import (
+    check_branches,
+    check_key_padding_mask,
+    check_no_dropout,
+    check_position_values,
+    check_positions,
+    check_qkv,
+)
+from .kernels.backends import Backend, choose_backend
+from .kernels.operator import sdpa
+from .kernels.reference import reference_attention
+
+
+@overload
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    key_padding_mask: Tensor | None = ...,
+    positions: Tensor | None = ...,
+    backend: Backend = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    key_padding_mask: Tensor | None = ...,
+    positions: Tensor | None = ...,
+    backend: Backend = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    backend: Backend = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """LongNet's dilated attention (arXiv:2307.02486, equations 6 to 10), exact forward and backward.
+
+    Each branch ``(w, r)`` cuts the sequence into segments of ``w`` and keeps, for head ``j``, the positions
+    ``p`` with ``(p % w) % r == j % r``. The output is one softmax over all keys that the branches offer; a
+    key offered twice counts twice. A (query, head) that no branch serves gives 0.
+
+    Args:
+        query: ``[b, n, h, d]``, floating point.
+        key, value: ``[b, n, h_kv, d]``; ``h_kv`` divides ``h``, query head ``j`` uses head
+            ``j // (h // h_kv)``.
+        segment_lengths: ``w`` of each branch; may exceed ``n``, need not divide it.
+        dilation_rates: ``r`` of each branch.
+        is_causal: no query sees a later token.
+        softmax_scale: factor on the dot products; default ``d ** -0.5``.
+        key_padding_mask: bool ``[b, n]``, True = nobody sees this key.
+        positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership in
+            place of the index. Causality stays with the order in the tensor.
+        backend: ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense mask, ``"auto"`` the faster that
+            can run.
+        return_lse: also return the log-sum-exp of the scores.
+
+    Returns:
+        out ``[b, n, h, d]`` in the dtype of ``query``; with ``return_lse`` also lse ``[b, h, n]``, float32
+        (float64 for float64), -inf where nothing is served, not differentiable.
+
+    Under ``torch.autocast`` the inputs are cast to its dtype, as for ``scaled_dot_product_attention``.
+
+    Raises:
+        TypeError, ValueError: naming the argument and its values.
+    """
+    query, key, value = _autocast(query, key, value)
+    check_qkv(query, key, value)
+    batch, seq, heads, head_dim = query.shape
+    pattern = DilatedPattern(
+        *check_branches(segment_lengths, dilation_rates), heads, num_kv_heads=key.shape[2]
+    )
+    if key_padding_mask is not None:
+        check_key_padding_mask(key_padding_mask, query)
+    if positions is not None:
+        check_positions(positions, query)
+        positions = positions.expand(batch, seq)
+    scale = head_dim**-0.5 if softmax_scale is None else float(softmax_scale)
+
+    if choose_backend(backend, query.device, query.dtype) == "sdpa":
+        out, lse = sdpa(
+            query,
+            key,
+            value,
+            pattern.segment_lengths,
+            pattern.dilation_rates,
+            is_causal,
+            scale,
+            key_padding_mask,
+            positions,
+        )
+    else:
+        if positions is not None:
+            check_position_values(positions)
+        out, lse = reference_attention(
+            query,
+            key,
+            value,
+            pattern,
+            is_causal=is_causal,
+            softmax_scale=scale,
+            key_padding_mask=key_padding_mask,
+            positions=positions,
+        )
+    return (out, lse.detach()) if return_lse else out
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
+
+
+class DilatedAttention(nn.Module):
+    """:func:`dilated_attention` as a module without parameters.
+
+    Args:
+        segment_lengths: ``w`` of each branch.
+        dilation_rates: ``r`` of each branch.
+        softmax_scale: factor on the dot products; default ``head_dim ** -0.5``.
+        attention_dropout: must be 0.0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and its values.
+    """
+
+    def __init__(
+        self,
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        softmax_scale: float | None = None,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.segment_lengths, self.dilation_rates = check_branches(segment_lengths, dilation_rates)
+        check_no_dropout("attention_dropout", attention_dropout)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map query ``[b, n, h, d]`` and key, value ``[b, n, h_kv, d]`` to ``[b, n, h, d]``.
+
+        ``key_padding_mask`` is bool ``[b, n]``, True = ignore.
+        """
+        return dilated_attention(
+            query,
+            key,
+            value,
+            self.segment_lengths,
+            self.dilation_rates,
+            is_causal=is_causal,
+            softmax_scale=self.softmax_scale,
+            key_padding_mask=key_padding_mask,
+        )
+
+    def extra_repr(self) -> str:
+        return f"segment_lengths={list(self.segment_lengths)}, dilation_rates={list(self.dilation_rates)}"

@@ -1,0 +1,181 @@
+"""PyTorch's fused attention kernels behind one contract; what each of them gets wrong is mended here.
+
+Letters: B batch, H query heads, G key/value heads (G divides H), N rows, D head dimension.
+
+The operators called here are what ``torch.nn.functional.scaled_dot_product_attention`` dispatches to. Only
+they hand out the log-sum-exp, and only their backward can be fed with a merged output and a merged
+log-sum-exp (FlashAttention-2, arXiv:2307.08691, algorithm 2).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_aten = torch.ops.aten
+_INF = float("inf")
+
+
+def fused_forward(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, ignored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of N query rows over the same N key rows.
+
+    Args:
+        query: ``[B, H, N, D]``, any strides.
+        key, value: ``[B, G, N, D]``.
+        is_causal: row i sees rows 0 .. i.
+        scale: factor on the dot products.
+        ignored: bool ``[B, N]``, True for keys nobody sees.
+
+    Returns:
+        out ``[B, H, N, D]`` and lse ``[B, H, N]`` (float32, float64 for float64); a query that sees no key
+        gives 0 and -inf.
+    """
+    _check_rows(query)
+    bias = None if ignored is None else _bias(ignored, query)
+    call = _forward_cuda if query.is_cuda else _forward_cpu
+    out, lse = call(query, key, value, is_causal, scale, bias)
+    if ignored is not None:
+        seen = ~ignored
+        blind = ~(seen.cumsum(-1) > 0 if is_causal else seen.any(-1, keepdim=True))[:, None]
+        # The CPU kernel reports 0 for a row without keys.
+        out = out.masked_fill_(blind[..., None], 0.0)
+        lse = lse.masked_fill_(blind, -_INF)
+    return out, lse
+
+
+def fused_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    is_causal: bool,
+    scale: float,
+    ignored: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value given ``out [B, H, N, D]`` and ``lse [B, H, N]``.
+
+    ``out`` and ``lse`` may belong to a softmax over more keys than these: then the result is these keys'
+    part of the gradient. Arguments as in :func:`fused_forward`.
+    """
+    _check_rows(query)
+    bias = None if ignored is None else _bias(ignored, query)
+    # exp(score - inf) = 0 is the right weight of a row without keys; the kernels make NaN of -inf.
+    lse = lse.masked_fill(lse == -_INF, _INF)
+    call = _backward_cuda if query.is_cuda else _backward_cpu
+    return call(grad_out, query, key, value, out, lse, is_causal, scale, bias)
+
+
+def _check_rows(query: Tensor) -> None:
+    # The CPU kernel divides by zero, and ends the process, on an empty sequence.
+    assert query.numel(), f"no rows for a fused kernel: {tuple(query.shape)}"
+
+
+def _bias(ignored: Tensor, query: Tensor) -> Tensor:
+    """``[B, 1, 1, N]``: 0, and -inf for ignored keys, in the dtype of the query (kernels misread others)."""
+    batch, rows = ignored.shape
+    # On CUDA the rows of a bias must be aligned to 16 elements.
+    padded = query.new_zeros(batch, 1, 1, -(-rows // 16) * 16 if query.is_cuda else rows)
+    bias = padded[..., :rows]
+    return bias.masked_fill_(ignored[:, None, None], -_INF)
+
+
+def _unit_stride(*tensors: Tensor) -> list[Tensor]:
+    # The CPU kernel reads garbage, and CUDA's refuse, where the last dimension is not contiguous.
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def _forward_cpu(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    query, key, value = _unit_stride(query, key, value)
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=bias, scale=scale
+    )
+    return out, lse
+
+
+def _backward_cpu(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out, query, key, value, out = _unit_stride(grad_out, query, key, value, out)
+    grads: tuple[Tensor, Tensor, Tensor] = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, query, key, value, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale
+    )
+    return grads
+
+
+def _uses_flash(query: Tensor, bias: Tensor | None) -> bool:
+    return query.dtype in (torch.float16, torch.bfloat16) and bias is None and query.shape[-1] <= 256
+
+
+def _pad_head_dim(*tensors: Tensor) -> list[Tensor]:
+    # CUDA kernels want head_dim in multiples of 8; zeros change no dot product.
+    width = tensors[0].shape[-1]
+    return _unit_stride(*(x if width % 8 == 0 else F.pad(x, (0, -width % 8)) for x in tensors))
+
+
+def _forward_cuda(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    (_, heads, rows, width), kv_heads = query.shape, key.shape[1]
+    query, key, value = _pad_head_dim(query, key, value)
+    if _uses_flash(query, bias):
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, is_causal, False, scale=scale
+        )
+    else:
+        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
+        bias = None if bias is None else bias.expand(-1, heads, rows, -1)
+        out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, True, 0.0, is_causal, scale=scale
+        )
+    return out[..., :width], lse[..., :rows]
+
+
+def _backward_cuda(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (_, heads, rows, width), kv_heads = query.shape, key.shape[1]
+    grad_out, query, key, value, out = _pad_head_dim(grad_out, query, key, value, out)
+    seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # no dropout: never read
+    if _uses_flash(query, bias):
+        grads = _aten._scaled_dot_product_flash_attention_backward(
+            grad_out, query, key, value, out, lse.contiguous(), None, None, rows, rows, 0.0, is_causal,
+            seed, seed, scale=scale,
+        )  # fmt: skip
+    else:
+        group = heads // kv_heads
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+        bias = None if bias is None else bias.expand(-1, heads, rows, -1)
+        # This kernel keeps its lse in rows of a multiple of 32.
+        lse = F.pad(lse, (0, -rows % 32), value=_INF)
+        seed, offset = seed[0], seed[1]
+        grad_query, *grad_kv, _ = _aten._scaled_dot_product_efficient_attention_backward(
+            grad_out, query, key, value, bias, out, lse, seed, offset, 0.0, [True, True, True, False],
+            is_causal, scale=scale,
+        )  # fmt: skip
+        grads = (grad_query, *(x.unflatten(1, (kv_heads, group)).sum(2) for x in grad_kv))
+    grad_query, grad_key, grad_value = (x[..., :width] for x in grads)
+    return grad_query, grad_key, grad_value

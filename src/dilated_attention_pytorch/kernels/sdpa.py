@@ -1,0 +1,352 @@
+"""Dilated attention from PyTorch's fused kernels: one call per tile of rows, merged as it goes.
+
+Letters: b batch, n sequence, h query heads, g key/value heads, d head dimension; w, r, o segment length,
+dilation rate and offset of a branch. A tile is what one fused call computes: equally many rows of some
+segments, for heads that share an offset.
+
+A branch with r = 1 goes first, reads its inputs in place, and its result becomes the accumulator. Tiles of
+r > 1 copy their rows: rows that lie r * h * d apart cost the kernel more than the copy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import lcm
+
+import torch
+from torch import Tensor
+
+from ..core.pattern import num_rows
+from ..core.validation import check_position_values
+from .fused import fused_backward, fused_forward
+
+Branch = tuple[int, int]
+
+# Rows times heads that one tile copies, unless one segment has more: enough to keep the cores busy and the
+# calls few, small beside the output. A GPU needs more work per launch.
+_TILE_ROWS = {"cpu": 8192, "cuda": 1 << 20}
+
+# Sequences in one call: a CUDA grid has no more in that dimension.
+_MAX_BATCH = 65535
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads and the key/value heads that they use, in order and in equal shares."""
+
+    query: slice
+    kv: slice
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of some segments, for some heads of some batch elements.
+
+    The rows are ``index [segments, rows]`` where given, else every ``rate``-th from ``offset`` in each of
+    ``count`` segments of ``length`` after ``start``.
+    """
+
+    batch: slice
+    heads: Heads
+    start: int = 0
+    count: int = 1
+    length: int = 0
+    offset: int = 0
+    rate: int = 1
+    index: Tensor | None = None
+
+    def take(self, x: Tensor, heads: slice) -> Tensor:
+        """``x [b, n, h, ...]`` -> ``[b', segments, rows, h', ...]``: a view, unless indexed."""
+        x = x[self.batch, :, heads]
+        if self.index is not None:
+            return torch.unflatten(x[:, self.index.flatten()], 1, self.index.shape)
+        x = x[:, self.start : self.start + self.count * self.length]
+        return torch.unflatten(x, 1, (self.count, self.length))[:, :, self.offset :: self.rate]
+
+    def put(self, x: Tensor, heads: slice, rows: Tensor) -> None:
+        """Write ``rows [b', segments, rows, h', ...]`` where :meth:`take` reads in ``x``."""
+        if self.index is not None:
+            x[self.batch, :, heads][:, self.index.flatten()] = rows.flatten(1, 2)
+        else:
+            self.take(x, heads).copy_(rows)
+
+    def rows_for_kernel(self, x: Tensor, heads: slice) -> Tensor:
+        """``x [b, n, h, d]`` -> ``[b' * segments, h', rows, d]``: in place for r = 1 where strides allow."""
+        rows = self.take(x, heads).transpose(2, 3)
+        if self.index is None and self.rate > 1:
+            rows = rows.contiguous()
+        return rows.flatten(0, 1)
+
+    def rows_from_kernel(self, rows: Tensor) -> Tensor:
+        """``[b' * segments, h', rows, ...]`` -> ``[b', segments, rows, h', ...]``: a view."""
+        segments = self.count if self.index is None else self.index.shape[0]
+        return torch.unflatten(rows, 0, (-1, segments)).transpose(2, 3)
+
+    def ignored_keys(self, padding: Tensor | None) -> Tensor | None:
+        """``padding [b, n]`` -> ``[b' * segments, rows]``."""
+        if padding is None:
+            return None
+        return self.take(padding[..., None], slice(0, 1)).flatten(0, 1)[..., 0]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All of a call but its tensors of numbers.
+
+    Args:
+        branches: (w, r) pairs.
+        is_causal: a query sees no later token.
+        scale: factor on the dot products.
+        padding: bool ``[b, n]``, True = ignored key.
+        positions: int64 ``[b, n]``, ranks for membership.
+        first_head: global index of query head 0; offsets follow global indices.
+    """
+
+    branches: tuple[Branch, ...]
+    is_causal: bool
+    scale: float
+    padding: Tensor | None = None
+    positions: Tensor | None = None
+    first_head: int = 0
+
+
+def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Map query ``[b, n, h, d]``, key, value ``[b, n, g, d]`` to out ``[b, n, h, d]``, lse ``[b, h, n]``.
+
+    lse is in the accumulation dtype; a (query, head) that no branch serves gives 0 and -inf.
+    """
+    if problem.positions is not None:
+        check_position_values(problem.positions)
+    accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
+    if query.dtype == accumulation or query.is_cuda:
+        out, lse = _forward(query, key, value, problem)
+        return out.to(query.dtype), lse
+    # The CPU kernel is no faster in 16 bits, its backward many times slower: compute in float32, by parts.
+    batch, seq, num_heads, _ = query.shape
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = query.new_empty(batch, num_heads, seq, dtype=accumulation)
+    for rows, heads in _parts(query, key, problem):
+        out[:, rows, heads.query], lse[:, heads.query, rows] = _forward(
+            query[:, rows, heads.query].to(accumulation),
+            key[:, rows, heads.kv].to(accumulation),
+            value[:, rows, heads.kv].to(accumulation),
+            _part_of(problem, rows, heads),
+        )
+    return out, lse
+
+
+def sdpa_backward(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, given the merged ``out`` and ``lse`` of :func:`sdpa_forward`.
+
+    With those, each branch's own backward yields its part of the exact gradient of the whole.
+    """
+    accumulation = lse.dtype
+    if query.dtype == accumulation or query.is_cuda:
+        grad_query, grad_key, grad_value = _backward(grad_out, query, key, value, out, lse, problem)
+        return grad_query.to(query.dtype), grad_key.to(query.dtype), grad_value.to(query.dtype)
+    grad_query, grad_key, grad_value = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
+    )
+    for rows, heads in _parts(query, key, problem):
+        grad_query[:, rows, heads.query], grad_key[:, rows, heads.kv], grad_value[:, rows, heads.kv] = (
+            _backward(
+                grad_out[:, rows, heads.query].to(accumulation),
+                query[:, rows, heads.query].to(accumulation),
+                key[:, rows, heads.kv].to(accumulation),
+                value[:, rows, heads.kv].to(accumulation),
+                out[:, rows, heads.query].to(accumulation),
+                lse[:, heads.query, rows],
+                _part_of(problem, rows, heads),
+            )
+        )
+    return grad_query, grad_key, grad_value
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    batch, seq, heads, _ = query.shape
+    accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
+    out = lse = None
+    for first, tile in _tiles(query, key, problem):
+        rows_out, rows_lse = fused_forward(
+            tile.rows_for_kernel(query, tile.heads.query),
+            tile.rows_for_kernel(key, tile.heads.kv),
+            tile.rows_for_kernel(value, tile.heads.kv),
+            is_causal=problem.is_causal,
+            scale=problem.scale,
+            ignored=tile.ignored_keys(problem.padding),
+        )
+        rows_out, rows_lse = (tile.rows_from_kernel(x).to(accumulation) for x in (rows_out, rows_lse))
+        if first and _covers(tile, query):
+            out, lse = rows_out.reshape(query.shape), rows_lse.reshape(batch, seq, heads)
+            continue
+        if out is None or lse is None:
+            out = query.new_zeros(query.shape, dtype=accumulation)
+            lse = query.new_full((batch, seq, heads), float("-inf"), dtype=accumulation)
+        if first:
+            tile.put(out, tile.heads.query, rows_out)
+            tile.put(lse, tile.heads.query, rows_lse)
+        else:
+            _merge(tile, out, lse, rows_out, rows_lse)
+    if out is None or lse is None:  # nothing to attend to at all
+        out = query.new_zeros(query.shape, dtype=accumulation)
+        lse = query.new_full((batch, seq, heads), float("-inf"), dtype=accumulation)
+    return out, lse.transpose(1, 2).contiguous()
+
+
+def _merge(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Tensor) -> None:
+    """Mix a tile's result into ``out [b, n, h, d]`` and ``lse [b, n, h]`` by their softmax weights."""
+    heads = tile.heads.query
+    old_lse = tile.take(lse, heads)
+    weight = torch.sigmoid(rows_lse - old_lse).masked_fill_(rows_lse == float("-inf"), 0.0)
+    tile.put(out, heads, tile.take(out, heads).lerp_(rows_out, weight[..., None]))
+    tile.put(lse, heads, torch.logaddexp(old_lse, rows_lse))
+
+
+def _backward(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor, Tensor]:
+    lse = lse.transpose(1, 2)
+    sources = (query, key, value)
+    grads: list[Tensor] = []
+    for first, tile in _tiles(query, key, problem):
+        q_heads, kv_heads = tile.heads.query, tile.heads.kv
+        kernel_grads = fused_backward(
+            tile.rows_for_kernel(grad_out, q_heads),
+            tile.rows_for_kernel(query, q_heads),
+            tile.rows_for_kernel(key, kv_heads),
+            tile.rows_for_kernel(value, kv_heads),
+            tile.rows_for_kernel(out, q_heads),
+            tile.take(lse, q_heads).transpose(2, 3).flatten(0, 1),
+            is_causal=problem.is_causal,
+            scale=problem.scale,
+            ignored=tile.ignored_keys(problem.padding),
+        )
+        rows_grads = [tile.rows_from_kernel(x).to(lse.dtype) for x in kernel_grads]
+        if first and _covers(tile, query):
+            grads = [rows.reshape(x.shape) for x, rows in zip(sources, rows_grads, strict=True)]
+            continue
+        if not grads:
+            grads = [x.new_zeros(x.shape, dtype=lse.dtype) for x in sources]
+        for grad, heads, rows in zip(grads, (q_heads, kv_heads, kv_heads), rows_grads, strict=True):
+            tile.put(grad, heads, rows if first else tile.take(grad, heads).add_(rows))
+    if not grads:  # nothing was served
+        grads = [x.new_zeros(x.shape, dtype=lse.dtype) for x in sources]
+    return grads[0], grads[1], grads[2]
+
+
+def _covers(tile: Tile, query: Tensor) -> bool:
+    """Whether the tile is every row of every head, in the order of the tensor."""
+    batch, seq, heads, _ = query.shape
+    whole = tile.count * tile.length == seq and tile.batch == slice(0, batch)
+    return whole and tile.rate == 1 and tile.heads.query == slice(0, heads)
+
+
+def _tiles(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[bool, Tile]]:
+    """Every tile of every branch; True marks those of a leading branch that serves each (row, head) once."""
+    batch, seq, heads, _ = query.shape
+    if not query.numel():
+        return
+    group = heads // key.shape[2]
+    # A branch with r = 1 serves every (row, head) exactly once; best if its segments also divide n.
+    branches = sorted(problem.branches, key=lambda branch: (branch[1] > 1, seq % branch[0] != 0))
+    for place, (w, r) in enumerate(branches):
+        first = place == 0 and r == 1
+        for offset in sorted({(problem.first_head + head) % r for head in range(min(r, heads))}):
+            for selection in _head_groups(offset, r, heads, group, problem.first_head):
+                if problem.positions is not None:
+                    tiles = _indexed_tiles(query, problem.positions, w, r, offset, selection)
+                elif first and seq % w == 0 and batch * seq // w <= _MAX_BATCH:
+                    tiles = iter([Tile(slice(0, batch), selection, count=seq // w, length=w)])
+                else:
+                    tiles = _strided_tiles(query, w, r, offset, selection)
+                for tile in tiles:
+                    yield first, tile
+
+
+def _strided_tiles(query: Tensor, w: int, r: int, offset: int, selection: Heads) -> Iterator[Tile]:
+    batch, seq, _, _ = query.shape
+    full, tail = divmod(seq, w)
+    for start, count, length in ((0, full, w), (full * w, 1, tail)):
+        rows = num_rows(length, r, offset)
+        if not rows or not count:
+            continue
+        items = min(batch, _batch_of(query, rows, selection))
+        step = max(1, _batch_of(query, rows, selection) // items)
+        for item in range(0, batch, items):
+            chosen = slice(item, min(item + items, batch))
+            for segment in range(0, count, step):
+                part = min(step, count - segment)
+                yield Tile(chosen, selection, start + segment * length, part, length, offset, r)
+
+
+def _indexed_tiles(
+    query: Tensor, positions: Tensor, w: int, r: int, offset: int, selection: Heads
+) -> Iterator[Tile]:
+    for item, ranks in enumerate(positions):
+        members = ((ranks % w) % r == offset).nonzero()[:, 0]
+        segment = ranks[members] // w
+        # Stable: inside a segment the rows keep the order of the tensor, so causality stays a triangle.
+        members = members[segment.argsort(stable=True)]
+        sizes = segment.unique(return_counts=True)[1]
+        starts = sizes.cumsum(0) - sizes
+        for rows in sizes.unique().tolist():
+            index = members[starts[sizes == rows, None] + torch.arange(rows, device=ranks.device)]
+            for part in index.split(_batch_of(query, rows, selection)):
+                yield Tile(slice(item, item + 1), selection, index=part)
+
+
+def _batch_of(query: Tensor, rows: int, selection: Heads) -> int:
+    """How many sequences of ``rows`` one tile should take."""
+    num_heads = len(range(*selection.query.indices(query.shape[2])))
+    return min(_MAX_BATCH, max(1, _TILE_ROWS[query.device.type] // (rows * num_heads)))
+
+
+def _head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
+    """The heads of one offset with their key/value heads, in slices that the kernels can pair evenly."""
+    start = (offset - first_head) % rate
+    shared = [
+        (kv, len(list(run))) for kv, run in groupby(head // group for head in range(start, heads, rate))
+    ]
+    first, each = shared[0]
+    step = shared[1][0] - first if len(shared) > 1 else 1
+    # One kernel call can pair them only if every key/value head serves equally many of them.
+    if shared == [(first + i * step, each) for i in range(len(shared))]:
+        yield Heads(slice(start, heads, rate), slice(first, shared[-1][0] + 1, step))
+        return
+    for kv_head, count in shared:
+        yield Heads(slice(start, start + count * rate, rate), slice(kv_head, kv_head + 1))
+        start += count * rate
+
+
+def _parts(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[slice, Heads]]:
+    """Rows and heads that can be computed by themselves, in pieces of about a tile."""
+    batch, seq, heads, _ = query.shape
+    if not query.numel():
+        return
+    group = heads // key.shape[2]
+    budget = max(1, _TILE_ROWS[query.device.type] // batch)
+    block = seq
+    if problem.positions is None:
+        aligned = lcm(*(w for w, _ in problem.branches))
+        block = min(seq, aligned * max(1, budget // (aligned * heads)))
+    step = max(1, budget // (block * group))
+    for start in range(0, seq, block):
+        for kv_head in range(0, key.shape[2], step):
+            kv_heads = slice(kv_head, min(kv_head + step, key.shape[2]))
+            yield (
+                slice(start, min(start + block, seq)),
+                Heads(slice(kv_heads.start * group, kv_heads.stop * group), kv_heads),
+            )
+
+
+def _part_of(problem: Problem, rows: slice, heads: Heads) -> Problem:
+    return replace(
+        problem,
+        padding=None if problem.padding is None else problem.padding[:, rows],
+        positions=None if problem.positions is None else problem.positions[:, rows],
+        first_head=problem.first_head + heads.query.start,
+    )
