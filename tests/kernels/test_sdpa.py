@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+from hypothesis import example, given, settings
+from problems import LAYOUTS, Problem, problems
+from torch import Tensor
+
+from dilated_attention_pytorch import dilated_attention
+
+PLAIN = Problem(1, 16, 4, 4, 8, ((4, 1), (8, 2), (16, 4)), True, False, "none", "contiguous", 0)
+
+
+def compute(problem: Problem, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """[out, lse, three gradients] of the backend and of the oracle on the same rounded inputs."""
+    query, key, value, grad = problem.tensors(dtype)
+    inputs = (query, key, value)
+    out, lse = dilated_attention(*inputs, **problem.arguments, backend="sdpa", return_lse=True)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
+    assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected, expected_lse = oracle.attention(
+        *inputs,
+        problem.branches,
+        is_causal=problem.is_causal,
+        padding=problem.padding,
+        positions=problem.positions,
+    )
+    grads = torch.autograd.grad(out, inputs, grad)
+    expected_grads = torch.autograd.grad(expected, inputs, grad.double())
+    return [out, lse, *grads], [expected, expected_lse, *expected_grads]
+
+
+def size_of(x: Tensor) -> float:
+    """The largest finite magnitude, at least 1: what rounding errors are relative to."""
+    return max(1.0, x.detach().nan_to_num(neginf=0.0).abs().max().item())
+
+
+@settings(max_examples=250)
+@given(problems)
+@example(PLAIN)
+def test_float64_equals_the_oracle(problem: Problem):
+    got, expected = compute(problem, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=100)
+@given(problems)
+@example(PLAIN)
+def test_float32_is_within_its_rounding(problem: Problem):
+    got, expected = compute(problem, torch.float32)
+    for x, y in zip(got, expected, strict=True):
+        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=2e-5 * size_of(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@settings(max_examples=50)
+@given(problem=problems)
+@example(problem=PLAIN)
+def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype):
+    # Computed in float32, so the output is off by its own rounding only; the backward starts from that
+    # rounded output and rounds once more.
+    got, expected = compute(problem, dtype)
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(got[0].double(), expected[0], rtol=0.51 * unit, atol=2e-5)
+    torch.testing.assert_close(got[1].double(), expected[1], rtol=0, atol=2e-5)
+    for x, y in zip(got[2:], expected[2:], strict=True):
+        torch.testing.assert_close(
+            x.double(), y.double(), rtol=0, atol=2 * unit * max(1.0, float(y.abs().max()))
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize(
+    ("seq", "heads", "kv_heads", "branches"),
+    [
+        (63, 8, 8, ((16, 1), (32, 2), (64, 4))),
+        (111, 8, 2, ((16, 1), (48, 3))),
+        (128, 6, 2, ((32, 2), (64, 4))),
+        (37, 3, 3, ((200, 1),)),
+        (61, 5, 1, ((7, 3), (61, 7), (9, 1))),
+        (12, 4, 4, ((3, 5), (4, 9))),
+    ],
+)
+def test_readable_cases(layout: str, is_causal: bool, seq: int, heads: int, kv_heads: int, branches):
+    problem = Problem(2, seq, heads, kv_heads, 16, branches, is_causal, False, "none", layout, seed=1)
+    got, expected = compute(problem, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tiles_equal_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    """Sequences that need several tiles and parts: forced by a tiny tile."""
+    from dilated_attention_pytorch.kernels import sdpa
+
+    problem = Problem(2, 70, 6, 3, 8, ((8, 1), (16, 2), (32, 4)), True, True, "none", "contiguous", seed=2)
+    ranked = Problem(2, 70, 6, 3, 8, ((8, 1), (16, 2)), True, False, "row each", "contiguous", seed=2)
+    for case in (problem, ranked):
+        whole, _ = compute(case, dtype)
+        with monkeypatch.context() as patch:
+            patch.setitem(sdpa._TILE_ROWS, "cpu", 16)
+            split, _ = compute(case, dtype)
+        torch.testing.assert_close(split, whole)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 4), (2, 0, 2, 4), (0, 0, 2, 4)])
+def test_empty_inputs_give_empty_outputs(shape: tuple[int, ...]):
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    out, lse = dilated_attention(*inputs, [4], [2], backend="sdpa", return_lse=True)
+    assert out.shape == shape
+    assert lse.shape == (shape[0], shape[2], shape[1])
+    assert [x.shape for x in torch.autograd.grad(out.sum(), inputs)] == [torch.Size(shape)] * 3

@@ -1,0 +1,276 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dilated_attention_pytorch.multihead_dilated_attention import MultiheadDilatedAttention
+
+
+def counts(branches: list[tuple[int, int]], heads: int, seq: int, is_causal: bool) -> Tensor:
+    """How often query i is offered key s, by the definition, one pair at a time: float64 [h, n, n]."""
+    offered = torch.zeros(heads, seq, seq, dtype=torch.float64)
+    for w, r in branches:
+        for j in range(heads):
+            for i in range(seq):
+                for s in range(i + 1 if is_causal else seq):
+                    same_segment = i // w == s // w
+                    if same_segment and i % w % r == j % r and s % w % r == j % r:
+                        offered[j, i, s] += 1
+    return offered
+
+
+def by_hand(module, branches, query, key, value, is_causal, ignored):
+    """Projections, softmax over the keys with their counts, LayerNorm, projection."""
+    batch, seq, width = query.shape
+    heads, group = module.num_heads, module.num_heads // module.num_kv_heads
+    d = width // heads
+    q = module.q_proj(query).view(batch, seq, heads, d)
+    k = module.k_proj(key).view(batch, seq, -1, d).repeat_interleave(group, dim=2)
+    v = module.v_proj(value).view(batch, seq, -1, d).repeat_interleave(group, dim=2)
+    offered = counts(branches, heads, seq, is_causal) * ~ignored[:, None, None, :]
+    weights = offered * torch.einsum("bihd,bshd->bhis", q / math.sqrt(d), k).exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    weights = weights / total.where(total > 0, 1)
+    out = torch.einsum("bhis,bshd->bihd", weights, v).reshape(batch, seq, width)
+    if module.norm is not None:
+        mean, var = out.mean(-1, keepdim=True), out.var(-1, correction=0, keepdim=True)
+        out = (out - mean) / (var + module.norm.eps).sqrt() * module.norm.weight + module.norm.bias
+    return out @ module.out_proj.weight.T + (0 if module.out_proj.bias is None else module.out_proj.bias)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 2),
+    seq=st.integers(1, 13),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    branches=st.lists(st.tuples(st.integers(1, 16), st.integers(1, 5)), min_size=1, max_size=3),
+    is_causal=st.booleans(),
+    bias=st.booleans(),
+    layer_norm=st.booleans(),
+    distinct=st.booleans(),
+    mask=st.sampled_from(["none", "bool", "float"]),
+    seed=st.integers(0, 2**32),
+)
+def test_equals_computation_by_hand(
+    batch, seq, kv_heads, group, branches, is_causal, bias, layer_norm, distinct, mask, seed
+):
+    torch.manual_seed(seed)
+    heads = kv_heads * group
+    width = 4 * heads
+    module = MultiheadDilatedAttention(
+        width,
+        heads,
+        segment_lengths=[w for w, _ in branches],
+        dilation_rates=[r for _, r in branches],
+        num_kv_heads=kv_heads,
+        bias=bias,
+        layer_norm=layer_norm,
+        layer_norm_eps=0.01,
+        dtype=torch.float64,
+    )
+    for parameter in module.parameters():  # zero biases would hide a missing one
+        nn.init.normal_(parameter, std=0.5)
+    query, key, value = torch.randn(3, batch, seq, width, dtype=torch.float64)
+    ignored = torch.rand(batch, seq) < 0.3 if mask != "none" else torch.zeros(batch, seq, dtype=torch.bool)
+    padding = {
+        "none": None,
+        "bool": ignored,
+        "float": torch.zeros(batch, seq).masked_fill(ignored, -math.inf),
+    }
+    if distinct:
+        out, weights = module(query, key, value, key_padding_mask=padding[mask], is_causal=is_causal)
+    else:
+        out, weights = module(query, key_padding_mask=padding[mask], is_causal=is_causal)
+        key = value = query
+    assert weights is None
+    expected = by_hand(module, branches, query, key, value, is_causal, ignored)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_missing_value_is_the_key():
+    torch.manual_seed(0)
+    module = MultiheadDilatedAttention(8, 2, segment_lengths=[4], dilation_rates=[2])
+    query, key = torch.randn(2, 1, 6, 8)
+    assert torch.equal(module(query, key)[0], module(query, key, key)[0])
+
+
+def dense_twin(norm_first: bool) -> tuple[nn.TransformerEncoderLayer, nn.TransformerEncoderLayer]:
+    """A torch layer and its copy with dense attention as the one branch of a MultiheadDilatedAttention."""
+    torch.manual_seed(1)
+    make = {"dropout": 0.0, "batch_first": True, "norm_first": norm_first, "dtype": torch.float64}
+    plain = nn.TransformerEncoderLayer(16, 4, 32, **make)
+    twin = nn.TransformerEncoderLayer(16, 4, 32, **make)
+    nn.init.normal_(plain.self_attn.in_proj_bias)
+    nn.init.normal_(plain.self_attn.out_proj.bias)
+    twin.load_state_dict(plain.state_dict())
+    attention = MultiheadDilatedAttention(
+        16, 4, segment_lengths=[9], dilation_rates=[1], layer_norm=False, dtype=torch.float64
+    )
+    weights, biases = plain.self_attn.in_proj_weight.chunk(3), plain.self_attn.in_proj_bias.chunk(3)
+    names = ("q_proj", "k_proj", "v_proj")
+    state = {f"{name}.weight": w for name, w in zip(names, weights, strict=True)}
+    state |= {f"{name}.bias": b for name, b in zip(names, biases, strict=True)}
+    state |= {f"out_proj.{name}": p for name, p in plain.self_attn.out_proj.named_parameters()}
+    attention.load_state_dict(state)
+    twin.self_attn = attention
+    return plain, twin
+
+
+PADDING = torch.arange(9) >= torch.tensor([[9], [5]])
+PADDING_INSIDE = torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1, 1, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("padding", [None, PADDING, PADDING_INSIDE], ids=["whole", "padded", "padded-inside"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("norm_first", [True, False], ids=["pre-norm", "post-norm"])
+def test_replaces_attention_of_encoder_layer(norm_first, training, grad, padding):
+    plain, twin = dense_twin(norm_first)
+    plain.train(training)
+    twin.train(training)
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    kept = slice(None) if padding is None else ~padding
+    with torch.set_grad_enabled(grad):
+        expected = plain(x, src_key_padding_mask=padding)[kept]
+        torch.testing.assert_close(twin(x, src_key_padding_mask=padding)[kept], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("replaced", ["before", "after"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_replaces_attention_of_encoder(grad, replaced):
+    # In evaluation without gradients torch's own encoder turns padded input into a nested tensor.
+    plain, twin = dense_twin(norm_first=False)
+    expected_encoder = nn.TransformerEncoder(plain, 2).eval()
+    if replaced == "before":
+        encoder = nn.TransformerEncoder(twin, 2).eval()
+    else:
+        encoder = nn.TransformerEncoder(plain, 2).eval()
+        for layer in encoder.layers:
+            layer.self_attn = twin.self_attn
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    expected = expected_encoder(x, src_key_padding_mask=PADDING)[~PADDING]
+    with torch.set_grad_enabled(grad):
+        out = encoder(x, src_key_padding_mask=PADDING)[~PADDING]
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_causal_encoder_layer_without_a_mask():
+    plain, twin = dense_twin(norm_first=True)
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    mask = nn.Transformer.generate_square_subsequent_mask(9, dtype=torch.float64)
+    expected = nn.TransformerEncoder(plain, 2, enable_nested_tensor=False)(x, mask, is_causal=True)
+    out = nn.TransformerEncoder(twin, 2, enable_nested_tensor=False)(x, is_causal=True)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_initial_weights_are_magnetos():
+    torch.manual_seed(0)
+    module = MultiheadDilatedAttention(
+        512, 8, segment_lengths=[8], dilation_rates=[1], num_kv_heads=2, gamma_init=3.0
+    )
+    for projection, gain in (
+        (module.q_proj, 1),
+        (module.k_proj, 1),
+        (module.v_proj, 3),
+        (module.out_proj, 3),
+    ):
+        expected = gain * math.sqrt(2 / sum(projection.weight.shape))
+        assert projection.weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert projection.weight.abs().max() > 3.5 * expected  # normal; uniform would end at 1.73
+        assert not projection.bias.any()
+
+
+def test_state_dict_names():
+    make = {"segment_lengths": [4], "dilation_rates": [1]}
+    names = {f"{name}_proj.{kind}" for name in "qkv" for kind in ("weight", "bias")}
+    names |= {"out_proj.weight", "out_proj.bias"}
+    assert set(MultiheadDilatedAttention(8, 2, layer_norm=False, **make).state_dict()) == names
+    full = MultiheadDilatedAttention(8, 2, **make)
+    assert set(full.state_dict()) == names | {"norm.weight", "norm.bias"}
+    other = MultiheadDilatedAttention(8, 2, **make)
+    other.load_state_dict(full.state_dict())
+    x = torch.randn(1, 5, 8)
+    assert torch.equal(full(x)[0], other(x)[0])
+
+
+def test_gradient_reaches_every_parameter_and_input():
+    torch.manual_seed(0)
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4, 8], dilation_rates=[1, 2], num_kv_heads=2)
+    inputs = [torch.randn(2, 7, 16, requires_grad=True) for _ in range(3)]
+    module(*inputs, is_causal=True)[0].square().sum().backward()
+    # Adding a constant to every key's score changes nothing: k_proj.bias has gradient 0 by theory.
+    reached = {
+        name: p.grad.abs().max() > 1e-4 for name, p in module.named_parameters() if name != "k_proj.bias"
+    }
+    assert all(reached.values()), reached
+    assert module.k_proj.bias.grad is not None
+    assert all(x.grad.abs().max() > 1e-4 for x in inputs)
+
+
+def test_autocast():
+    torch.manual_seed(0)
+    module = MultiheadDilatedAttention(32, 4, segment_lengths=[8, 16], dilation_rates=[1, 2])
+    x = torch.randn(2, 16, 32)
+    expected, _ = module(x, is_causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = module(x, is_causal=True)
+    assert out.dtype == torch.bfloat16
+    # Five roundings, each of 2**-9 at most.
+    assert (out - expected).norm() / expected.norm() < 5 * 2**-9
+    out.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"embed_dim": 10}, r"embed_dim=10, num_heads=4"),
+        ({"embed_dim": 0}, r"embed_dim=0"),
+        ({"num_heads": 0}, r"num_heads=0"),
+        ({"num_kv_heads": 3}, r"num_heads=4, num_kv_heads=3"),
+        ({"dropout": 0.1}, r"dropout must be 0.0, got 0.1"),
+        ({"segment_lengths": [4, 8]}, r"segment_lengths=\[4, 8\], dilation_rates=\[1\]"),
+        ({"dilation_rates": [0]}, r"dilation_rates .* got \[0\]"),
+        ({"gamma_init": 0.0}, r"gamma_init must be positive and finite, got 0.0"),
+        ({"gamma_init": math.nan}, r"gamma_init must be positive and finite, got nan"),
+    ],
+)
+def test_bad_construction(arguments, message):
+    make = {"embed_dim": 16, "num_heads": 4, "segment_lengths": [4], "dilation_rates": [1]}
+    with pytest.raises(ValueError, match=message):
+        MultiheadDilatedAttention(**{**make, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "arguments", "message"),
+    [
+        ([(2, 5, 16)], {"need_weights": True}, "need_weights must be False"),
+        ([(2, 5, 16)], {"attn_mask": torch.zeros(5, 5)}, "attn_mask must be None.*is_causal=True"),
+        ([(2, 5, 16), (2, 6, 16)], {}, r"query \[2, 5, 16\], key \[2, 6, 16\]"),
+        ([(2, 5, 16), (2, 5, 16), (1, 5, 16)], {}, r"value \[1, 5, 16\]"),
+        ([(2, 5, 12)], {}, r"query must be \[batch, seq, embed_dim=16\], got \[2, 5, 12\]"),
+        ([(5, 16)], {}, r"query must be .* got \[5, 16\]"),
+        ([(2, 5, 16), (2, 5, 8)], {}, r"key must be .* got \[2, 5, 8\]"),
+        (
+            [(2, 5, 16)],
+            {"key_padding_mask": torch.full((2, 5), -1e9)},
+            "only 0 .* and -inf .*, got -1000000000",
+        ),
+        ([(2, 5, 16)], {"key_padding_mask": torch.full((2, 5), math.nan)}, "only 0 .* and -inf .*, got nan"),
+        ([(2, 5, 16)], {"key_padding_mask": torch.zeros(2, 4)}, r"key_padding_mask .*\[2, 5\], got \[2, 4\]"),
+    ],
+)
+def test_bad_call(shapes, arguments, message):
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
+    with pytest.raises(ValueError, match=message):
+        module(*(torch.zeros(shape) for shape in shapes), **arguments)
+
+
+def test_integer_padding_mask_raises():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
+    with pytest.raises(TypeError, match=r"key_padding_mask must be a bool tensor .*int64"):
+        module(torch.zeros(2, 5, 16), key_padding_mask=torch.zeros(2, 5, dtype=torch.int64))

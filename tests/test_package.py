@@ -1,0 +1,82 @@
+"""The public surface, the weight of an import, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dilated_attention_pytorch
+
+SOURCE = Path(dilated_attention_pytorch.__file__).parent
+
+
+def test_exported_names():
+    assert dilated_attention_pytorch.__all__ == [
+        "DilatedAttention",
+        "DilatedPattern",
+        "LongNetConfig",
+        "LongNetEncoder",
+        "LongNetLM",
+        "MultiheadDilatedAttention",
+        "create_dilated_attention",
+        "create_multihead_dilated_attention",
+        "dilated_attention",
+    ]
+    for name in dilated_attention_pytorch.__all__:
+        assert hasattr(dilated_attention_pytorch, name)
+
+
+def test_factories():
+    pattern = {"segment_lengths": [4], "dilation_rates": [2]}
+    attention = dilated_attention_pytorch.create_dilated_attention(softmax_scale=0.5, **pattern)
+    assert isinstance(attention, dilated_attention_pytorch.DilatedAttention)
+    assert (attention.segment_lengths, attention.softmax_scale) == ((4,), 0.5)
+    multihead = dilated_attention_pytorch.create_multihead_dilated_attention(
+        "standard", embed_dim=8, num_heads=2, **pattern
+    )
+    assert isinstance(multihead, dilated_attention_pytorch.MultiheadDilatedAttention)
+    with pytest.raises(ValueError, match="type must be 'auto' or 'standard', got 'ring'"):
+        dilated_attention_pytorch.create_dilated_attention("ring", **pattern)
+
+
+def test_import_is_silent_and_light():
+    heavy = ("triton", "matplotlib", "rich", "kubernetes", "pynvml")
+    script = f"import sys, dilated_attention_pytorch; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports when it is loaded (not inside functions)."""
+    package = path.relative_to(SOURCE.parent).parent.parts
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + tuple((node.module or "").split("."))
+            for alias in node.names:
+                inner = SOURCE.parent.joinpath(*base, alias.name + ".py")
+                found.add(".".join([*base, alias.name] if inner.exists() else base).strip("."))
+    return found
+
+
+def test_no_import_cycles():
+    graph = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        graph[".".join(parts).removesuffix(".__init__")] = imports_of(path)
+    assert "dilated_attention_pytorch.kernels.fused" in graph["dilated_attention_pytorch.kernels.sdpa"]
+    finished: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in finished:
+            for imported in graph.get(module, ()):
+                visit(imported, (*trail, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
