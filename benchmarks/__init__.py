@@ -1,0 +1,1 @@
+"""Benchmarks of both packages: ``python -m benchmarks.run --list``."""
