@@ -242,7 +242,7 @@ def _covers(tile: Tile, query: Tensor) -> bool:
     """Whether the tile is every row of every head, in the order of the tensor."""
     batch, seq, heads, _ = query.shape
     whole = tile.count * tile.length == seq and tile.batch == slice(0, batch)
-    return whole and tile.rate == 1 and tile.heads.query == slice(0, heads)
+    return whole and tile.rate == 1 and len(range(*tile.heads.query.indices(heads))) == heads
 
 
 def _tiles(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[bool, Tile]]:
