@@ -1,0 +1,286 @@
+"""LongNet (arXiv:2307.02486): transformers of dilated attention in MAGNETO's blocks (arXiv:2210.06423).
+
+Letters: b batch, n sequence, e embedding, h query heads, h_kv key/value heads, d head dimension, f hidden
+width of the feed-forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.pattern import DilatedPattern
+from ..dilated_attention import dilated_attention
+from ..multihead_dilated_attention import MultiheadDilatedAttention
+from .generation import KVCache, sample
+
+# attend(layer, query [b, n, h, d], key, value [b, n, h_kv, d]) -> [b, n, h, d]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongNetConfig:
+    """Shape of a LongNet. ``LongNetConfig(**dataclasses.asdict(config))`` is ``config``, by way of JSON too.
+
+    Raises:
+        TypeError, ValueError: naming the field and its value.
+    """
+
+    vocab_size: int = 256
+    """Number of token ids; 256 for bytes."""
+    embed_dim: int = 256
+    """Width e of the residual stream, a multiple of ``2 * num_heads``."""
+    num_layers: int = 4
+    """Number of blocks."""
+    num_heads: int = 4
+    """Query heads h of each block."""
+    num_kv_heads: int | None = None
+    """Key/value heads, a divisor of ``num_heads``; None for ``num_heads``."""
+    segment_lengths: tuple[int, ...] = (512, 2048, 8192)
+    """Segment length of each branch of the attention, in tokens."""
+    dilation_rates: tuple[int, ...] = (1, 2, 4)
+    """Dilation rate of each branch."""
+    ffn_dim: int | None = None
+    """Hidden width f of the feed-forward; None for ``4 * embed_dim``."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of every LayerNorm."""
+    rotary_base: float = 10_000.0
+    """Base of the rotary positions' wavelengths (arXiv:2104.09864, section 3.2.2)."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim"):
+            value = getattr(self, name)
+            if value is None and name in ("num_kv_heads", "ffn_dim"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("layer_norm_eps", "rotary_base"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.embed_dim % (2 * self.num_heads):
+            raise ValueError(
+                "embed_dim must be a multiple of 2 * num_heads (rotary positions turn pairs of channels), "
+                f"got embed_dim={self.embed_dim}, num_heads={self.num_heads}"
+            )
+        object.__setattr__(self, "segment_lengths", self.pattern.segment_lengths)
+        object.__setattr__(self, "dilation_rates", self.pattern.dilation_rates)
+
+    @property
+    def pattern(self) -> DilatedPattern:
+        """The branches and heads of the attention."""
+        return DilatedPattern(
+            self.segment_lengths, self.dilation_rates, self.num_heads, num_kv_heads=self.num_kv_heads
+        )
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: LongNetConfig, gamma: float) -> None:
+        super().__init__()
+        ffn_dim = 4 * config.embed_dim if config.ffn_dim is None else config.ffn_dim
+        self.up = nn.Linear(config.embed_dim, ffn_dim)
+        self.norm = nn.LayerNorm(ffn_dim, config.layer_norm_eps)
+        self.down = nn.Linear(ffn_dim, config.embed_dim)
+        for linear in (self.up, self.down):
+            nn.init.xavier_normal_(linear.weight, gain=gamma)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(F.gelu(self.up(x))))  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__()
+        gamma = math.sqrt(math.log(2 * config.num_layers))
+        self.attention_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
+        self.attention = MultiheadDilatedAttention(
+            config.embed_dim,
+            config.num_heads,
+            segment_lengths=config.segment_lengths,
+            dilation_rates=config.dilation_rates,
+            num_kv_heads=config.num_kv_heads,
+            layer_norm_eps=config.layer_norm_eps,
+            gamma_init=gamma,
+        )
+        self.feed_forward_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
+        self.feed_forward = _FeedForward(config, gamma)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        normed = self.attention_norm(x)
+        q, k, v = self.attention.project(normed, normed, normed)
+        x = x + self.attention.merge(attend(_rotate(q, *rotary), _rotate(k, *rotary), v))
+        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+
+
+class _LongNet(nn.Module):
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
+        nn.init.normal_(self.embedding.weight)
+
+    def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The normed last hidden state ``[b, n, e]`` of ``x [b, n, e]`` at int64 ``positions [n]``."""
+        c = self.config
+        rotary = _rotary_table(positions, c.embed_dim // c.num_heads, c.rotary_base, x.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, partial(attend, layer))
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class LongNetLM(_LongNet):
+    """Causal language model over token ids, bytes for instance.
+
+    Args:
+        config: its shape.
+    """
+
+    def __init__(self, config: LongNetConfig) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.1 * config.embed_dim**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``[b, n, vocab_size]`` of the token after each of ``tokens``, int64 ``[b, n]``."""
+        _check_tokens(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.hidden(self.embedding(tokens), positions, self._attend))  # type: ignore[no-any-return]
+
+    def _attend(self, _layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        c = self.config
+        return dilated_attention(query, key, value, c.segment_lengths, c.dilation_rates, is_causal=True)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Continue ``tokens``: one forward over them, then one step for each new token.
+
+        A step costs ``sum(w / r)`` keys a layer however long the text is. The global random state is
+        neither read nor written.
+
+        Args:
+            tokens: int64 ``[b, n]``, n at least 1.
+            max_new_tokens: at least 0.
+            temperature: the logits are divided by it; 0 takes the likeliest token.
+            top_k: draw among the ``top_k`` likeliest only; None for all.
+            seed: the same seed draws the same tokens; None draws afresh.
+
+        Returns:
+            int64 ``[b, n + max_new_tokens]``, beginning with ``tokens``.
+
+        Raises:
+            TypeError, ValueError: naming the argument and its value.
+        """
+        c = self.config
+        _check_tokens(tokens)
+        if tokens.numel() == 0:
+            raise ValueError(f"tokens must hold a prompt of at least one token, got {list(tokens.shape)}")
+        outside = tokens[(tokens < 0) | (tokens >= c.vocab_size)]
+        if outside.numel():
+            raise ValueError(f"tokens must be in [0, vocab_size={c.vocab_size}), got {outside[0].item()}")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1 (or None for all), got {top_k}")
+
+        generator = torch.Generator(tokens.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        batch, prompt = tokens.shape
+        out = tokens.new_empty(batch, prompt + max_new_tokens)
+        out[:, :prompt] = tokens
+        cache = KVCache(c.pattern, out.shape[1])
+        start, attend = 0, cache.prefill
+        for length in range(prompt, out.shape[1]):
+            positions = torch.arange(start, length, device=tokens.device)
+            x = self.hidden(self.embedding(out[:, start:length]), positions, attend)
+            out[:, length : length + 1] = sample(self.head(x[:, -1]), temperature, top_k, generator)
+            start, attend = length, partial(cache.step, length)
+        return out
+
+
+class LongNetEncoder(_LongNet):
+    """Bidirectional encoder over token ids or embeddings.
+
+    Args:
+        config: its shape.
+    """
+
+    def forward(self, inputs: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Encode.
+
+        Args:
+            inputs: token ids int64 ``[b, n]``, or embeddings ``[b, n, e]``.
+            key_padding_mask: bool ``[b, n]``, True = nobody attends to this position.
+
+        Returns:
+            ``[b, n, e]``, the normed last hidden state.
+        """
+        c = self.config
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            if inputs.dim() != 3 or inputs.shape[2] != c.embed_dim:
+                raise ValueError(
+                    f"inputs must be [batch, seq, embed_dim={c.embed_dim}], got {list(inputs.shape)}"
+                )
+            x = inputs
+        else:
+            _check_tokens(inputs)
+            x = self.embedding(inputs)
+
+        def attend(_layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return dilated_attention(
+                query, key, value, c.segment_lengths, c.dilation_rates, key_padding_mask=key_padding_mask
+            )
+
+        return self.hidden(x, torch.arange(x.shape[1], device=x.device), attend)
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    """Raise unless ``tokens`` is an int64 tensor ``[b, n]``."""
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens must be an int64 tensor, got {got}")
+    if tokens.dim() != 2:
+        raise ValueError(f"tokens must be [batch, seq], got {list(tokens.shape)}")
+
+
+def _rotary_table(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``[n, 1, d / 2]`` of each position's angles, float32 (float64 for float64 models).
+
+    The angles are float64: in float32 a position of a million is already wrong by 0.06 rad.
+    """
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
+    angle = positions[:, None, None] * base ** (-channel / head_dim)
+    table = torch.float64 if dtype == torch.float64 else torch.float32
+    return angle.cos().to(table), angle.sin().to(table)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channels (c, c + d/2) of ``x [b, n, h, d]`` by their angles (arXiv:2104.09864, section 3)."""
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Training a byte-level LongNet: data, loop, checkpoints and the ``longnet train`` command."""

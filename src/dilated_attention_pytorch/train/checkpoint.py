@@ -1,0 +1,111 @@
+"""Files that survive: written whole or not at all, and checked when read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .errors import CommandError
+
+FORMAT = "longnet-checkpoint"
+VERSION = 1
+_KEYS = {
+    "format",
+    "version",
+    "step",
+    "options",
+    "model_config",
+    "data",
+    "model",
+    "optimizer",
+    "rng",
+}
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace ``path`` by what ``write`` writes, or leave it as it was, whatever happens in between.
+
+    Raises:
+        OSError: as the file system raised it; ``path`` is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically: ``checkpoint`` is all keys but the format and its version.
+
+    Raises:
+        OSError: the previous checkpoint, if there was one, is untouched.
+    """
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save({"format": FORMAT, "version": VERSION, **checkpoint}, file)
+        except RuntimeError as error:
+            # torch's archive writer, unwinding, hides what the file system said.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, executing nothing that it contains.
+
+    Raises:
+        CommandError: not there, not readable, damaged, not a checkpoint, or of another version.
+    """
+    try:
+        with path.open("rb") as file:
+            # torch.load does not check the archive's checksums.
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CommandError(f"no checkpoint {path}") from None
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise CommandError(
+            f"{path} is not a checkpoint: it holds more than tensors and plain values"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Damage anywhere in an archive surfaces as any of a dozen types.
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CommandError(f"{path} is damaged or not a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise CommandError(f"{path} is not a checkpoint of longnet train")
+    if checkpoint.get("version") != VERSION:
+        raise CommandError(
+            f"{path} is of checkpoint version {checkpoint.get('version')!r}, "
+            f"this longnet reads version {VERSION}"
+        )
+    if missing := _KEYS - set(checkpoint):
+        raise CommandError(f"{path} is not a whole checkpoint, it lacks: {', '.join(sorted(missing))}")
+    return checkpoint

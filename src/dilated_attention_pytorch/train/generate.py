@@ -1,0 +1,73 @@
+"""``longnet generate``, and the sample at the end of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from ..models import LongNetConfig, LongNetLM
+from .checkpoint import load_checkpoint
+from .device import resolve_device
+from .errors import CommandError
+from .progress import say
+from .run_folder import CHECKPOINT, existing_run_folder
+
+
+def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, int]:
+    """The model of a checkpoint, and the step it was written at.
+
+    Raises:
+        CommandError: as :func:`load_checkpoint`, or the weights do not fit the model.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CommandError(f"{path} does not fit this version's LongNetLM: {error}") from error
+    return model.to(device), int(checkpoint["step"])
+
+
+def continue_bytes(
+    model: LongNetLM, prompt: bytes, count: int, *, temperature: float, top_k: int | None, seed: int
+) -> bytes:
+    """``count`` bytes that continue ``prompt`` (at least one byte), sampled by ``LongNetLM.generate``."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([list(prompt)], device=device)
+    model.eval()
+    out = model.generate(tokens, count, temperature=temperature, top_k=top_k, seed=seed)
+    return bytes(out[0, len(prompt) :].tolist())
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """``longnet generate``: print what the model of a run makes of a prompt."""
+    if not args.prompt:
+        raise CommandError("--prompt must have at least one byte, got ''")
+    if args.bytes < 1:
+        raise CommandError(f"--bytes must be at least 1, got {args.bytes}")
+    if not 0 <= args.temperature < float("inf"):
+        raise CommandError(f"--temperature must be at least 0 and finite, got {args.temperature}")
+    if args.top_k is not None and args.top_k < 1:
+        raise CommandError(f"--top-k must be at least 1, got {args.top_k}")
+    if not 0 <= args.seed < 2**63:
+        raise CommandError(f"--seed must be at least 0 and below 2**63, got {args.seed}")
+    path = existing_run_folder(args.run) / CHECKPOINT
+    model, step = load_model(path, resolve_device(args.device))
+    continuation = continue_bytes(
+        model,
+        os.fsencode(args.prompt),
+        args.bytes,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
+    ).decode(errors="replace")
+    if args.json:
+        result = {"checkpoint": str(path), "step": step, "prompt": args.prompt, "continuation": continuation}
+        say(json.dumps(result))
+    else:
+        say(continuation)
+    return 0

@@ -1,0 +1,137 @@
+"""The training loop, in plain functions: batch, learning rate, step, evaluation.
+
+Letters: b batch, n context in bytes, m held-out windows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import Corpus, batch_of_step, held_out_windows
+from .options import TrainOptions
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or its gradient became infinite or NaN; the weights are those before ``step``.
+
+    Args:
+        step: the step that was not taken.
+        loss: its loss, nats per byte.
+        gradient_norm: the norm of its gradient.
+    """
+
+    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
+        super().__init__(f"not finite at step {step}: loss {loss}, gradient norm {gradient_norm}")
+        self.step = step
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, not biases and norms."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=fused)
+
+
+def learning_rate(step: int, options: TrainOptions) -> float:
+    """Linear warmup, then a cosine down to ``final_lr_fraction``: a function of the step, never of the clock.
+
+    Args:
+        step: 1 to ``options.steps``.
+        options: the run's.
+    """
+    warmup = options.warmup_steps or 0
+    if step <= warmup:
+        return options.lr * step / warmup
+    done = (step - warmup) / max(options.steps - warmup, 1)
+    fraction = options.final_lr_fraction
+    return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def training_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, corpus: Corpus, options: TrainOptions, done: int
+) -> Iterator[dict[str, Any]]:
+    """Take the steps after ``done`` up to ``options.steps``, one for each row of metrics that is asked for.
+
+    Args:
+        model: tokens int64 ``[b, n]`` to logits ``[b, n, 256]``.
+        optimizer: of its parameters; its state is as after step ``done``.
+        corpus: the text.
+        options: the run's.
+        done: steps taken before.
+
+    Yields:
+        ``step``, ``train_bits_per_byte`` of the step's batch before the step, ``tokens_per_s`` without the
+        evaluation, ``learning_rate`` and, where it was evaluated, ``val_bits_per_byte`` after the step.
+
+    Raises:
+        NonFiniteLossError: before the step that would have spoilt the weights.
+    """
+    device = next(model.parameters()).device
+    windows = held_out_windows(corpus.held_out, options.eval_windows, options.seq_len)
+    for step in range(done + 1, options.steps + 1):
+        started = time.perf_counter()
+        tokens = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
+        rate = learning_rate(step, options)
+        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options)
+        row = {
+            "step": step,
+            "train_bits_per_byte": loss / math.log(2),
+            "tokens_per_s": options.batch_size * options.seq_len / (time.perf_counter() - started),
+            "learning_rate": rate,
+        }
+        if step % options.eval_every == 0 or step == options.steps:
+            row["val_bits_per_byte"] = evaluate(model, windows, options)
+        yield row
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: Tensor, options: TrainOptions) -> float:
+    """Mean bits per predicted byte over ``windows``, uint8 ``[m, n + 1]``."""
+    device = next(model.parameters()).device
+    model.eval()
+    nats = 0.0
+    for batch in torch.split(windows, options.batch_size):
+        tokens = batch.to(device).long()
+        nats += token_loss(model, tokens, options.dtype).item() * len(batch)
+    model.train()
+    return nats / len(windows) / math.log(2)
+
+
+def token_loss(model: nn.Module, tokens: Tensor, dtype: str) -> Tensor:
+    """Mean cross entropy, nats in float32, of ``tokens [b, n + 1]`` given those before in their row."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        logits = model(inputs)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    step: int,
+    rate: float,
+    options: TrainOptions,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss = token_loss(model, tokens, options.dtype)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip)
+    nats, gradient_norm = torch.stack([loss.detach(), norm]).tolist()
+    if not (math.isfinite(nats) and math.isfinite(gradient_norm)):
+        raise NonFiniteLossError(step, nats, gradient_norm)
+    optimizer.step()
+    return float(nats)

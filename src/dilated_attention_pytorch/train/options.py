@@ -1,0 +1,171 @@
+"""The options of ``longnet train``: one table of names, defaults, help and checks."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CommandError
+
+_METAVARS = {int: "N", float: "X"}
+
+
+def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
+    metadata = {"help": help, "type": type, **keywords}
+    if type in _METAVARS:
+        metadata["metavar"] = _METAVARS[type]
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a run is made of. The defaults here are the defaults of ``longnet train``.
+
+    Raises:
+        CommandError: naming the option and its value.
+    """
+
+    data: str | None = _option(
+        None, "file, or folder with all its text files; default: this Python's standard library", str
+    )
+    seq_len: int = _option(8192, "context, bytes")
+    batch_size: int = _option(1, "contexts per step")
+    steps: int = _option(600, "optimizer steps; the learning rate's decay ends there")
+    lr: float = _option(4e-3, "highest learning rate", float)
+    final_lr_fraction: float = _option(0.1, "learning rate at the last step, as a fraction of --lr", float)
+    warmup_steps: int | None = _option(
+        None, "steps of linear warmup before the cosine decay; default: a twentieth of --steps"
+    )
+    weight_decay: float = _option(0.1, "AdamW's decay of weight matrices", float)
+    grad_clip: float = _option(1.0, "largest norm of the gradient", float)
+    embed_dim: int = _option(128, "width of the model")
+    num_layers: int = _option(2, "blocks")
+    num_heads: int = _option(8, "query heads")
+    ffn_dim: int | None = _option(None, "width of the feed-forward; default: 4 times --embed-dim")
+    num_kv_heads: int | None = _option(None, "key/value heads, a divisor of --num-heads; default: as many")
+    segment_lengths: tuple[int, ...] | None = _option(
+        None,
+        "segment length of each branch; default: 512, then 4 times longer each up to half of --seq-len, "
+        "then --seq-len itself: 512,2048,8192 for 8192",
+        _integers,
+        metavar="W,W,...",
+    )
+    dilation_rates: tuple[int, ...] | None = _option(
+        None,
+        "dilation rate of each branch; default: 1, then 4, 8, 16, ...: 1,4,8 for 8192",
+        _integers,
+        metavar="R,R,...",
+    )
+    seed: int = _option(0, "seed of the initial weights, the order of the data and the sample")
+    eval_every: int = _option(100, "steps between evaluations on held-out text; also after the last step")
+    eval_windows: int = _option(16, "contexts of held-out text in an evaluation, always the same ones")
+    checkpoint_every: int = _option(
+        100, "steps between checkpoints; also before the first and after the last"
+    )
+    prompt: str | None = _option(
+        None, "text that the sample continues; default: the first 100 bytes of the held-out text", str
+    )
+    sample_bytes: int = _option(500, "length of the sample; 0 for none")
+    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", str)
+    dtype: str = _option(
+        "float32",
+        "bfloat16 computes under autocast; weights stay float32",
+        str,
+        choices=("float32", "bfloat16"),
+    )
+    threads: int | None = _option(None, "CPU threads; default: PyTorch's choice")
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise CommandError(f"{flag(name)} must be at least {least}, got {value}")
+        if self.lr == 0 or self.grad_clip == 0:
+            raise CommandError(
+                f"--lr and --grad-clip must be above 0, got --lr {self.lr} --grad-clip {self.grad_clip}"
+            )
+        if self.final_lr_fraction > 1:
+            raise CommandError(f"--final-lr-fraction must be at most 1, got {self.final_lr_fraction}")
+        if self.seed >= 2**63:
+            raise CommandError(f"--seed must be below 2**63, got {self.seed}")
+        if self.prompt == "":
+            raise CommandError("--prompt must have at least one byte, got ''")
+        if (self.segment_lengths is None) != (self.dilation_rates is None):
+            raise CommandError(
+                "--segment-lengths and --dilation-rates must be given together, "
+                f"got {self.segment_lengths} and {self.dilation_rates}"
+            )
+        if self.segment_lengths is None:
+            segment_lengths, dilation_rates = default_pattern(self.seq_len)
+            object.__setattr__(self, "segment_lengths", segment_lengths)
+            object.__setattr__(self, "dilation_rates", dilation_rates)
+        if self.warmup_steps is None:
+            object.__setattr__(self, "warmup_steps", self.steps // 20)
+
+
+_LEAST: dict[str, float] = {
+    "seq_len": 1,
+    "batch_size": 1,
+    "steps": 1,
+    "lr": 0,
+    "final_lr_fraction": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "grad_clip": 0,
+    "seed": 0,
+    "eval_every": 1,
+    "eval_windows": 1,
+    "checkpoint_every": 1,
+    "sample_bytes": 0,
+    "threads": 1,
+}
+
+# They change nothing in what is computed, or (data) are checked by content.
+RESUMABLE_WITH = ("data", "checkpoint_every", "prompt", "sample_bytes", "device", "threads")
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Segment lengths and dilation rates for a context of ``seq_len`` bytes.
+
+    Segments grow by 4 from 512 while they are at most half the context; the last is the context. Rates are
+    1, 4, 8, 16, ...: from one branch to the next a query sees twice the keys, ``w / r``, and half the queries
+    do, so every branch after the first costs the same.
+    """
+    segments = []
+    length = 512
+    while 2 * length <= seq_len:
+        segments.append(length)
+        length *= 4
+    segments.append(seq_len)
+    rates = [1 if branch == 0 else 2 ** (branch + 1) for branch in range(len(segments))]
+    return tuple(segments), tuple(rates)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one option per field; an option that is not given stays absent from the parsed namespace."""
+    for field in dataclasses.fields(TrainOptions):
+        keywords = dict(field.metadata)
+        if field.default is not None:
+            keywords["help"] += f" (default: {field.default})"
+        parser.add_argument(flag(field.name), dest=field.name, default=argparse.SUPPRESS, **keywords)
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were on the command line, by field name."""
+    names = [field.name for field in dataclasses.fields(TrainOptions)]
+    return {name: getattr(args, name) for name in names if name in args}

@@ -1,0 +1,211 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dilated_attention_pytorch.core.pattern import DilatedPattern
+from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.models.generation import KVCache
+
+
+@pytest.fixture(scope="module")
+def model() -> LongNetLM:
+    torch.manual_seed(0)
+    config = LongNetConfig(
+        vocab_size=13,
+        embed_dim=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        segment_lengths=(4, 16),
+        dilation_rates=(1, 3),
+    )
+    return sharpened(LongNetLM(config))
+
+
+def sharpened(model: LongNetLM) -> LongNetLM:
+    """With float64 logits some units apart: initial ones are alike."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.double()
+
+
+def logits_used(model: LongNetLM, tokens: Tensor, max_new_tokens: int, **how: float) -> tuple[Tensor, Tensor]:
+    """What ``generate`` returns, and the logits ``[b, max_new_tokens, vocab]`` it drew each token from."""
+    seen: list[Tensor] = []
+    handle = model.head.register_forward_hook(lambda _module, _inputs, logits: seen.append(logits))
+    out = model.generate(tokens, max_new_tokens, **how)
+    handle.remove()
+    return out, torch.stack(seen, dim=1)
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 2),
+    prompt=st.integers(1, 24),
+    new=st.integers(1, 24),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    branches=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=3),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_every_step_has_the_logits_of_the_full_forward(
+    batch, prompt, new, kv_heads, group, branches, temperature, seed
+):
+    torch.manual_seed(seed)
+    heads = kv_heads * group
+    config = LongNetConfig(
+        vocab_size=13,
+        embed_dim=4 * heads,
+        num_layers=2,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        segment_lengths=[w for w, _ in branches],
+        dilation_rates=[r for _, r in branches],
+    )
+    model = sharpened(LongNetLM(config))
+    tokens = torch.randint(13, (batch, prompt))
+    out, used = logits_used(model, tokens, new, temperature=temperature, seed=seed)
+    assert out.shape == (batch, prompt + new)
+    assert torch.equal(out[:, :prompt], tokens)
+    with torch.no_grad():
+        full = model(out)[:, prompt - 1 : -1]
+    torch.testing.assert_close(used, full, rtol=0, atol=1e-10)
+    assert not used.requires_grad
+    if temperature == 0:
+        assert torch.equal(out[:, prompt:], used.argmax(-1))
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "autocast"])
+def test_reduced_precision_is_as_near_as_the_full_forward(model, how):
+    other = LongNetLM(model.config).to(torch.bfloat16 if how == "bfloat16" else torch.float32)
+    other.load_state_dict(model.state_dict())
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        out, used = logits_used(other, tokens, 40, seed=0)
+        full = other(out)[:, 5:-1]
+    exact = model(out)[:, 5:-1]
+    assert used.dtype == torch.bfloat16
+    assert (used - exact).norm() < 1.25 * (full - exact).norm()
+
+
+def test_autocast_does_not_round_the_scores_of_a_step():
+    results = []
+    for enabled in (False, True):
+        cache = KVCache(DilatedPattern((8,), (1,), 2), 8)
+        cache.keys[0], cache.values[0] = torch.randn(
+            2, 1, 8, 2, 4, generator=torch.Generator().manual_seed(0)
+        )
+        query, key, value = torch.randn(3, 1, 1, 2, 4, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(cache.step(7, 0, query, key, value))
+    assert torch.equal(*results)
+
+
+def test_draws_follow_the_softmax(model):
+    # 20,000 draws of the same next token: each frequency within 5 standard deviations.
+    tokens = torch.tensor([[3, 1, 4]]).expand(20_000, -1)
+    for temperature in (1.0, 2.5):
+        drawn = model.generate(tokens, 1, temperature=temperature, seed=5)[:, -1]
+        expected = (model(tokens[:1])[0, -1] / temperature).softmax(-1)
+        frequency = drawn.bincount(minlength=13) / 20_000
+        assert ((frequency - expected).abs() <= 5 * (expected * (1 - expected) / 20_000).sqrt()).all()
+
+
+def test_top_k_draws_only_among_the_largest(model):
+    tokens = torch.tensor([[3, 1, 4]]).expand(2_000, -1)
+    best = model(tokens[:1])[0, -1].topk(3).indices
+    drawn = model.generate(tokens, 1, temperature=10.0, top_k=3, seed=0)[:, -1]
+    assert set(drawn.tolist()) == set(best.tolist())
+
+
+def test_extremes_agree_with_greedy(model):
+    tokens = torch.randint(13, (2, 5))
+    greedy = model.generate(tokens, 20, temperature=0)
+    assert torch.equal(greedy, model.generate(tokens, 20, top_k=1))
+    assert torch.equal(greedy, model.generate(tokens, 20, temperature=1e-320))
+    everything = model.generate(tokens, 20, seed=1)
+    assert torch.equal(everything, model.generate(tokens, 20, top_k=99, seed=1))
+
+
+def test_rows_of_a_batch_are_independent(model):
+    tokens = torch.randint(13, (3, 7))
+    together = model.generate(tokens, 20, temperature=0)
+    apart = [model.generate(row[None], 20, temperature=0) for row in tokens]
+    assert torch.equal(together, torch.cat(apart))
+
+
+def test_seed_and_global_random_state(model):
+    tokens = torch.randint(13, (2, 5))
+    before = torch.get_rng_state()
+    seeded = [model.generate(tokens, 30, seed=seed) for seed in (7, 7, 8)]
+    fresh = [model.generate(tokens, 30) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2])
+    assert not torch.equal(fresh[0], fresh[1])
+
+
+def test_leaves_model_and_prompt_as_they_were(model):
+    model.train()
+    model.blocks[1].eval()
+    modes = [module.training for module in model.modules()]
+    tokens = torch.randint(13, (2, 5))
+    prompt = tokens.clone()
+    out = model.generate(tokens, 3)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(tokens, prompt)
+    assert out.data_ptr() != tokens.data_ptr()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model(out).sum().backward()  # not an inference tensor
+
+
+def test_no_new_tokens(model):
+    tokens = torch.randint(13, (2, 5))
+    out = model.generate(tokens, 0)
+    assert torch.equal(out, tokens)
+    out[0, 0] += 1
+    assert not torch.equal(out, tokens)
+
+
+def test_a_step_costs_w_over_r_keys_however_long_the_text():
+    batch, heads, kv_heads, d = 2, 4, 2, 8
+    pattern = DilatedPattern((8, 32), (1, 4), heads, num_kv_heads=kv_heads)
+    for segments in (1, 40):
+        position = 32 * segments - 1  # the last place of a segment of either branch
+        cache = KVCache(pattern, position + 1)
+        cache.keys[0] = torch.randn(batch, position + 1, kv_heads, d)
+        cache.values[0] = torch.randn(batch, position + 1, kv_heads, d)
+        q, k, v = (torch.randn(batch, 1, count, d) for count in (heads, kv_heads, kv_heads))
+        with FlopCounterMode(display=False) as counter:
+            cache.step(position, 0, q, k, v)
+        # All 4 heads see 8 keys, one head sees 32 / 4: two products of 2 * d operations per key.
+        assert counter.get_total_flops() == batch * (4 * 8 + 1 * 8) * 2 * 2 * d
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": torch.zeros(2, 0, dtype=torch.int64)}, r"tokens .* at least one token, got \[2, 0\]"),
+        ({"tokens": torch.tensor([[1, 13]])}, r"tokens must be in \[0, vocab_size=13\), got 13"),
+        ({"tokens": torch.tensor([[-1, 2]])}, r"tokens must be in \[0, vocab_size=13\), got -1"),
+        ({"tokens": torch.tensor([1, 2])}, r"tokens must be \[batch, seq\], got \[2\]"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
+        ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
+        ({"temperature": math.nan}, "temperature must be finite and at least 0, got nan"),
+        ({"top_k": 0}, "top_k must be at least 1 .*, got 0"),
+    ],
+)
+def test_bad_arguments(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"tokens": torch.tensor([[1, 2]]), "max_new_tokens": 1, **arguments})
+
+
+def test_tokens_of_another_dtype(model):
+    with pytest.raises(TypeError, match=r"tokens must be an int64 tensor, got torch\.int32"):
+        model.generate(torch.zeros(1, 2, dtype=torch.int32), 1)

@@ -1,0 +1,232 @@
+import dataclasses
+import json
+import math
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM
+
+SMALL = LongNetConfig(
+    vocab_size=11,
+    embed_dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    segment_lengths=(4, 16),
+    dilation_rates=(1, 3),
+    ffn_dim=24,
+)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Away from the initial zeros and ones, which would hide a parameter that is not used."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.double()
+
+
+def by_hand(model: LongNetLM | LongNetEncoder, x: Tensor, is_causal: bool, ignored: Tensor | None) -> Tensor:
+    """The last hidden state, with rotary positions as complex numbers and the oracle's attention."""
+    c = model.config
+    seq, d = x.shape[1], x.shape[2] // c.num_heads
+    branches = list(zip(c.segment_lengths, c.dilation_rates, strict=True))
+
+    def norm(of: nn.LayerNorm, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + c.layer_norm_eps).sqrt() * of.weight
+            + of.bias
+        )
+
+    def rotated(x: Tensor) -> Tensor:
+        turned = torch.complex(*x.unflatten(-1, (2, d // 2)).unbind(-2)).clone()
+        for position in range(seq):
+            for channel in range(d // 2):
+                angle = position / c.rotary_base ** (2 * channel / d)
+                turned[:, position, :, channel] *= complex(math.cos(angle), math.sin(angle))
+        return torch.cat((turned.real, turned.imag), dim=-1)
+
+    for block in model.blocks:
+        a, y = block.attention, norm(block.attention_norm, x)
+        q, k, v = (projection(y).unflatten(2, (-1, d)) for projection in (a.q_proj, a.k_proj, a.v_proj))
+        y, _ = oracle.attention(rotated(q), rotated(k), v, branches, is_causal=is_causal, padding=ignored)
+        x = x + a.out_proj(norm(a.norm, y.flatten(2)))
+        f = block.feed_forward
+        x = x + f.down(norm(f.norm, F.gelu(f.up(norm(block.feed_forward_norm, x)))))
+    return norm(model.norm, x)
+
+
+def test_lm_equals_computation_by_hand():
+    torch.manual_seed(0)
+    model = randomised(LongNetLM(SMALL))
+    tokens = torch.randint(11, (2, 21))
+    expected = by_hand(model, model.embedding.weight[tokens], True, None) @ model.head.weight.T
+    torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("embedded", [False, True], ids=["tokens", "embeddings"])
+def test_encoder_equals_computation_by_hand(embedded, padded):
+    torch.manual_seed(0)
+    model = randomised(LongNetEncoder(SMALL))
+    tokens = torch.randint(11, (2, 21))
+    x = torch.randn(2, 21, 16, dtype=torch.float64) if embedded else model.embedding.weight[tokens]
+    ignored = torch.rand(2, 21) < 0.3 if padded else None
+    out = model(x if embedded else tokens, key_padding_mask=ignored)
+    torch.testing.assert_close(out, by_hand(model, x, False, ignored), rtol=0, atol=1e-10)
+
+
+@settings(max_examples=25)
+@given(
+    seq=st.integers(2, 40),
+    cut=st.floats(0, 1),
+    branches=st.lists(st.tuples(st.integers(1, 48), st.integers(1, 6)), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**32),
+)
+def test_later_tokens_change_no_earlier_logit(seq, cut, branches, dtype, seed):
+    torch.manual_seed(seed)
+    segment_lengths, dilation_rates = zip(*branches, strict=True)
+    config = dataclasses.replace(SMALL, segment_lengths=segment_lengths, dilation_rates=dilation_rates)
+    model = LongNetLM(config).to(dtype)
+    tokens = torch.randint(11, (2, seq))
+    kept = round(cut * (seq - 1)) + 1
+    other = tokens.clone()
+    other[:, kept:] = (tokens[:, kept:] + torch.randint(1, 11, (2, seq - kept))) % 11
+    assert torch.equal(model(tokens)[:, :kept], model(other)[:, :kept])
+
+
+def test_encoder_sees_later_tokens():
+    torch.manual_seed(0)
+    model = LongNetEncoder(SMALL)
+    tokens = torch.randint(10, (1, 4))
+    other = tokens.clone()
+    other[:, 3] = 10
+    assert not torch.equal(model(tokens)[:, 0], model(other)[:, 0])
+
+
+def test_padding_of_encoder_is_not_seen():
+    torch.manual_seed(0)
+    model = LongNetEncoder(SMALL)
+    tokens = torch.randint(11, (2, 24))
+    ignored = torch.zeros(2, 24, dtype=torch.bool)
+    ignored[0, 17:] = ignored[1, 5:9] = True
+    other = tokens.where(~ignored, (tokens + 1) % 11)
+    assert torch.equal(model(tokens, ignored)[~ignored], model(other, ignored)[~ignored])
+
+
+def test_positions_far_out_keep_their_distances():
+    # A rotary score depends on the distance alone; angles in float32 would be off by 0.06 at a million.
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, segment_lengths=(16,), dilation_rates=(1,))
+    model = randomised(LongNetLM(config)).float()
+    x = torch.randn(1, 16, 16)
+    near = model.hidden(x, torch.arange(16), model._attend)
+    far = model.hidden(x, torch.arange(16) + 10_000_000, model._attend)
+    torch.testing.assert_close(near, far, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_gradient_reaches_every_parameter(model_class):
+    torch.manual_seed(0)
+    model = model_class(SMALL)
+    model(torch.arange(11).repeat(2, 2)).square().sum().backward()
+    # Adding a constant to every key's score changes nothing, so but for rotation k_proj.bias would have none.
+    reached = {name: p.grad is not None and p.grad.abs().max() > 0 for name, p in model.named_parameters()}
+    assert all(reached.values()), reached
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_state_dict_round_trip(model_class, tmp_path):
+    torch.manual_seed(0)
+    model, other = model_class(SMALL), model_class(SMALL)
+    tokens = torch.randint(11, (1, 9))
+    assert not torch.equal(model(tokens), other(tokens))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(model(tokens), other(tokens))
+
+
+@pytest.mark.parametrize(
+    "size", [{}, {"embed_dim": 128, "num_layers": 2, "num_heads": 8}], ids=["default", "small"]
+)
+def test_initial_loss_is_that_of_guessing(size):
+    torch.manual_seed(0)
+    model = LongNetLM(LongNetConfig(**size))
+    tokens = torch.randint(256, (2, 129))
+    loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(256), abs=0.05)
+
+
+def test_empty_sequence():
+    assert LongNetLM(SMALL)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
+    assert LongNetEncoder(SMALL)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
+
+
+def test_autocast():
+    torch.manual_seed(0)
+    model = LongNetLM(SMALL)
+    tokens = torch.randint(11, (2, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens)
+    assert logits.dtype == torch.bfloat16
+    expected = model(tokens)
+    assert (logits - expected).norm() / expected.norm() < 0.02
+
+
+@pytest.mark.parametrize("config", [SMALL, LongNetConfig()], ids=["all-set", "default"])
+def test_config_through_json(config):
+    again = LongNetConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert again.segment_lengths == config.segment_lengths
+    assert hash(again) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("vocab_size", 0, ValueError, "vocab_size must be at least 1, got 0"),
+        ("embed_dim", 256.0, TypeError, "embed_dim must be int, got 256.0"),
+        ("embed_dim", 20, ValueError, "embed_dim=20, num_heads=4"),
+        ("num_layers", True, TypeError, "num_layers must be int, got True"),
+        ("num_layers", None, TypeError, "num_layers must be int, got None"),
+        ("num_heads", 0, ValueError, "num_heads must be at least 1, got 0"),
+        ("num_kv_heads", 3, ValueError, "num_heads=4, num_kv_heads=3"),
+        ("ffn_dim", -1, ValueError, "ffn_dim must be at least 1, got -1"),
+        ("segment_lengths", [8], ValueError, r"segment_lengths=\[8\], dilation_rates=\[1, 2, 4\]"),
+        ("dilation_rates", [1, 2, 0], ValueError, r"dilation_rates .* got \[1, 2, 0\]"),
+        ("layer_norm_eps", 0, ValueError, "layer_norm_eps must be positive and finite, got 0"),
+        ("rotary_base", math.inf, ValueError, "rotary_base must be positive and finite, got inf"),
+        ("rotary_base", "1e4", TypeError, "rotary_base must be a number, got '1e4'"),
+    ],
+)
+def test_bad_config(field, value, error, message):
+    with pytest.raises(error, match=message):
+        LongNetConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("model_class", "inputs", "error", "message"),
+    [
+        (LongNetLM, torch.zeros(1, 4), TypeError, "tokens must be an int64 tensor, got torch.float32"),
+        (LongNetLM, [[1, 2]], TypeError, "tokens must be an int64 tensor, got list"),
+        (
+            LongNetLM,
+            torch.zeros(4, dtype=torch.int64),
+            ValueError,
+            r"tokens must be \[batch, seq\], got \[4\]",
+        ),
+        (LongNetEncoder, torch.zeros(1, 4, 8), ValueError, r"inputs .* embed_dim=16\], got \[1, 4, 8\]"),
+        (LongNetEncoder, torch.zeros(4, 16), ValueError, r"inputs .* embed_dim=16\], got \[4, 16\]"),
+        (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "tokens .* got torch.int32"),
+    ],
+)
+def test_bad_inputs(model_class, inputs, error, message):
+    with pytest.raises(error, match=message):
+        model_class(SMALL)(inputs)

@@ -1,0 +1,443 @@
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY
+
+from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_checkpoint
+from dilated_attention_pytorch.train.data import batch_of_step, held_out_windows, read_corpus
+from dilated_attention_pytorch.train.loop import evaluate, make_optimizer
+from dilated_attention_pytorch.train.options import TrainOptions
+from dilated_attention_pytorch.train.progress import say
+from dilated_attention_pytorch.train.run_folder import open_metrics
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(rows):
+    return [{name: value for name, value in row.items() if name != "tokens_per_s"} for row in rows]
+
+
+def weights_of(folder):
+    return load_checkpoint(folder / "checkpoint.pt")["model"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_run_folder(text, longnet):
+    options = ("--steps", 7, "--eval-every", 3, "--prompt", "def é", "--sample-bytes", 20)
+    status, out, err = longnet("train", "--data", text, "--run", "x", *TINY, *options)
+    folder = Path("runs/x")
+    assert (status, err) == (0, "")
+    assert sorted(os.listdir(folder)) == [
+        "checkpoint.pt",
+        "config.json",
+        "loss.png",
+        "metrics.jsonl",
+        "sample.txt",
+    ]
+    rows = rows_of(folder)
+    always = {"step", "train_bits_per_byte", "tokens_per_s", "learning_rate"}
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    for row in rows:
+        evaluated = {"val_bits_per_byte"} if row["step"] in (3, 6, 7) else set()
+        assert set(row) == always | evaluated
+        assert all(math.isfinite(value) and value > 0 for value in row.values())
+    assert f"held out: {rows[-1]['val_bits_per_byte']:.3f} bits per byte" in out
+    assert "longnet generate runs/x --prompt" in out
+
+    config = json.loads((folder / "config.json").read_text())
+    checkpoint = load_checkpoint(folder / "checkpoint.pt")
+    assert checkpoint["step"] == 7
+    for name in ("options", "model_config", "data"):
+        assert config[name] == json.loads(json.dumps(checkpoint[name]))
+    assert config["options"]["data"] == str(text)
+    assert LongNetConfig(**config["model_config"]) == LongNetConfig(**checkpoint["model_config"])
+
+    png = (folder / "loss.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(png[place : place + 4], "big") for place in (16, 20))
+    assert width >= 800
+    assert height >= 500
+
+    model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
+    model.load_state_dict(checkpoint["model"])
+    prompt = "def é".encode()
+    generated = model.generate(torch.tensor([list(prompt)]), 20, temperature=0.8, seed=0)
+    sample = bytes(generated[0].tolist()).decode(errors="replace")
+    assert (folder / "sample.txt").read_bytes().decode() == sample
+    assert sample.startswith("def é")
+
+
+def test_bits_per_byte_are_those_of_the_definition(text, longnet):
+    options = ("--steps", 2, "--batch-size", 3, "--eval-windows", 4, "--eval-every", 1, "--seed", 5)
+    status, _, _ = longnet("train", "--data", text, "--run", "x", *TINY, *options)
+    assert status == 0
+    first, last = rows_of(Path("runs/x"))
+    checkpoint = load_checkpoint(Path("runs/x/checkpoint.pt"))
+    corpus = read_corpus(str(text), 64)
+
+    def bits(model, tokens):
+        with torch.no_grad():
+            probabilities = model.double()(tokens[:, :-1]).softmax(-1)
+        return -probabilities.gather(-1, tokens[:, 1:, None]).log2().mean().item()
+
+    torch.manual_seed(5)
+    model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
+    batch = batch_of_step(corpus.train, 1, 5, 3, 64)
+    assert first["train_bits_per_byte"] == pytest.approx(bits(model, batch), rel=1e-6)
+    model.load_state_dict(checkpoint["model"])
+    windows = held_out_windows(corpus.held_out, 4, 64).long()
+    assert last["val_bits_per_byte"] == pytest.approx(bits(model, windows), rel=1e-6)
+
+
+def test_evaluation_in_uneven_batches_is_the_mean_over_all(text):
+    torch.manual_seed(0)
+    model = LongNetLM(LongNetConfig(embed_dim=16, num_layers=1, num_heads=2))
+    windows = held_out_windows(read_corpus(str(text), 64).held_out, 5, 64)
+    each = [evaluate(model, window[None], TrainOptions()) for window in windows]
+    together = evaluate(model, windows, TrainOptions(batch_size=2))
+    assert together == pytest.approx(sum(each) / 5, rel=1e-6)
+    assert model.training
+
+
+def test_loss_falls_on_real_text(text, longnet):
+    shape = ("--embed-dim", 64, "--num-layers", 1, "--num-heads", 4, "--seq-len", 128, "--batch-size", 4)
+    others = ("--threads", 1, "--device", "cpu", "--sample-bytes", 0, "--lr", "1e-2", "--steps", 150)
+    status, _, err = longnet("train", "--data", text, "--run", "x", *shape, *others, "--eval-every", 75)
+    assert (status, err) == (0, "")
+    corpus = read_corpus(str(text), 128)
+    frequency = torch.bincount(corpus.train.int(), minlength=256).double() + 1
+    targets = held_out_windows(corpus.held_out, 16, 128)[:, 1:].long()
+    by_frequency = -(frequency / frequency.sum()).log2()[targets].mean().item()
+    rows = rows_of(Path("runs/x"))
+    assert 7 < rows[0]["train_bits_per_byte"] < 10
+    assert rows[-1]["val_bits_per_byte"] < rows[74]["val_bits_per_byte"] < by_frequency
+    assert rows[-1]["val_bits_per_byte"] < by_frequency - 0.5
+    assert not Path("runs/x/sample.txt").exists()
+
+
+def test_only_matrices_decay():
+    model = LongNetLM(LongNetConfig(embed_dim=16, num_layers=1, num_heads=2))
+    decayed, kept = make_optimizer(model, TrainOptions(weight_decay=0.5)).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.5, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in kept["params"]} == {1}
+
+
+def test_bfloat16_trains(text, longnet):
+    options = ("--dtype", "bfloat16", "--steps", 3)
+    status, _, err = longnet("train", "--data", text, "--run", "x", *TINY, *options)
+    assert (status, err) == (0, "")
+    assert {weight.dtype for weight in weights_of(Path("runs/x")).values()} == {torch.float32}
+
+
+def test_not_finite_loss_stops_with_the_last_checkpoint(text, longnet):
+    options = ("--steps", 50, "--lr", "1e30", "--warmup-steps", 0)
+    status, _, err = longnet("train", "--data", text, "--run", "x", *TINY, *options)
+    assert status == 1
+    assert err.startswith("longnet train: error: not finite at step 2: loss nan, ")
+    assert "the last good checkpoint is of step 0, runs/x/checkpoint.pt" in err
+    assert err.count("\n") == 1
+    assert [row["step"] for row in rows_of(Path("runs/x"))] == [1]
+    assert load_checkpoint(Path("runs/x/checkpoint.pt"))["step"] == 0
+
+
+def test_out_of_memory_is_one_line(text, longnet):
+    options = ("--embed-dim", 10**9, "--num-heads", 1, "--ffn-dim", 1)
+    status, _, err = longnet("train", "--data", text, "--run", "x", "--device", "cpu", *options)
+    assert status == 1
+    assert err.startswith("longnet train: error: out of memory with --seq-len 8192 ")
+    assert err.count("\n") == 1
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_later(text, longnet):
+    options = ("--steps", 6, "--checkpoint-every", 3)
+    longnet("train", "--data", text, "--run", "whole", *TINY, *options)
+    first = Path("runs/whole/checkpoint.pt").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The optimizer's state triples a checkpoint, so the first one fits and the second does not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (first * 2 // 3, hard))
+    try:
+        status, _, err = longnet("train", "--data", text, "--run", "x", *TINY, *options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert err == (
+        "longnet train: error: cannot write to runs/x: File too large; the checkpoint of step 0 is whole: "
+        "longnet train --resume runs/x\n"
+    )
+    assert sorted(os.listdir("runs/x")) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
+    assert load_checkpoint(Path("runs/x/checkpoint.pt"))["step"] == 0
+    status, _, err = longnet("train", "--resume", "runs/x")
+    assert (status, err) == (0, "")
+    assert same(weights_of(Path("runs/x")), weights_of(Path("runs/whole")))
+    assert without_speed(rows_of(Path("runs/x"))) == without_speed(rows_of(Path("runs/whole")))
+
+
+def missing(folder):
+    return folder / "nothing"
+
+
+def empty_folder(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def only_binary(folder):
+    (folder / "binary").mkdir()
+    (folder / "binary" / "a.bin").write_bytes(bytes(1000))
+    return folder / "binary"
+
+
+def unreadable_file_in_folder(folder):
+    (folder / "link").mkdir()
+    (folder / "link" / "a.txt").write_text("text " * 1000)
+    (folder / "link" / "b.txt").symlink_to("nowhere")
+    return folder / "link"
+
+
+def device(folder):
+    return "/dev/zero"
+
+
+def short(folder):
+    (folder / "short.txt").write_text("x" * 129)
+    return folder / "short.txt"
+
+
+def one_byte(folder):
+    (folder / "short.txt").write_text("x")
+    return folder / "short.txt"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (missing, "cannot read {}: No such file or directory"),
+        (empty_folder, "no text in {}: give --data a text file or a folder of them"),
+        (
+            only_binary,
+            "no text in {} (1 with NUL bytes skipped): give --data a text file or a folder of them",
+        ),
+        (unreadable_file_in_folder, "cannot read {}/b.txt: No such file or directory"),
+        (device, "--data must be a file or a folder, {} is neither"),
+        (
+            short,
+            "{} has 129 bytes of text, --seq-len 64 needs 130 (a context and the byte after it, twice: "
+            "to train on and held out): give more text or --seq-len 63 or less",
+        ),
+        (
+            one_byte,
+            "{} has 1 bytes of text, --seq-len 64 needs 130 (a context and the byte after it, twice: "
+            "to train on and held out): give more text",
+        ),
+    ],
+)
+def test_bad_data_is_one_line_and_status_2(longnet, tmp_path, make, message):
+    data = make(tmp_path)
+    status, out, err = longnet("train", "--data", data, *TINY)
+    assert (status, out) == (2, "")
+    assert err == f"longnet train: error: {message.format(data)}\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_proposed_context_is_the_longest_that_works(longnet, tmp_path):
+    data = short(tmp_path)
+    assert longnet("train", "--data", data, *TINY, "--seq-len", 63, "--steps", 1)[0] == 0
+    assert longnet("train", "--data", data, *TINY, "--seq-len", 64, "--steps", 1)[0] == 2
+
+
+def test_existing_folder_is_left_alone(tiny_run, text, longnet):
+    before = weights_of(tiny_run)
+    status, _, err = longnet("train", "--data", text, "--run", "tiny", *TINY)
+    assert status == 2
+    assert err == (
+        "longnet train: error: runs/tiny exists: continue it with --resume runs/tiny, "
+        "or choose another --run\n"
+    )
+    assert same(weights_of(tiny_run), before)
+    status, _, err = longnet("train", "--data", text, "--run", text, *TINY)
+    assert (status, err) == (2, f"longnet train: error: {text} exists: choose another --run\n")
+
+
+def test_run_is_a_name_or_a_folder_and_has_a_default(text, longnet, tmp_path):
+    (tmp_path / "made").mkdir()
+    for run in (["--run", "./made"], ["--run", tmp_path / "a" / "b"], [], []):
+        status, _, err = longnet("train", "--data", text, "--steps", 1, *TINY, *run)
+        assert (status, err) == (0, "")
+    assert Path("made/checkpoint.pt").exists()
+    assert Path("a/b/checkpoint.pt").exists()
+    assert len(os.listdir("runs")) == 2
+
+
+@pytest.mark.parametrize("run", [[], ["--run", "x"]])
+def test_run_folder_that_cannot_be_made_is_one_line(text, longnet, run):
+    Path("runs").write_text("in the way")
+    status, _, err = longnet("train", "--data", text, *TINY, *run)
+    assert status == 2
+    assert err.startswith("longnet train: error: runs")
+    assert err.endswith(("Not a directory\n", "File exists\n"))
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", "7", "--steps 7 contradicts runs/tiny, which is trained with --steps 6"),
+        ("--seq-len", "32", "--seq-len 32 contradicts runs/tiny, which is trained with --seq-len 64"),
+        ("--lr", "0.5", "--lr 0.5 contradicts runs/tiny, which is trained with --lr 0.004"),
+        ("--seed", "1", "--seed 1 contradicts runs/tiny, which is trained with --seed 0"),
+    ],
+)
+def test_resume_refuses_other_options(tiny_run, longnet, option, value, message):
+    files = {path: path.read_bytes() for path in tiny_run.iterdir()}
+    status, _, err = longnet("train", "--resume", "tiny", option, value)
+    assert status == 2
+    assert err == f"longnet train: error: {message}: leave it out, or start a new run\n"
+    assert files == {path: path.read_bytes() for path in tiny_run.iterdir()}
+
+
+def test_resume_refuses_other_text_and_accepts_it_elsewhere(tiny_run, text, longnet):
+    moved = shutil.move(text, "moved")
+    assert longnet("train", "--resume", "runs/tiny")[0] == 2
+    status, _, err = longnet("train", "--resume", "runs/tiny", "--data", moved)
+    assert (status, err) == (0, "")
+    assert longnet("train", "--resume", "runs/tiny")[0] == 0
+    with Path("moved/json.py").open("a") as file:
+        file.write("#")
+    before = (tiny_run / "metrics.jsonl").read_bytes()
+    status, _, err = longnet("train", "--resume", "runs/tiny")
+    assert status == 2
+    assert err.startswith("longnet train: error: the text in ")
+    assert "is not the one that runs/tiny was trained on" in err
+    assert err.count("\n") == 1
+    assert (tiny_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_runs_below_the_data_are_not_data(text, longnet, monkeypatch):
+    monkeypatch.chdir(text)
+    for run in ("one", "two"):
+        status, _, err = longnet("train", "--data", ".", "--run", run, "--steps", 1, *TINY)
+        assert (status, err) == (0, "")
+    assert longnet("train", "--resume", "runs/one")[0] == 0
+    one, two = (load_checkpoint(Path("runs", run, "checkpoint.pt"))["data"] for run in ("one", "two"))
+    assert one == two
+
+
+def test_resume_of_a_finished_run_trains_nothing_more(tiny_run, longnet):
+    before, rows = weights_of(tiny_run), rows_of(tiny_run)
+    (tiny_run / "sample.txt").unlink()
+    options = ("--steps", 6, "--prompt", "import ", "--sample-bytes", 3)
+    status, out, err = longnet("train", "--resume", "runs/tiny", *options)
+    assert (status, err) == (0, "")
+    assert f"held out: {rows[-1]['val_bits_per_byte']:.3f} bits per byte" in out
+    assert rows_of(tiny_run) == rows
+    assert same(weights_of(tiny_run), before)
+    assert (tiny_run / "sample.txt").read_text().startswith("import ")
+
+
+def test_resume_of_what_is_none(tiny_run, longnet, tmp_path):
+    def refused(run, message):
+        status, out, err = longnet("train", "--resume", run)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"longnet train: error: {message}")
+        assert err.count("\n") == 1
+
+    refused("nothing", "no run nothing")
+    refused(tmp_path, f"no checkpoint.pt in {tmp_path}")
+    path = tiny_run / "checkpoint.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("tiny", "runs/tiny/checkpoint.pt is damaged or not a checkpoint: ")
+    assert path.read_bytes() == whole[: len(whole) // 2]
+    checkpoint = load_from(whole, tmp_path)
+    save_checkpoint(path, {**checkpoint, "model": {}})
+    refused("tiny", "runs/tiny/checkpoint.pt does not fit its own options: ")
+    save_checkpoint(path, {**checkpoint, "options": {**checkpoint["options"], "momentum": 0.5}})
+    refused("tiny", "runs/tiny has options of another version of longnet: ")
+
+
+def load_from(content, folder):
+    (folder / "copy.pt").write_bytes(content)
+    return load_checkpoint(folder / "copy.pt")
+
+
+def test_metrics_are_cut_after_the_checkpoint_and_at_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    path.write_text("".join(lines) + '{"step": 4')
+    for last, kept in ((9, 3), (2, 2), (0, 0)):
+        file, rows = open_metrics(path, last)
+        file.close()
+        assert rows == [{"step": step} for step in range(1, kept + 1)]
+        assert path.read_text() == "".join(lines[:kept])
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny_run, longnet):
+    file, _ = open_metrics(tiny_run / "metrics.jsonl", 6)
+    files = {path: path.read_bytes() for path in tiny_run.iterdir()}
+    with file:
+        status, _, err = longnet("train", "--resume", "runs/tiny", "--prompt", "x")
+    assert files == {path: path.read_bytes() for path in tiny_run.iterdir()}
+    assert (status, err) == (2, "longnet train: error: another process is training in runs/tiny\n")
+
+
+def test_output_that_the_terminal_cannot_show_is_replaced(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    say("caf\u00e9 \udcff")
+    assert out.buffer.getvalue() == b"caf? ?\n"
+
+
+def test_generate(tiny_run, longnet):
+    def generate(*arguments):
+        status, out, err = longnet("generate", "runs/tiny", "--prompt", "def ", *arguments)
+        assert (status, err) == (0, "")
+        return out
+
+    out = generate("--bytes", 30, "--seed", 3)
+    assert out == generate("--bytes", 30, "--seed", 3)
+    assert out != generate("--bytes", 30, "--seed", 4)
+    result = json.loads(generate("--bytes", 30, "--seed", 3, "--json"))
+    assert result == {
+        "checkpoint": "runs/tiny/checkpoint.pt",
+        "step": 6,
+        "prompt": "def ",
+        "continuation": out[:-1],
+    }
+    assert generate("--temperature", 0, "--bytes", 5) == generate("--top-k", 1, "--seed", 9, "--bytes", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "--prompt", ""], "--prompt must have at least one byte"),
+        (["tiny", "--prompt", "a", "--bytes", "0"], "--bytes must be at least 1, got 0"),
+        (
+            ["tiny", "--prompt", "a", "--temperature", "-1"],
+            "--temperature must be at least 0 and finite, got -1.0",
+        ),
+        (["tiny", "--prompt", "a", "--top-k", "0"], "--top-k must be at least 1, got 0"),
+        (["tiny", "--prompt", "a", "--seed", "-1"], "--seed must be at least 0 and below 2**63, got -1"),
+        (["nothing", "--prompt", "a"], "no run nothing"),
+        (["tiny"], "the following arguments are required: --prompt"),
+    ],
+)
+def test_generate_refuses(tiny_run, longnet, arguments, message):
+    status, out, err = longnet("generate", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"longnet generate: error: {message}")
+    assert err.count("\n") == 1

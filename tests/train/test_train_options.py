@@ -1,0 +1,111 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dilated_attention_pytorch.models import LongNetConfig
+from dilated_attention_pytorch.train.errors import CommandError
+from dilated_attention_pytorch.train.loop import learning_rate
+from dilated_attention_pytorch.train.options import TrainOptions, default_pattern, flag
+
+
+@pytest.mark.parametrize(("steps", "warmup", "final"), [(100, 10, 0.1), (7, 1, 0.0), (30, 29, 1.0)])
+def test_learning_rate_is_torchs_warmup_then_cosine(steps, warmup, final):
+    options = TrainOptions(steps=steps, warmup_steps=warmup, final_lr_fraction=final, lr=0.5)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    schedulers = torch.optim.lr_scheduler
+    after = schedulers.CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=0.5 * final)
+    before = schedulers.LambdaLR(optimizer, lambda index: (index + 1) / warmup)
+    ours = [learning_rate(step, options) for step in range(1, steps + 1)]
+    theirs = []
+    for _ in range(warmup):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        before.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    for _ in range(steps - warmup):
+        optimizer.step()
+        after.step()
+        theirs.append(optimizer.param_groups[0]["lr"])
+    assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    assert ours[warmup - 1] == 0.5
+    assert ours[-1] == pytest.approx(0.5 * final)
+
+
+def test_learning_rate_without_warmup_and_with_nothing_else():
+    assert learning_rate(1, TrainOptions(steps=1, lr=1.0, final_lr_fraction=0.25)) == 0.25
+    assert learning_rate(1, TrainOptions(steps=2, lr=1.0, warmup_steps=2)) == 0.5
+    assert learning_rate(2, TrainOptions(steps=2, lr=1.0, warmup_steps=2)) == 1.0
+    assert TrainOptions(steps=200).warmup_steps == 10
+
+
+def test_default_pattern_of_8192_is_the_documented_one():
+    options = TrainOptions()
+    assert (options.segment_lengths, options.dilation_rates) == ((512, 2048, 8192), (1, 4, 8))
+    assert default_pattern(100) == ((100,), (1,))
+    assert default_pattern(65536) == ((512, 2048, 8192, 32768, 65536), (1, 4, 8, 16, 32))
+
+
+@given(st.integers(1, 10**9))
+def test_default_pattern_reaches_the_whole_context(seq_len):
+    segments, rates = default_pattern(seq_len)
+    assert segments[-1] == seq_len
+    assert rates[0] == 1
+    assert list(segments) == sorted(set(segments))
+    assert LongNetConfig(segment_lengths=segments, dilation_rates=rates).segment_lengths == segments
+
+
+def test_help_shows_every_option_with_its_default_and_an_example(longnet):
+    status, out, err = longnet("train", "--help")
+    assert (status, err) == (0, "")
+    for field in dataclasses.fields(TrainOptions):
+        assert flag(field.name) in out
+        if field.default is not None:
+            assert f"(default: {field.default})" in " ".join(out.split())
+    assert "examples:" in out
+    assert "--resume" in out
+    status, out, err = longnet("generate", "--help")
+    assert (status, err) == (0, "")
+    assert "example:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--lr", "0"], "--lr and --grad-clip must be above 0, got --lr 0.0 --grad-clip 1.0"),
+        (["--lr", "nan"], "--lr must be at least 0, got nan"),
+        (["--grad-clip", "inf"], "--grad-clip must be at least 0, got inf"),
+        (["--final-lr-fraction", "1.5"], "--final-lr-fraction must be at most 1, got 1.5"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", str(2**63)], f"--seed must be below 2**63, got {2**63}"),
+        (["--prompt", ""], "--prompt must have at least one byte"),
+        (["--segment-lengths", "64"], "--segment-lengths and --dilation-rates must be given together"),
+        (["--segment-lengths", "64,x"], "argument --segment-lengths: expected integers with commas"),
+        (["--segment-lengths", "64,128", "--dilation-rates", "1"], "must be of equal length"),
+        (["--segment-lengths", "64", "--dilation-rates", "0"], "dilation_rates must all be at least 1"),
+        (["--embed-dim", "30", "--num-heads", "4"], "embed_dim=30, num_heads=4"),
+        (["--num-kv-heads", "3"], "num_kv_heads=3"),
+        (["--num-layers", "0"], "num_layers must be at least 1, got 0"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--device", "abacus"], "--device abacus cannot be used: "),
+        (["--step", "5"], "unrecognized arguments: --step 5"),
+        (["--run", "x", "--resume", "y"], "--resume: not allowed with argument --run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_option_is_one_line_and_status_2(longnet, text, tmp_path, arguments, message):
+    status, out, err = longnet("train", "--data", text, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("longnet")
+    assert "error: " in err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_are_checked_when_made_in_python_too():
+    with pytest.raises(CommandError, match="--batch-size must be at least 1, got 0"):
+        TrainOptions(batch_size=0)
