@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
-# Parallel workers share the cores; more threads than cores only slow each other.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+# Parallel workers share the cores, and the tensors here are too small to share between threads.
+torch.set_num_threads(1)
 
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")

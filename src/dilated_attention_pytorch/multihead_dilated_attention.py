@@ -32,7 +32,7 @@ class _NotFused:
 class MultiheadDilatedAttention(nn.Module):
     """Dilated attention between learned projections, with MAGNETO's sub-LayerNorm before the last.
 
-    LongNet (arXiv:2307.02486, section 2) on MAGNETO's block (arXiv:2210.06423, figure 2 and section 2.3):
+    LongNet (arXiv:2307.02486, section 2) on MAGNETO's block (arXiv:2210.06423, figure 2):
     ``out_proj(norm(dilated_attention(q_proj(query), k_proj(key), v_proj(value))))``. Weights start Xavier
     normal, with gain 1 for the query and key projections and ``gamma_init`` for the other two; biases at 0.
 

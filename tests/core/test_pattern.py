@@ -65,6 +65,7 @@ def test_is_a_value():
         (([4.0], [1], 4), TypeError, r"segment_lengths must hold int only, got \[4.0\]"),
         ((4, [1], 4), TypeError, "segment_lengths must be a sequence of int, got 4"),
         (([4], [1], 0), ValueError, "num_heads=0"),
+        (([4], [1], 4.0), TypeError, "num_heads must be int, got 4.0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

@@ -156,12 +156,13 @@ def test_state_dict_round_trip(model_class, tmp_path):
 @pytest.mark.parametrize(
     "size", [{}, {"embed_dim": 128, "num_layers": 2, "num_heads": 8}], ids=["default", "small"]
 )
-def test_initial_loss_is_that_of_guessing(size):
+def test_initial_loss_is_little_above_guessing(size):
     torch.manual_seed(0)
     model = LongNetLM(LongNetConfig(**size))
     tokens = torch.randint(256, (2, 129))
     loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-    assert loss.item() == pytest.approx(math.log(256), abs=0.05)
+    # Normal logits of variance 1 cost half their variance on average.
+    assert loss.item() == pytest.approx(math.log(256) + 0.5, abs=0.2)
 
 
 def test_empty_sequence():

@@ -43,9 +43,9 @@ def test_learning_rate_without_warmup_and_with_nothing_else():
 
 def test_default_pattern_of_8192_is_the_documented_one():
     options = TrainOptions()
-    assert (options.segment_lengths, options.dilation_rates) == ((512, 2048, 8192), (1, 4, 8))
+    assert (options.segment_lengths, options.dilation_rates) == ((256, 2048, 8192), (1, 4, 16))
     assert default_pattern(100) == ((100,), (1,))
-    assert default_pattern(65536) == ((512, 2048, 8192, 32768, 65536), (1, 4, 8, 16, 32))
+    assert default_pattern(65536) == ((256, 2048, 16384, 65536), (1, 4, 16, 64))
 
 
 @given(st.integers(1, 10**9))

@@ -36,7 +36,10 @@ def check_branches(
 
 
 def check_heads(num_heads: int, num_kv_heads: int) -> None:
-    """Raise ValueError unless both are positive and ``num_kv_heads`` divides ``num_heads``."""
+    """Raise unless both are positive int and ``num_kv_heads`` divides ``num_heads``."""
+    for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
+        if isinstance(value, (bool, float, str)):
+            raise TypeError(f"{name} must be int, got {value!r}")
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
             f"num_heads must be a positive multiple of num_kv_heads, got {num_heads=}, {num_kv_heads=}"

@@ -153,7 +153,9 @@ class LongNetLM(_LongNet):
     def __init__(self, config: LongNetConfig) -> None:
         super().__init__(config)
         self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
-        nn.init.normal_(self.head.weight, std=0.1 * config.embed_dim**-0.5)
+        # Logits of variance 1: the first loss is log(vocab_size) + 1/2. Smaller logits learn more slowly,
+        # and so does a head that shares the embedding's weight.
+        nn.init.normal_(self.head.weight, std=config.embed_dim**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``[b, n, vocab_size]`` of the token after each of ``tokens``, int64 ``[b, n]``."""

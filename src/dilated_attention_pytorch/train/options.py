@@ -40,7 +40,7 @@ class TrainOptions:
     )
     seq_len: int = _option(8192, "context, bytes")
     batch_size: int = _option(1, "contexts per step")
-    steps: int = _option(600, "optimizer steps; the learning rate's decay ends there")
+    steps: int = _option(500, "optimizer steps; the learning rate's decay ends there")
     lr: float = _option(4e-3, "highest learning rate", float)
     final_lr_fraction: float = _option(0.1, "learning rate at the last step, as a fraction of --lr", float)
     warmup_steps: int | None = _option(
@@ -50,19 +50,19 @@ class TrainOptions:
     grad_clip: float = _option(1.0, "largest norm of the gradient", float)
     embed_dim: int = _option(128, "width of the model")
     num_layers: int = _option(2, "blocks")
-    num_heads: int = _option(8, "query heads")
+    num_heads: int = _option(4, "query heads")
     ffn_dim: int | None = _option(None, "width of the feed-forward; default: 4 times --embed-dim")
     num_kv_heads: int | None = _option(None, "key/value heads, a divisor of --num-heads; default: as many")
     segment_lengths: tuple[int, ...] | None = _option(
         None,
-        "segment length of each branch; default: 512, then 4 times longer each up to half of --seq-len, "
-        "then --seq-len itself: 512,2048,8192 for 8192",
+        "segment length of each branch; default: 256, then 8 times longer each up to half of --seq-len, "
+        "then --seq-len itself: 256,2048,8192 for 8192",
         _integers,
         metavar="W,W,...",
     )
     dilation_rates: tuple[int, ...] | None = _option(
         None,
-        "dilation rate of each branch; default: 1, then 4, 8, 16, ...: 1,4,8 for 8192",
+        "dilation rate of each branch; default: 1, 4, 16, ...: 1,4,16 for 8192",
         _integers,
         metavar="R,R,...",
     )
@@ -142,18 +142,17 @@ def flag(name: str) -> str:
 def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Segment lengths and dilation rates for a context of ``seq_len`` bytes.
 
-    Segments grow by 4 from 512 while they are at most half the context; the last is the context. Rates are
-    1, 4, 8, 16, ...: from one branch to the next a query sees twice the keys, ``w / r``, and half the queries
-    do, so every branch after the first costs the same.
+    Segments grow by 8 from 256 while they are at most half the context; the last is the context. Rates grow
+    by 4 from 1: from one branch to the next a query sees twice the keys, ``w / r``, and a quarter of the
+    queries do, so that every branch costs half of the one before.
     """
     segments = []
-    length = 512
+    length = 256
     while 2 * length <= seq_len:
         segments.append(length)
-        length *= 4
+        length *= 8
     segments.append(seq_len)
-    rates = [1 if branch == 0 else 2 ** (branch + 1) for branch in range(len(segments))]
-    return tuple(segments), tuple(rates)
+    return tuple(segments), tuple(4**branch for branch in range(len(segments)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
