@@ -181,7 +181,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tup
         )
         rows_out, rows_lse = (tile.rows_from_kernel(x).to(accumulation) for x in (rows_out, rows_lse))
         if first and _covers(tile, query):
-            out, lse = rows_out.reshape(query.shape), rows_lse.reshape(batch, seq, heads)
+            out, lse = rows_out.reshape(query.shape).contiguous(), rows_lse.reshape(batch, seq, heads)
             continue
         if out is None or lse is None:
             out = query.new_zeros(query.shape, dtype=accumulation)
@@ -227,7 +227,7 @@ def _backward(
         )
         rows_grads = [tile.rows_from_kernel(x).to(lse.dtype) for x in kernel_grads]
         if first and _covers(tile, query):
-            grads = [rows.reshape(x.shape) for x, rows in zip(sources, rows_grads, strict=True)]
+            grads = [x.reshape(y.shape).contiguous() for x, y in zip(rows_grads, sources, strict=True)]
             continue
         if not grads:
             grads = [x.new_zeros(x.shape, dtype=lse.dtype) for x in sources]
