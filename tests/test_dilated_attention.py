@@ -127,6 +127,8 @@ QKV = dict.fromkeys(("query", "key", "value"), torch.zeros(2, 6, 4, 8))
             "positions must be distinct, got 2 twice",
         ),
         ({"segment_lengths": [4, 8]}, ValueError, r"segment_lengths=\[4, 8\], dilation_rates=\[1\]"),
+        ({"softmax_scale": float("nan")}, ValueError, "softmax_scale must be positive and finite, got nan"),
+        ({"softmax_scale": "1"}, TypeError, "softmax_scale must be a number or None, got '1'"),
         ({"backend": "fast"}, ValueError, "got 'fast'"),
     ],
 )

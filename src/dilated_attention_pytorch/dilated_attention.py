@@ -16,6 +16,7 @@ from .core.validation import (
     check_position_values,
     check_positions,
     check_qkv,
+    check_softmax_scale,
 )
 from .kernels.backends import Backend, choose_backend
 from .kernels.operator import sdpa
@@ -107,7 +108,8 @@ def dilated_attention(
     if positions is not None:
         check_positions(positions, query)
         positions = positions.expand(batch, seq)
-    scale = head_dim**-0.5 if softmax_scale is None else float(softmax_scale)
+    check_softmax_scale(softmax_scale)
+    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
 
     if choose_backend(backend, query.device, query.dtype) == "sdpa":
         out, lse = sdpa(
@@ -138,6 +140,7 @@ def dilated_attention(
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
+    # Here and not at the operator: torch.library's rule casts to one dtype fixed when it is registered.
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -168,6 +171,7 @@ class DilatedAttention(nn.Module):
         super().__init__()
         self.segment_lengths, self.dilation_rates = check_branches(segment_lengths, dilation_rates)
         check_no_dropout("attention_dropout", attention_dropout)
+        check_softmax_scale(softmax_scale)
         self.softmax_scale = softmax_scale
 
     def forward(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .core.pattern import DilatedPattern
-from .core.validation import check_no_dropout
+from .core.validation import check_branches, check_no_dropout
 from .dilated_attention import dilated_attention
 
 
@@ -78,8 +78,10 @@ class MultiheadDilatedAttention(nn.Module):
         super().__init__()
         check_no_dropout("dropout", dropout)
         self.pattern = DilatedPattern(
-            tuple(segment_lengths), tuple(dilation_rates), num_heads, num_kv_heads=num_kv_heads
+            *check_branches(segment_lengths, dilation_rates), num_heads, num_kv_heads=num_kv_heads
         )
+        if not isinstance(embed_dim, int):
+            raise TypeError(f"embed_dim must be int, got {embed_dim!r}")
         if embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim must be a positive multiple of num_heads, got {embed_dim=}, {num_heads=}"

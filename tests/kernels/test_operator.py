@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks.measure import peak_memory
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,12 +25,13 @@ def test_opcheck(dtype: torch.dtype, masked: bool):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_gradcheck(is_causal: bool):
-    padding = torch.rand(1, 9) < 0.3
+@pytest.mark.parametrize("ranked", [False, True])
+def test_gradcheck(is_causal: bool, ranked: bool):
+    padding, positions = torch.rand(1, 9) < 0.3, torch.randperm(9) if ranked else None
     inputs = [torch.randn(1, 9, heads, 3, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     assert torch.autograd.gradcheck(
         lambda *qkv: dilated_attention(
-            *qkv, SEGMENTS, RATES, is_causal=is_causal, key_padding_mask=padding, backend="sdpa"
+            *qkv, SEGMENTS, RATES, is_causal=is_causal, key_padding_mask=padding, positions=positions
         ),
         inputs,
     )
@@ -91,30 +93,58 @@ def test_differentiating_twice_raises():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_mixed_inputs(dtype: torch.dtype):
+def test_autocast_casts_mixed_inputs(dtype: torch.dtype, backend: str):
     query, key, value = draw(dtype=torch.float32)
     with torch.autocast("cpu", dtype):
-        out = dilated_attention(query, key.to(dtype), value, SEGMENTS, RATES)
-    expected = dilated_attention(query.to(dtype), key.to(dtype), value.to(dtype), SEGMENTS, RATES)
-    assert torch.equal(out, expected)
+        out = dilated_attention(query, key.to(dtype), value, SEGMENTS, RATES, backend=backend)
+    cast = [x.to(dtype) for x in (query, key, value)]
+    assert torch.equal(out, dilated_attention(*cast, SEGMENTS, RATES, backend=backend))
     out.float().sum().backward()
     assert query.grad is not None
     assert query.grad.dtype == torch.float32
 
 
-def test_cuda_kernels_agree_with_the_reference():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("head_dim", [4, 64, 288])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_cuda_kernels_agree_with_the_reference(
+    dtype: torch.dtype, padded: bool, head_dim: int, is_causal: bool
+):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    for dtype, padded in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, True)):
-        inputs = [x.detach().to("cuda", dtype).requires_grad_() for x in draw(dtype=torch.float32, seq=67)]
-        padding = (torch.rand(2, 67, device="cuda") < 0.3) if padded else None
-        results = []
-        for backend in ("sdpa", "reference"):
-            out, lse = dilated_attention(
-                *inputs, [16, 32], [1, 3], is_causal=True, key_padding_mask=padding, backend=backend,
-                return_lse=True,
-            )  # fmt: skip
-            results.append((out, lse, *torch.autograd.grad(out.float().square().sum(), inputs)))
-        tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-4
-        torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    inputs = [
+        torch.randn(2, 96, heads, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    arguments = {
+        "is_causal": is_causal,
+        "key_padding_mask": (torch.rand(2, 96, device="cuda") < 0.3) if padded else None,
+        "return_lse": True,
+    }
+    results = []
+    for backend in ("sdpa", "reference"):
+        out, lse = dilated_attention(*inputs, [16, 40], [1, 3], **arguments, backend=backend)
+        results.append((out, lse, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    tolerance = 2e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "ranked"),
+    [(torch.float32, 4, False), (torch.bfloat16, 4, False), (torch.bfloat16, 1, True)],
+)
+def test_memory_stays_far_below_a_dense_matrix(dtype: torch.dtype, kv_heads: int, ranked: bool):
+    seq = 4096
+    heads = (4, kv_heads, kv_heads)
+    inputs = [torch.randn(1, seq, h, 16, dtype=dtype, requires_grad=True) for h in heads]
+    positions = torch.randperm(seq) if ranked else None
+
+    def run() -> None:
+        out = dilated_attention(*inputs, [512, 1024], [1, 2], is_causal=True, positions=positions)
+        torch.autograd.grad(out.sum(), inputs)
+
+    one_float32 = 4 * seq * 4 * 16
+    assert peak_memory(run, torch.device("cpu")) < 16 * one_float32 < 4 * seq * seq / 3

@@ -76,9 +76,11 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
     [
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--lr", "0"], "--lr and --grad-clip must be above 0, got --lr 0.0 --grad-clip 1.0"),
-        (["--lr", "nan"], "--lr must be at least 0, got nan"),
-        (["--grad-clip", "inf"], "--grad-clip must be at least 0, got inf"),
+        (["--lr", "nan"], "--lr must be finite and at least 0, got nan"),
+        (["--grad-clip", "inf"], "--grad-clip must be finite and at least 0, got inf"),
         (["--final-lr-fraction", "1.5"], "--final-lr-fraction must be at most 1, got 1.5"),
+        (["--device", "meta"], "--device meta cannot be used: train on cpu or cuda"),
+        (["--run", ".."], "--run must name a folder of its own, got '..'"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--seed", str(2**63)], f"--seed must be below 2**63, got {2**63}"),
         (["--prompt", ""], "--prompt must have at least one byte"),

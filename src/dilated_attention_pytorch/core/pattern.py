@@ -1,4 +1,4 @@
-"""Who attends to whom: the one definition of dilated attention that every other file uses.
+"""Who attends to whom: the definition of dilated attention that every other file answers to.
 
 Letters: b batch, n sequence, h query heads, w segment length, r dilation rate, o offset of a head.
 """

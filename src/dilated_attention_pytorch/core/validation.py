@@ -1,4 +1,4 @@
-"""Every check of an argument: a message names the argument and the values it was given."""
+"""Checks of arguments that several modules share: a message names the argument and its values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_branches(
 def check_heads(num_heads: int, num_kv_heads: int) -> None:
     """Raise unless both are positive int and ``num_kv_heads`` divides ``num_heads``."""
     for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-        if isinstance(value, (bool, float, str)):
+        if value is None or isinstance(value, (bool, float, str)):
             raise TypeError(f"{name} must be int, got {value!r}")
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
@@ -124,6 +124,16 @@ def check_position_values(positions: Tensor) -> None:
     repeated = ordered[..., 1:] == ordered[..., :-1]
     if bool(repeated.any()):
         raise ValueError(f"positions must be distinct, got {int(ordered[..., 1:][repeated][0])} twice")
+
+
+def check_softmax_scale(softmax_scale: float | None) -> None:
+    """Raise unless ``softmax_scale`` is None or a positive finite number."""
+    if softmax_scale is None:
+        return
+    if isinstance(softmax_scale, bool) or not isinstance(softmax_scale, (int, float)):
+        raise TypeError(f"softmax_scale must be a number or None, got {softmax_scale!r}")
+    if not 0 < softmax_scale < float("inf"):
+        raise ValueError(f"softmax_scale must be positive and finite, got {softmax_scale}")
 
 
 def check_no_dropout(name: str, dropout: float) -> None:

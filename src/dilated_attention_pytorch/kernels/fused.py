@@ -119,20 +119,30 @@ def _backward_cpu(
 
 
 def _uses_flash(query: Tensor, bias: Tensor | None) -> bool:
-    return query.dtype in (torch.float16, torch.bfloat16) and bias is None and query.shape[-1] <= 256
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    modern = torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return half and modern and bias is None and query.shape[-1] <= 256
 
 
-def _pad_head_dim(*tensors: Tensor) -> list[Tensor]:
-    # CUDA kernels want head_dim in multiples of 8; zeros change no dot product.
+def _aligned(*tensors: Tensor) -> list[Tensor]:
+    """What CUDA's kernels take: head_dim in multiples of 8, rows that start at multiples of 16 bytes."""
     width = tensors[0].shape[-1]
-    return _unit_stride(*(x if width % 8 == 0 else F.pad(x, (0, -width % 8)) for x in tensors))
+    if width % 8:  # zeros change no dot product
+        return [F.pad(x, (0, -width % 8)) for x in tensors]
+    rows = [(x, [stride * x.element_size() for stride in x.stride()[:-1]]) for x in _unit_stride(*tensors)]
+    return [
+        x
+        if x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in strides)
+        else x.clone(memory_format=torch.contiguous_format)
+        for x, strides in rows
+    ]
 
 
 def _forward_cuda(
     query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     (_, heads, rows, width), kv_heads = query.shape, key.shape[1]
-    query, key, value = _pad_head_dim(query, key, value)
+    query, key, value = _aligned(query, key, value)
     if _uses_flash(query, bias):
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, is_causal, False, scale=scale
@@ -158,7 +168,7 @@ def _backward_cuda(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (_, heads, rows, width), kv_heads = query.shape, key.shape[1]
-    grad_out, query, key, value, out = _pad_head_dim(grad_out, query, key, value, out)
+    grad_out, query, key, value, out = _aligned(grad_out, query, key, value, out)
     seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # no dropout: never read
     if _uses_flash(query, bias):
         grads = _aten._scaled_dot_product_flash_attention_backward(

@@ -54,10 +54,11 @@ def reference_attention(
     if key_padding_mask is not None:
         counts = counts.masked_fill(key_padding_mask[:, None, None, :], 0)
 
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
-    scores = (scores + counts.to(accumulation).log()).masked_fill(counts == 0, float("-inf"))
-    lse = scores.logsumexp(dim=-1) if seq else scores.new_zeros(batch, heads, 0)
-    served = lse > float("-inf")
-    weights = (scores - lse.masked_fill(~served, 0.0)[..., None]).exp()
-    out = torch.einsum("bhij,bjhd->bihd", weights, v)
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
+        scores = (scores + counts.to(accumulation).log()).masked_fill(counts == 0, float("-inf"))
+        lse = scores.logsumexp(dim=-1) if seq else scores.new_zeros(batch, heads, 0)
+        served = lse > float("-inf")
+        weights = (scores - lse.masked_fill(~served, 0.0)[..., None]).exp()
+        out = torch.einsum("bhij,bjhd->bihd", weights, v)
     return out.to(query.dtype), lse.detach()

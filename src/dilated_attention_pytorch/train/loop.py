@@ -29,7 +29,6 @@ class NonFiniteLossError(ArithmeticError):
 
     def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
         super().__init__(f"not finite at step {step}: loss {loss}, gradient norm {gradient_norm}")
-        self.step = step
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:

@@ -88,8 +88,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            finite = "finite and " if isinstance(value, float) else ""
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise CommandError(f"{flag(name)} must be at least {least}, got {value}")
+                raise CommandError(f"{flag(name)} must be {finite}at least {least}, got {value}")
         if self.lr == 0 or self.grad_clip == 0:
             raise CommandError(
                 f"--lr and --grad-clip must be above 0, got --lr {self.lr} --grad-clip {self.grad_clip}"
@@ -130,7 +131,7 @@ _LEAST: dict[str, float] = {
     "threads": 1,
 }
 
-# They change nothing in what is computed, or (data) are checked by content.
+# They change no more than rounding (device, threads), or (data) are checked by content.
 RESUMABLE_WITH = ("data", "checkpoint_every", "prompt", "sample_bytes", "device", "threads")
 
 

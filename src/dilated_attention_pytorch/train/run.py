@@ -67,15 +67,15 @@ class Run:
         Raises:
             CommandError: its tensors are not those of its options.
         """
+        device = torch.device(self.options.device)
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            torch.set_rng_state(checkpoint["rng"]["cpu"])
+            if device.type == "cuda" and "cuda" in checkpoint["rng"]:
+                torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CommandError(f"{self.folder / CHECKPOINT} does not fit its own options: {error}") from error
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        device = torch.device(self.options.device)
-        if device.type == "cuda" and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
         self.step = self.saved_step = checkpoint["step"]
 
     def write_config(self) -> None:

@@ -22,6 +22,8 @@ def check_new_run(run: str | None) -> None:
     """Raise CommandError if there is something already where the run ``run`` would go."""
     if run is None:
         return
+    if run in ("", ".", ".."):
+        raise CommandError(f"--run must name a folder of its own, got {run!r}")
     folder = _path_of(run)
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         way_out = f"continue it with --resume {folder}, or " if (folder / CHECKPOINT).exists() else ""
