@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .train.command import run_train
 from .train.errors import CommandError
+from .train.generate import run_generate
 from .train.options import add_arguments
 
 _TRAIN_EXAMPLE = """\
@@ -40,14 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         command = f"longnet {args.command}"
-        # What a command needs (PyTorch, seconds) is imported when it runs, so that --help is quick.
-        if args.command == "train":
-            from .train.command import run_train
-
-            return run_train(args)
-        from .train.generate import run_generate
-
-        return run_generate(args)
+        return run_train(args) if args.command == "train" else run_generate(args)
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 0
     except CommandError as error:

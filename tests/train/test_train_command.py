@@ -364,8 +364,9 @@ def test_resume_of_what_is_none(tiny_run, longnet, tmp_path):
     refused("tiny", "runs/tiny/checkpoint.pt is damaged or not a checkpoint: ")
     assert path.read_bytes() == whole[: len(whole) // 2]
     checkpoint = load_from(whole, tmp_path)
-    save_checkpoint(path, {**checkpoint, "model": {}})
-    refused("tiny", "runs/tiny/checkpoint.pt does not fit its own options: ")
+    for lacking in ("model", "optimizer", "rng"):
+        save_checkpoint(path, {**checkpoint, lacking: {}})
+        refused("tiny", "runs/tiny/checkpoint.pt does not fit its own options: ")
     save_checkpoint(path, {**checkpoint, "options": {**checkpoint["options"], "momentum": 0.5}})
     refused("tiny", "runs/tiny has options of another version of longnet: ")
 

@@ -23,12 +23,10 @@ def can_run_sdpa(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"PyTorch has no fused attention for device {device.type!r}"
     if dtype not in dtypes:
         return f"PyTorch's fused attention on {device.type!r} does not take {dtype}"
-    if (
-        device.type == "cuda"
-        and dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(device) < (8, 0)
-    ):
-        return f"bfloat16 needs compute capability 8.0, {torch.cuda.get_device_name(device)} has less"
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"bfloat16 needs compute capability 8.0, this device has {capability[0]}.{capability[1]}"
     return None
 
 

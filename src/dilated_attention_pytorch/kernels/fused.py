@@ -129,13 +129,12 @@ def _aligned(*tensors: Tensor) -> list[Tensor]:
     width = tensors[0].shape[-1]
     if width % 8:  # zeros change no dot product
         return [F.pad(x, (0, -width % 8)) for x in tensors]
-    rows = [(x, [stride * x.element_size() for stride in x.stride()[:-1]]) for x in _unit_stride(*tensors)]
-    return [
-        x
-        if x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in strides)
-        else x.clone(memory_format=torch.contiguous_format)
-        for x, strides in rows
-    ]
+    return [x if _is_aligned(x) else x.clone(memory_format=torch.contiguous_format) for x in tensors]
+
+
+def _is_aligned(x: Tensor) -> bool:
+    starts = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
+    return x.stride(-1) == 1 and all(start % 16 == 0 for start in starts)
 
 
 def _forward_cuda(

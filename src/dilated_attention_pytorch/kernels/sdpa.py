@@ -24,8 +24,8 @@ from .fused import fused_backward, fused_forward
 
 Branch = tuple[int, int]
 
-# Rows times heads that one tile copies, or one segment if that has more: enough to keep the cores busy and the
-# calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
+# Rows times heads that one tile copies, or one segment if that has more: enough to keep the cores busy and
+# the calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
 _TILE_ROWS = {"cpu": 8192, "cuda": 1 << 20}
 
 # Sequences in one call: a CUDA grid has no more in that dimension.
@@ -123,8 +123,8 @@ def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) ->
     if query.dtype == accumulation or query.is_cuda:
         out, lse = _forward(query, key, value, problem)
         return out.to(query.dtype), lse
-    # Without 16-bit instructions the CPU kernel is no faster in 16 bits, its backward ten times slower: compute
-    # in float32, in parts of a few heads and the rows between common ends of segments.
+    # Without 16-bit instructions the CPU kernel is no faster in 16 bits, its backward ten times slower:
+    # compute in float32, in parts of a few heads and the rows between common ends of segments.
     batch, seq, num_heads, _ = query.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(batch, num_heads, seq, dtype=accumulation)
