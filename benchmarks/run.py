@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_seconds=chosen.max_seconds,
         cases=tuple(chosen.cases),
     )
+    torch.set_float32_matmul_precision(chosen.float32_matmul_precision)
     try:
         tables = entry.measure(options)
     except UsageError as error:
@@ -100,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--float32-matmul-precision",
+        choices=("highest", "high", "medium"),
+        default="highest",
+        help="torch.set_float32_matmul_precision for the measurement (default %(default)s)",
+    )
     parser.add_argument(
         "--output", type=Path, help="result file (default benchmarks/results/NAME_HARDWARE_DATE.md)"
     )

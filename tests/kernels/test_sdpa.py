@@ -23,17 +23,24 @@ def compute(problem: Problem, dtype: torch.dtype) -> tuple[list[Tensor], list[Te
     assert out.is_contiguous()
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected, expected_lse = oracle.attention(
-        *exact,
+    expected, expected_lse = exactly(problem, *exact)
+    grads = torch.autograd.grad(out, inputs, grad)
+    assert all(x.is_contiguous() for x in grads)
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    return [out, lse, *grads], [expected, expected_lse, *expected_grads]
+
+
+def exactly(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The oracle's out and lse."""
+    return oracle.attention(
+        query,
+        key,
+        value,
         problem.branches,
         is_causal=problem.is_causal,
         padding=problem.padding,
         positions=problem.positions,
     )
-    grads = torch.autograd.grad(out, inputs, grad)
-    assert all(x.is_contiguous() for x in grads)
-    expected_grads = torch.autograd.grad(expected, exact, grad.double())
-    return [out, lse, *grads], [expected, expected_lse, *expected_grads]
 
 
 def size_of(x: Tensor) -> float:
@@ -59,27 +66,34 @@ def test_float32_is_within_its_rounding(problem: Problem):
         torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=2e-5 * size_of(y))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "native"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)]
+)
 @settings(max_examples=50)
 @given(problem=problems)
 @example(problem=PLAIN)
-def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype):
-    got, expected = compute(problem, dtype)
-    query, key, _, grad = problem.tensors(dtype)
-    unit = torch.finfo(dtype).eps
-    # Computed in float32, so each result is off by its own rounding, half a unit. The backward starts from
-    # the rounded output: its rowsum(grad * out) is off by half a unit of each term.
-    rowsum_error = 0.5 * unit * (grad.double() * expected[0]).abs().sum(-1)
+def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype, native: bool):
+    """On CPUs with and without matrix instructions for bfloat16: the kernel takes it on both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
+        got, expected = compute(problem, dtype)
+    query, key, value, grad = problem.tensors(dtype)
+    half_unit = 0.51 * torch.finfo(dtype).eps
+    # Computed in float32, a result is off by its own rounding. Computed in bfloat16, the kernel also rounds
+    # its weights, and each branch's output.
+    inner = 2 * half_unit * exactly(problem, query, key, value.abs())[0] if native else 0.0
+    # The backward, in float32, starts from that output: its rowsum(grad * out) is off by as much.
+    rowsum_error = (grad.double().abs() * (half_unit * expected[0].abs() + inner)).sum(-1)
     scale = problem.head_dim**-0.5
     inherited = (
-        0.0,
+        inner,
         0.0,
         rowsum_error[..., None] * scale * key.double().abs().max(),
         rowsum_error.sum() * scale * query.double().abs().max(),
         0.0,
     )
     for x, y, slack in zip(got, expected, inherited, strict=True):
-        own = 0.0 if x.dtype == torch.float32 else 0.51 * unit * y.abs()
+        own = 0.0 if x.dtype == torch.float32 else half_unit * y.abs()
         difference = (x.double() - y).masked_fill(x == y, 0.0).abs()  # -inf equals -inf
         assert (difference <= own + slack + 2e-5 * size_of(y)).all()
 
@@ -113,7 +127,7 @@ def test_many_tiles_equal_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
     for case in (problem, ranked):
         whole, _ = compute(case, dtype)
         with monkeypatch.context() as patch:
-            patch.setitem(sdpa._TILE_ROWS, "cpu", 16)
+            patch.setitem(sdpa._TILE_BYTES, "cpu", 16 * case.head_dim * dtype.itemsize)
             split, _ = compute(case, dtype)
         torch.testing.assert_close(split, whole)
 

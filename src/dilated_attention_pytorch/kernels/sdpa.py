@@ -24,9 +24,9 @@ from .fused import fused_backward, fused_forward
 
 Branch = tuple[int, int]
 
-# Rows times heads that one tile copies, or one segment if that has more: enough to keep the cores busy and
-# the calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
-_TILE_ROWS = {"cpu": 8192, "cuda": 1 << 20}
+# What one tile copies of each input, or one segment if that is more: enough to keep the cores busy and the
+# calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
+_TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 
 # Sequences in one call: a CUDA grid has no more in that dimension.
 _MAX_BATCH = 65535
@@ -123,16 +123,18 @@ def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) ->
     if query.dtype == accumulation or query.is_cuda:
         out, lse = _forward(query, key, value, problem)
         return out.to(query.dtype), lse
-    # Without 16-bit instructions the CPU kernel is no faster in 16 bits, its backward ten times slower:
-    # compute in float32, in parts of a few heads and the rows between common ends of segments.
+    # In parts of a few heads and the rows between common ends of segments, so that no float32 tensor is
+    # whole. Without matrix instructions for 16 bits the CPU kernel is no faster in them than in float32.
+    fast = query.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    dtype = query.dtype if fast else accumulation
     batch, seq, num_heads, _ = query.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(batch, num_heads, seq, dtype=accumulation)
-    for rows, heads in _parts(query, key, problem):
+    for rows, heads in _parts(query, key, problem, dtype):
         out[:, rows, heads.query], lse[:, heads.query, rows] = _forward(
-            query[:, rows, heads.query].to(accumulation),
-            key[:, rows, heads.kv].to(accumulation),
-            value[:, rows, heads.kv].to(accumulation),
+            query[:, rows, heads.query].to(dtype),
+            key[:, rows, heads.kv].to(dtype),
+            value[:, rows, heads.kv].to(dtype),
             _part_of(problem, rows, heads),
         )
     return out, lse
@@ -152,7 +154,9 @@ def sdpa_backward(
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
     )
-    for rows, heads in _parts(query, key, problem):
+    # In float32: in 16 bits the CPU kernel sums the gradients of keys and values in 16 bits over all queries,
+    # an error that grows with the segment, and is ten times slower without matrix instructions for them.
+    for rows, heads in _parts(query, key, problem, accumulation):
         grad_query[:, rows, heads.query], grad_key[:, rows, heads.kv], grad_value[:, rows, heads.kv] = (
             _backward(
                 grad_out[:, rows, heads.query].to(accumulation),
@@ -304,7 +308,12 @@ def _indexed_tiles(
 def _batch_of(query: Tensor, rows: int, selection: Heads) -> int:
     """How many sequences of ``rows`` one tile should take."""
     num_heads = len(range(*selection.query.indices(query.shape[2])))
-    return min(_MAX_BATCH, max(1, _TILE_ROWS[query.device.type] // (rows * num_heads)))
+    return min(_MAX_BATCH, max(1, _rows_of_tile(query, query.dtype) // (rows * num_heads)))
+
+
+def _rows_of_tile(x: Tensor, dtype: torch.dtype) -> int:
+    """How many rows ``[d]`` of ``x``, in ``dtype``, over all sequences and heads, one tile should take."""
+    return _TILE_BYTES[x.device.type] // (x.shape[-1] * dtype.itemsize)
 
 
 def _head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
@@ -324,13 +333,13 @@ def _head_groups(offset: int, rate: int, heads: int, group: int, first_head: int
         start += count * rate
 
 
-def _parts(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[slice, Heads]]:
-    """Rows and heads that can be computed by themselves, in pieces of about a tile."""
+def _parts(query: Tensor, key: Tensor, problem: Problem, dtype: torch.dtype) -> Iterator[tuple[slice, Heads]]:
+    """Rows and heads that can be computed by themselves, in pieces of about a tile in ``dtype``."""
     batch, seq, heads, _ = query.shape
     if not query.numel():
         return
     group = heads // key.shape[2]
-    budget = max(1, _TILE_ROWS[query.device.type] // batch)
+    budget = max(1, _rows_of_tile(query, dtype) // batch)
     block = seq
     if problem.positions is None:
         aligned = lcm(*(w for w, _ in problem.branches))
