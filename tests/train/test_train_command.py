@@ -12,12 +12,13 @@ import torch
 from tiny import TINY
 
 from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.train import command
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_checkpoint
 from dilated_attention_pytorch.train.data import batch_of_step, held_out_windows, read_corpus
 from dilated_attention_pytorch.train.loop import evaluate, make_optimizer
 from dilated_attention_pytorch.train.options import TrainOptions
 from dilated_attention_pytorch.train.progress import say
-from dilated_attention_pytorch.train.run_folder import open_metrics
+from dilated_attention_pytorch.train.run_folder import append_row, cut_metrics, lock_metrics
 
 
 def rows_of(folder):
@@ -381,19 +382,34 @@ def test_metrics_are_cut_after_the_checkpoint_and_at_a_torn_line(tmp_path):
     lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
     path.write_text("".join(lines) + '{"step": 4')
     for last, kept in ((9, 3), (2, 2), (0, 0)):
-        file, rows = open_metrics(path, last)
-        file.close()
+        with lock_metrics(path) as file:
+            rows = cut_metrics(file, last)
         assert rows == [{"step": step} for step in range(1, kept + 1)]
         assert path.read_text() == "".join(lines[:kept])
 
 
 def test_two_processes_do_not_train_in_one_folder(tiny_run, longnet):
-    file, _ = open_metrics(tiny_run / "metrics.jsonl", 6)
     files = {path: path.read_bytes() for path in tiny_run.iterdir()}
-    with file:
+    with lock_metrics(tiny_run / "metrics.jsonl"):
         status, _, err = longnet("train", "--resume", "runs/tiny", "--prompt", "x")
     assert files == {path: path.read_bytes() for path in tiny_run.iterdir()}
     assert (status, err) == (2, "longnet train: error: another process is training in runs/tiny\n")
+
+
+def test_a_process_that_trained_during_the_start_of_another_loses_nothing(tiny_run, longnet, monkeypatch):
+    path = tiny_run / "checkpoint.pt"
+
+    def meanwhile(*arguments):
+        save_checkpoint(path, {**load_checkpoint(path), "step": 7})
+        with lock_metrics(tiny_run / "metrics.jsonl") as file:
+            append_row(file, {"step": 7})
+        return read_corpus(*arguments)
+
+    monkeypatch.setattr(command, "read_corpus", meanwhile)
+    status, _, err = longnet("train", "--resume", "runs/tiny")
+    assert status == 2
+    assert err.startswith("longnet train: error: another process went on training in runs/tiny meanwhile: ")
+    assert load_checkpoint(path)["step"] == rows_of(tiny_run)[-1]["step"] == 7
 
 
 def test_output_that_the_terminal_cannot_show_is_replaced(monkeypatch):

@@ -35,8 +35,9 @@ from .run_folder import (
     append_row,
     check_new_run,
     create_run_folder,
+    cut_metrics,
     existing_run_folder,
-    open_metrics,
+    lock_metrics,
 )
 from .stop import StopRequest
 
@@ -146,8 +147,11 @@ def _train(run: Run, corpus: Corpus) -> int:
     command = _program()
     again = f"{command} train --resume {shlex.quote(str(folder))}"
     try:
-        metrics, rows = open_metrics(folder / METRICS, run.step)
-        with metrics, StopRequest() as stop:
+        with lock_metrics(folder / METRICS) as metrics, StopRequest() as stop:
+            # Until they were locked, another process could have gone on from here.
+            if run.saved_step is not None and load_checkpoint(folder / CHECKPOINT)["step"] != run.saved_step:
+                raise CommandError(f"another process went on training in {folder} meanwhile: {again}")
+            rows = cut_metrics(metrics, run.step)
             run.write_config()
             run.save()
             started = time.perf_counter()

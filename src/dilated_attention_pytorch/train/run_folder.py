@@ -75,37 +75,42 @@ def existing_run_folder(run: str) -> Path:
     raise CommandError(f"no run {candidates[0]}")
 
 
-def open_metrics(path: Path, last_step: int) -> tuple[BinaryIO, list[dict[str, Any]]]:
-    """Open the metrics for appending, cut after ``last_step`` in one system call, and locked.
-
-    Returns:
-        The file and the rows in it. A line that is not whole, as a killed process leaves it, ends the rows.
+def lock_metrics(path: Path) -> BinaryIO:
+    """Open the metrics for appending, locked against other processes until they are closed.
 
     Raises:
         CommandError: another process writes them.
-        OSError: they cannot be read or written.
+        OSError: they cannot be opened.
     """
     file = path.open("ab+")
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(f"another process is training in {path.parent}") from None
-        file.seek(0)
-        rows = []
-        end = 0
-        for line in file:
-            row = _row_of(line)
-            if row is None or row["step"] > last_step:
-                break
-            rows.append(row)
-            end += len(line)
-        file.truncate(end)
-        os.fsync(file.fileno())
-    except BaseException:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         file.close()
-        raise
-    return file, rows
+        raise CommandError(f"another process is training in {path.parent}") from None
+    return file
+
+
+def cut_metrics(file: BinaryIO, last_step: int) -> list[dict[str, Any]]:
+    """Cut the metrics after ``last_step``, in one system call, and return the rows that stay.
+
+    A line that is not whole, as a killed process leaves it, ends the rows.
+
+    Raises:
+        OSError: they cannot be read or written.
+    """
+    file.seek(0)
+    rows = []
+    end = 0
+    for line in file:
+        row = _row_of(line)
+        if row is None or row["step"] > last_step:
+            break
+        rows.append(row)
+        end += len(line)
+    file.truncate(end)
+    os.fsync(file.fileno())
+    return rows
 
 
 def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
