@@ -97,7 +97,7 @@ def dilated_attention(
     Raises:
         TypeError, ValueError: naming the argument and its values.
     """
-    query, key, value = _autocast(query, key, value)
+    query, key, value = autocast(query, key, value)
     check_qkv(query, key, value)
     batch, seq, heads, head_dim = query.shape
     pattern = DilatedPattern(
@@ -139,7 +139,7 @@ def dilated_attention(
     return (out, lse.detach()) if return_lse else out
 
 
-def _autocast(*tensors: Tensor) -> list[Tensor]:
+def autocast(*tensors: Tensor) -> list[Tensor]:
     # Here and not at the operator: torch.library's rule casts to one dtype fixed when it is registered.
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

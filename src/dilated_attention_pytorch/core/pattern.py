@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .sharding import Sharding, chunks_of
 from .validation import check_branches, check_heads
 
 
@@ -111,6 +112,45 @@ class DilatedPattern:
                     rows = num_rows(length, r, offset)
                     pairs += count * (rows * (rows + 1) // 2 if is_causal else rows * rows)
         return 4 * head_dim * batch * pairs
+
+    def remote_keys(
+        self,
+        rank: int,
+        world_size: int,
+        seq: int,
+        sharding: Sharding = "contiguous",
+        is_causal: bool = False,
+    ) -> list[list[Tensor]]:
+        """The positions whose keys and values a rank of a ring must receive, by branch and key/value head.
+
+        They lie outside its shard, in a segment in which it holds a query, and belong to the branch for a
+        query head that uses the key/value head; causal also: not after its last query in that segment.
+        Times ``2 * batch * head_dim``, their number is the number of elements received.
+
+        Args:
+            rank, world_size: place in the ring and its size P.
+            seq: n, of the whole sequence.
+            sharding: see :func:`~dilated_attention_pytorch.ring_attention.shard_sequence`.
+            is_causal: no query sees a later token.
+
+        Returns:
+            ``result[branch][kv_head]``: int64 positions, ascending.
+        """
+        held = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, world_size, seq, sharding)])
+        position = torch.arange(seq)
+        remote = torch.ones(seq, dtype=torch.bool)
+        remote[held] = False
+        kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        group = self.num_heads // kv_heads
+        result = []
+        for w, r in self.branches:
+            last_query = torch.full((-(-seq // w),), -1).scatter_reduce(0, held // w, held, "amax")
+            last_query = last_query[position // w]
+            needed = remote & (position <= last_query if is_causal else last_query >= 0)
+            offset = (position % w) % r
+            used = [torch.tensor([j % r for j in range(c * group, (c + 1) * group)]) for c in range(kv_heads)]
+            result.append([position[needed & torch.isin(offset, offsets)] for offsets in used])
+        return result
 
 
 def num_rows(length: int, rate: int, offset: int) -> int:

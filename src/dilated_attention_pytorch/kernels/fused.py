@@ -1,6 +1,6 @@
 """PyTorch's fused attention kernels behind one contract; what each of them gets wrong is mended here.
 
-Letters: B batch, H query heads, G key/value heads (G divides H), N rows, D head dimension.
+Letters: B batch, H query heads, G key/value heads (G divides H), N query rows, M key rows, D head dimension.
 
 The operators called here are what ``torch.nn.functional.scaled_dot_product_attention`` dispatches to. Only
 they hand out the log-sum-exp, and only their backward can be fed with a merged output and a merged
@@ -20,26 +20,28 @@ _INF = float("inf")
 def fused_forward(
     query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, ignored: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of N query rows over the same N key rows.
+    """Attention of N query rows over M key rows.
 
     Args:
         query: ``[B, H, N, D]``, any strides.
-        key, value: ``[B, G, N, D]``.
-        is_causal: row i sees rows 0 .. i.
+        key, value: ``[B, G, M, D]``.
+        is_causal: row i sees rows 0 .. i; N and M must be equal.
         scale: factor on the dot products.
-        ignored: bool ``[B, N]``, True for keys nobody sees.
+        ignored: bool ``[B, M]``, True for keys nobody sees, or ``[B, N, M]``, for keys a query does not see
+            (not with ``is_causal``).
 
     Returns:
         out ``[B, H, N, D]`` and lse ``[B, H, N]`` (float32, float64 for float64); a query that sees no key
         gives 0 and -inf.
     """
-    _check_rows(query)
+    _check_rows(query, key, is_causal, ignored)
     bias = None if ignored is None else _bias(ignored, query)
     call = _forward_cuda if query.is_cuda else _forward_cpu
     out, lse = call(query, key, value, is_causal, scale, bias)
     if ignored is not None:
         seen = ~ignored
-        blind = ~(seen.cumsum(-1) > 0 if is_causal else seen.any(-1, keepdim=True))[:, None]
+        seen = seen.cumsum(-1) > 0 if is_causal else seen.any(-1, keepdim=ignored.dim() == 2)
+        blind = ~seen[:, None]
         # The CPU kernel reports 0 for a row without keys.
         out = out.masked_fill_(blind[..., None], 0.0)
         lse = lse.masked_fill_(blind, -_INF)
@@ -63,7 +65,7 @@ def fused_backward(
     ``out`` and ``lse`` may belong to a softmax over more keys than these: then the result is these keys'
     part of the gradient. Arguments as in :func:`fused_forward`.
     """
-    _check_rows(query)
+    _check_rows(query, key, is_causal, ignored)
     bias = None if ignored is None else _bias(ignored, query)
     # exp(score - inf) = 0 is the right weight of a row without keys; the kernels make NaN of -inf.
     lse = lse.masked_fill(lse == -_INF, _INF)
@@ -71,18 +73,22 @@ def fused_backward(
     return call(grad_out, query, key, value, out, lse, is_causal, scale, bias)
 
 
-def _check_rows(query: Tensor) -> None:
+def _check_rows(query: Tensor, key: Tensor, is_causal: bool, ignored: Tensor | None) -> None:
     # The CPU kernel divides by zero, and ends the process, on an empty sequence.
-    assert query.numel(), f"no rows for a fused kernel: {tuple(query.shape)}"
+    assert 0 not in (query.numel(), key.numel()), f"no rows for a fused kernel: {query.shape}, {key.shape}"
+    assert not is_causal or query.shape[2] == key.shape[2]
+    assert not is_causal or ignored is None or ignored.dim() == 2
 
 
 def _bias(ignored: Tensor, query: Tensor) -> Tensor:
-    """``[B, 1, 1, N]``: 0, and -inf for ignored keys, in the dtype of the query (kernels misread others)."""
-    batch, rows = ignored.shape
+    """``[B, 1, 1 or N, M]``: 0, and -inf for ignored keys, in the query's dtype (kernels misread others)."""
+    if ignored.dim() == 2:
+        ignored = ignored[:, None]
+    batch, queries, rows = ignored.shape
     # On CUDA the rows of a bias must be aligned to 16 elements.
-    padded = query.new_zeros(batch, 1, 1, -(-rows // 16) * 16 if query.is_cuda else rows)
+    padded = query.new_zeros(batch, 1, queries, -(-rows // 16) * 16 if query.is_cuda else rows)
     bias = padded[..., :rows]
-    return bias.masked_fill_(ignored[:, None, None], -_INF)
+    return bias.masked_fill_(ignored[:, None], -_INF)
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:
@@ -171,8 +177,8 @@ def _backward_cuda(
     seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # no dropout: never read
     if _uses_flash(query, bias):
         grads = _aten._scaled_dot_product_flash_attention_backward(
-            grad_out, query, key, value, out, lse.contiguous(), None, None, rows, rows, 0.0, is_causal,
-            seed, seed, scale=scale,
+            grad_out, query, key, value, out, lse.contiguous(), None, None, rows, key.shape[2], 0.0,
+            is_causal, seed, seed, scale=scale,
         )  # fmt: skip
     else:
         group = heads // kv_heads

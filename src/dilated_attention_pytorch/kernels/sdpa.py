@@ -101,6 +101,7 @@ class Problem:
         scale: factor on the dot products.
         padding: bool ``[b, n]``, True = ignored key.
         positions: int64 ``[b, n]``, ranks for membership.
+        origin: the place in the whole sequence of row 0, without ``positions``.
         first_head: global index of query head 0; offsets follow global indices.
     """
 
@@ -109,6 +110,7 @@ class Problem:
     scale: float
     padding: Tensor | None = None
     positions: Tensor | None = None
+    origin: int = 0
     first_head: int = 0
 
 
@@ -121,7 +123,7 @@ def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) ->
         check_position_values(problem.positions)
     accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
     if query.dtype == accumulation or query.is_cuda:
-        out, lse = _forward(query, key, value, problem)
+        out, lse = partial_forward(query, key, value, problem)
         return out.to(query.dtype), lse
     # In parts of a few heads and the rows between common ends of segments, so that no float32 tensor is
     # whole. Without matrix instructions for 16 bits the CPU kernel is no faster in them than in float32.
@@ -131,7 +133,7 @@ def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) ->
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(batch, num_heads, seq, dtype=accumulation)
     for rows, heads in _parts(query, key, problem, dtype):
-        out[:, rows, heads.query], lse[:, heads.query, rows] = _forward(
+        out[:, rows, heads.query], lse[:, heads.query, rows] = partial_forward(
             query[:, rows, heads.query].to(dtype),
             key[:, rows, heads.kv].to(dtype),
             value[:, rows, heads.kv].to(dtype),
@@ -149,7 +151,7 @@ def sdpa_backward(
     """
     accumulation = lse.dtype
     if query.dtype == accumulation or query.is_cuda:
-        grad_query, grad_key, grad_value = _backward(grad_out, query, key, value, out, lse, problem)
+        grad_query, grad_key, grad_value = partial_backward(grad_out, query, key, value, out, lse, problem)
         return grad_query.to(query.dtype), grad_key.to(query.dtype), grad_value.to(query.dtype)
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -158,7 +160,7 @@ def sdpa_backward(
     # an error that grows with the segment, and is ten times slower without matrix instructions for them.
     for rows, heads in _parts(query, key, problem, accumulation):
         grad_query[:, rows, heads.query], grad_key[:, rows, heads.kv], grad_value[:, rows, heads.kv] = (
-            _backward(
+            partial_backward(
                 grad_out[:, rows, heads.query].to(accumulation),
                 query[:, rows, heads.query].to(accumulation),
                 key[:, rows, heads.kv].to(accumulation),
@@ -171,7 +173,11 @@ def sdpa_backward(
     return grad_query, grad_key, grad_value
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+def partial_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Map to out ``[b, n, h, d]`` and lse ``[b, h, n]``, both in the accumulation dtype.
+
+    On a CPU query must be float32 or float64. To take more keys, :func:`merge_rows`.
+    """
     batch, seq, heads, _ = query.shape
     accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
     out = lse = None
@@ -195,7 +201,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tup
             tile.put(out, tile.heads.query, rows_out)
             tile.put(lse, tile.heads.query, rows_lse)
         else:
-            _merge(tile, out, lse, rows_out, rows_lse)
+            merge_rows(tile, out, lse, rows_out, rows_lse)
         del rows_out, rows_lse  # before the next tile allocates its own
     if out is None or lse is None:  # nothing to attend to at all
         out = query.new_zeros(query.shape, dtype=accumulation)
@@ -203,7 +209,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tup
     return out, lse.transpose(1, 2).contiguous()
 
 
-def _merge(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Tensor) -> None:
+def merge_rows(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Tensor) -> None:
     """Mix a tile's result into ``out [b, n, h, d]`` and ``lse [b, n, h]`` by their softmax weights."""
     heads = tile.heads.query
     old_lse = tile.take(lse, heads)
@@ -212,9 +218,10 @@ def _merge(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Ten
     tile.put(lse, heads, torch.logaddexp(old_lse, rows_lse))
 
 
-def _backward(
+def partial_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """These keys' part of the gradients, in the accumulation dtype; ``out`` and ``lse`` are merged."""
     lse = lse.transpose(1, 2)
     sources = (query, key, value)
     grads: list[Tensor] = []
@@ -262,22 +269,28 @@ def _tiles(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[bool,
     for place, (w, r) in enumerate(branches):
         first = place == 0 and r == 1
         for offset in sorted({(problem.first_head + head) % r for head in range(min(r, heads))}):
-            for selection in _head_groups(offset, r, heads, group, problem.first_head):
+            for selection in head_groups(offset, r, heads, group, problem.first_head):
                 if problem.positions is not None:
                     tiles = _indexed_tiles(query, problem.positions, w, r, offset, selection)
-                elif first and seq % w == 0 and batch * seq // w <= _MAX_BATCH:
+                elif first and seq % w == 0 == problem.origin % w and batch * seq // w <= _MAX_BATCH:
                     tiles = iter([Tile(slice(0, batch), selection, count=seq // w, length=w)])
                 else:
-                    tiles = _strided_tiles(query, w, r, offset, selection)
+                    tiles = _strided_tiles(query, problem.origin, w, r, offset, selection)
                 for tile in tiles:
                     yield first, tile
 
 
-def _strided_tiles(query: Tensor, w: int, r: int, offset: int, selection: Heads) -> Iterator[Tile]:
+def _strided_tiles(
+    query: Tensor, origin: int, w: int, r: int, offset: int, selection: Heads
+) -> Iterator[Tile]:
     batch, seq, _, _ = query.shape
-    full, tail = divmod(seq, w)
-    for start, count, length in ((0, full, w), (full * w, 1, tail)):
-        rows = num_rows(length, r, offset)
+    # The first segment may have begun before row 0, the last may end early.
+    begun = origin % w
+    head = min(-begun % w, seq)
+    full, tail = divmod(seq - head, w)
+    parts = ((0, 1, head, (offset - begun) % r), (head, full, w, offset), (head + full * w, 1, tail, offset))
+    for start, count, length, first in parts:
+        rows = num_rows(length, r, first)
         if not rows or not count:
             continue
         items = min(batch, _batch_of(query, rows, selection))
@@ -286,7 +299,7 @@ def _strided_tiles(query: Tensor, w: int, r: int, offset: int, selection: Heads)
             chosen = slice(item, min(item + items, batch))
             for segment in range(0, count, step):
                 part = min(step, count - segment)
-                yield Tile(chosen, selection, start + segment * length, part, length, offset, r)
+                yield Tile(chosen, selection, start + segment * length, part, length, first, r)
 
 
 def _indexed_tiles(
@@ -316,7 +329,7 @@ def _rows_of_tile(x: Tensor, dtype: torch.dtype) -> int:
     return _TILE_BYTES[x.device.type] // (x.shape[-1] * dtype.itemsize)
 
 
-def _head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
+def head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
     """The heads of one offset with their key/value heads, in slices that the kernels can pair evenly."""
     start = (offset - first_head) % rate
     shared = [
@@ -341,8 +354,8 @@ def _parts(query: Tensor, key: Tensor, problem: Problem, dtype: torch.dtype) -> 
     group = heads // key.shape[2]
     budget = max(1, _rows_of_tile(query, dtype) // batch)
     block = seq
-    if problem.positions is None:
-        aligned = lcm(*(w for w, _ in problem.branches))
+    aligned = lcm(*(w for w, _ in problem.branches))
+    if problem.positions is None and problem.origin % aligned == 0:
         block = min(seq, aligned * max(1, budget // (aligned * heads)))
     step = max(1, budget // (block * group))
     for start in range(0, seq, block):
@@ -359,5 +372,6 @@ def _part_of(problem: Problem, rows: slice, heads: Heads) -> Problem:
         problem,
         padding=None if problem.padding is None else problem.padding[:, rows],
         positions=None if problem.positions is None else problem.positions[:, rows],
+        origin=problem.origin + rows.start,
         first_head=problem.first_head + heads.query.start,
     )

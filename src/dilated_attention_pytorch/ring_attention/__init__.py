@@ -1,0 +1,14 @@
+"""Dilated attention around a ring of processes."""
+
+from .base import BaseRingAttention
+from .config import RingAttentionConfig
+from .production import RingDilatedAttention
+from .sharding import shard_sequence, unshard_sequence
+
+__all__ = [
+    "BaseRingAttention",
+    "RingAttentionConfig",
+    "RingDilatedAttention",
+    "shard_sequence",
+    "unshard_sequence",
+]

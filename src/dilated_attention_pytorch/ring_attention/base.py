@@ -1,0 +1,40 @@
+"""What every attention around a ring is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from .config import RingAttentionConfig
+
+
+class BaseRingAttention(nn.Module, ABC):
+    """Attention whose sequence is spread over ranks. Abstract: subclasses say how.
+
+    Args:
+        config: what all ranks agree on.
+    """
+
+    def __init__(self, config: RingAttentionConfig) -> None:
+        super().__init__()
+        if not isinstance(config, RingAttentionConfig):
+            raise TypeError(f"config must be a RingAttentionConfig, got {type(config).__name__}")
+        self.config = config
+
+    @abstractmethod
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map this rank's q ``[b, n/P, h, d]`` and k, v ``[b, n/P, h_kv, d]`` to its ``[b, n/P, h, d]``.
+
+        ``key_padding_mask`` is this rank's, bool ``[b, n/P]``, True = nobody sees this key.
+        """
+
+    def extra_repr(self) -> str:
+        return repr(self.config)

@@ -1,0 +1,48 @@
+"""Configuration of ring attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.sharding import Sharding, check_sharding
+from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
+from ..kernels.backends import Backend
+
+
+@dataclass(frozen=True)
+class RingAttentionConfig:
+    """What all ranks of a ring must agree on.
+
+    Raises:
+        TypeError, ValueError: naming the field and its value.
+    """
+
+    segment_lengths: Sequence[int]
+    """Segment length of each branch, in tokens of the whole sequence."""
+    dilation_rates: Sequence[int]
+    """Dilation rate of each branch."""
+    dropout: float = 0.0
+    """Must be 0.0."""
+    ring_size: int | None = None
+    """Ranks in the ring, checked against the group's; without a group: key blocks merged on one device."""
+    softmax_scale: float | None = None
+    """Factor on the dot products; None for ``head_dim ** -0.5``."""
+    sharding: Sharding = "contiguous"
+    """Which positions a rank holds: see ``shard_sequence``."""
+    overlap_communication: bool = True
+    """Have the next block of keys and values under way while the current one is computed."""
+    backend: Backend = "auto"
+    """``"auto"`` or ``"sdpa"``."""
+
+    def __post_init__(self) -> None:
+        segments, rates = check_branches(self.segment_lengths, self.dilation_rates)
+        object.__setattr__(self, "segment_lengths", segments)
+        object.__setattr__(self, "dilation_rates", rates)
+        check_no_dropout("dropout", self.dropout)
+        check_softmax_scale(self.softmax_scale)
+        check_sharding(self.sharding)
+        if self.ring_size is not None and (not isinstance(self.ring_size, int) or self.ring_size < 1):
+            raise ValueError(f"ring_size must be None or an int of at least 1, got {self.ring_size!r}")
+        if self.backend not in ("auto", "sdpa"):
+            raise ValueError(f"backend must be 'auto' or 'sdpa' around a ring, got {self.backend!r}")

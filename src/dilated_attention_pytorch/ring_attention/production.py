@@ -1,0 +1,171 @@
+"""Dilated attention around a ring of processes, with the numbers of one device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..core.sharding import chunks_of
+from ..core.validation import check_key_padding_mask, check_qkv
+from ..dilated_attention import autocast, dilated_attention
+from ..kernels.backends import choose_backend
+from ..kernels.sdpa import Problem
+from .base import BaseRingAttention
+from .config import RingAttentionConfig
+from .function import BlockwiseFunction, Part, RingFunction
+from .utils.communication import agree
+
+
+class RingDilatedAttention(BaseRingAttention):
+    """Exact dilated attention (:func:`~dilated_attention_pytorch.dilated_attention`) over a sharded sequence.
+
+    Every rank of the group calls it with its shard (see ``shard_sequence``), and gets its shard of the result
+    and of the gradients. They equal those of one device for every number of ranks. Segments that lie in one
+    shard stay local; for the others only the dilated keys and values that some local query can use travel
+    (:meth:`DilatedPattern.remote_keys`). All ranks must call the backward as well, or none.
+
+    Args:
+        config: what all ranks agree on.
+        process_group: the ring. Without one the whole sequence is here; ``config.ring_size`` then cuts it
+            into that many blocks of keys that are merged as around a ring, with the same numbers.
+
+    Raises:
+        ValueError: ``config.ring_size`` is not the group's size.
+    """
+
+    def __init__(self, config: RingAttentionConfig, process_group: ProcessGroup | None = None) -> None:
+        super().__init__(config)
+        self.process_group = process_group
+        if process_group is not None and config.ring_size not in (None, dist.get_world_size(process_group)):
+            raise ValueError(
+                f"ring_size must be the size of process_group or None, got {config.ring_size=} "
+                f"for a group of {dist.get_world_size(process_group)}"
+            )
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`BaseRingAttention.forward`.
+
+        Raises:
+            TypeError, ValueError: naming the argument and its values.
+            RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
+        """
+        return ring_attention(q, k, v, self.config, self.process_group, is_causal, key_padding_mask)
+
+
+def ring_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: RingAttentionConfig,
+    group: ProcessGroup | None,
+    is_causal: bool,
+    key_padding_mask: Tensor | None,
+    *,
+    order: Tensor | None = None,
+    first_head: int = 0,
+) -> Tensor:
+    """The call behind the modules of this package.
+
+    Args:
+        query: ``[b, n/P, h, d]``.
+        key, value: ``[b, n/P, h_kv, d]``.
+        config, group, is_causal, key_padding_mask: as for :class:`RingDilatedAttention`.
+        order: int64 ``[n]``, the time of each position, for causality; default: the position.
+        first_head: global index of query head 0.
+    """
+    query, key, value = autocast(query, key, value)
+    check_qkv(query, key, value)
+    if key_padding_mask is not None:
+        check_key_padding_mask(key_padding_mask, query)
+    choose_backend(config.backend, query.device, query.dtype)
+    world = 1 if group is None else dist.get_world_size(group)
+    seq = query.shape[1] * world
+    if order is not None and len(order) != seq:
+        raise ValueError(
+            f"grid_shape must have one cell for each token, got {len(order)} cells, {seq} tokens"
+        )
+    around_ring = group is not None and world > 1
+    if around_ring:
+        key_padding_mask = _agree(group, query, key, value, config, is_causal, key_padding_mask, first_head)
+    elif config.ring_size in (None, 1) and order is None and first_head == 0:
+        return dilated_attention(
+            query,
+            key,
+            value,
+            config.segment_lengths,
+            config.dilation_rates,
+            is_causal=is_causal,
+            softmax_scale=config.softmax_scale,
+            key_padding_mask=key_padding_mask,
+            backend=config.backend,
+        )
+    parts = world if around_ring else config.ring_size or 1
+    part = Part(
+        problem=Problem(
+            tuple(zip(config.segment_lengths, config.dilation_rates, strict=True)),
+            is_causal,
+            _scale(config, query),
+            key_padding_mask,
+            first_head=first_head,
+        ),
+        chunks=[
+            chunks_of(i, parts, seq, config.sharding if around_ring else "contiguous") for i in range(parts)
+        ],
+        rank=dist.get_rank(group) if around_ring else 0,
+        num_heads=query.shape[2],
+        group=query.shape[2] // key.shape[2],
+        order=order,
+    )
+    if around_ring:
+        return RingFunction.apply(query, key, value, part, group, config.overlap_communication)  # type: ignore[no-any-return]
+    return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-any-return]
+
+
+def _scale(config: RingAttentionConfig, query: Tensor) -> float:
+    return query.shape[3] ** -0.5 if config.softmax_scale is None else config.softmax_scale
+
+
+def _agree(
+    group: ProcessGroup,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: RingAttentionConfig,
+    is_causal: bool,
+    key_padding_mask: Tensor | None,
+    first_head: int,
+) -> Tensor | None:
+    """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
+    has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
+    headers = agree(
+        group,
+        {
+            "query": list(query.shape),
+            "key": list(key.shape),
+            "dtype": str(query.dtype),
+            "is_causal": is_causal,
+            "segment_lengths": config.segment_lengths,
+            "dilation_rates": config.dilation_rates,
+            "softmax_scale": _scale(config, query),
+            "sharding": config.sharding,
+            "overlap_communication": config.overlap_communication,
+            "gradients needed": torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
+            "first head": first_head,
+            "_has_padding": has_padding,
+        },
+        query.device,
+    )
+    if not any(header["_has_padding"] for header in headers):
+        return None
+    if key_padding_mask is None:
+        return torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
+    return key_padding_mask

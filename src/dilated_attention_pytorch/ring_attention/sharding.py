@@ -1,0 +1,87 @@
+"""Cutting tensors into the shards of a ring, and putting them together again."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
+
+
+def shard_sequence(
+    x: Tensor, rank: int, world_size: int, sharding: Sharding = "contiguous", dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """A rank's shard of a sequence, padded at its end with zeros so that all shards are equal.
+
+    Contiguous: rank i holds the i-th of P equal parts. Zigzag: parts i and 2P - 1 - i of 2P.
+
+    Args:
+        x: the whole sequence, n along ``dim``; batch first.
+        rank, world_size: place in the ring and its size P.
+        sharding: ``"contiguous"`` or ``"zigzag"``.
+        dim: where the sequence runs.
+
+    Returns:
+        The shard, n/P along ``dim``, and its padding mask: bool ``[b, n/P]``, True where it is padding
+        (``[n/P]`` for ``dim=0``).
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    check_sharding(sharding)
+    check_rank(rank, world_size)
+    seq = x.shape[dim]
+    padded = _padded_length(seq, world_size, sharding)
+    rows = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, world_size, padded, sharding)])
+    rows = rows.to(x.device)
+    outside = rows >= seq
+    if seq == 0:
+        shard = x
+    else:
+        shard = x.index_select(dim, rows.clamp(max=seq - 1))
+        shape = [1] * x.dim()
+        shape[dim] = len(rows)
+        shard = shard.masked_fill(outside.view(shape), 0)
+    return shard, outside if dim in (0, -x.dim()) else outside.expand(x.shape[0], -1)
+
+
+def unshard_sequence(
+    shard: Tensor,
+    process_group: ProcessGroup | None,
+    sharding: Sharding = "contiguous",
+    length: int | None = None,
+    dim: int = 1,
+) -> Tensor:
+    """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`. Not differentiable.
+
+    Args:
+        shard: this rank's, n/P along ``dim``.
+        process_group: the ring, all of whose ranks call this; None for a ring of one.
+        sharding: as it was cut.
+        length: n before padding; default: do not cut.
+        dim: where the sequence runs.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    check_sharding(sharding)
+    shard = shard.detach().contiguous()
+    world = 1 if process_group is None else dist.get_world_size(process_group)
+    parts = [torch.empty_like(shard) for _ in range(world)]
+    if process_group is None or world == 1:
+        parts = [shard]
+    else:
+        dist.all_gather(parts, shard, group=process_group)
+    seq = world * shard.shape[dim]
+    if length is not None and not 0 <= length <= seq:
+        raise ValueError(f"length must be in [0, {seq}] (all shards), got {length}")
+    rows = [torch.arange(*chunk) for rank in range(world) for chunk in chunks_of(rank, world, seq, sharding)]
+    place = torch.cat(rows).argsort().to(shard.device)[:length]
+    return torch.cat(parts, dim).index_select(dim, place)
+
+
+def _padded_length(seq: int, world_size: int, sharding: Sharding) -> int:
+    parts = world_size if sharding == "contiguous" else 2 * world_size
+    return -(-seq // parts) * parts
