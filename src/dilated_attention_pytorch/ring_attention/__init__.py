@@ -2,6 +2,7 @@
 
 from .base import BaseRingAttention
 from .config import RingAttentionConfig
+from .distributed import RingDistributedDilatedAttention
 from .production import RingDilatedAttention
 from .sharding import shard_sequence, unshard_sequence
 
@@ -9,6 +10,7 @@ __all__ = [
     "BaseRingAttention",
     "RingAttentionConfig",
     "RingDilatedAttention",
+    "RingDistributedDilatedAttention",
     "shard_sequence",
     "unshard_sequence",
 ]

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from ..core.sharding import Chunk
@@ -355,8 +354,8 @@ class RingFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap = ctx.rest
         go, q, k, v, o = (_for_kernel(x) for x in (grad_out, query, key, value, out))
@@ -402,8 +401,8 @@ class BlockwiseFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part = ctx.part
         go, q, k, v, o = (_for_kernel(x) for x in (grad_out, query, key, value, out))
@@ -449,6 +448,14 @@ def _add_returned(returning: tuple[Pending, Parcel, Parcel] | None, grads: list[
     pending.wait()
     for block, rows in zip(got.blocks, got.rows, strict=True):
         _return(block, rows, grads[1], grads[2])
+
+
+def _refuse_second_derivative() -> None:
+    # once_differentiable would let it pass where the incoming gradient is constant, and lose the rest.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "dilated attention around a ring cannot be differentiated twice (create_graph=True)"
+        )
 
 
 def _for_kernel(x: Tensor) -> Tensor:

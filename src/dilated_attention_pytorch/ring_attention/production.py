@@ -93,9 +93,9 @@ def ring_attention(
         raise ValueError(
             f"grid_shape must have one cell for each token, got {len(order)} cells, {seq} tokens"
         )
-    around_ring = group is not None and world > 1
-    if around_ring:
-        key_padding_mask = _agree(group, query, key, value, config, is_causal, key_padding_mask, first_head)
+    around_ring = world > 1
+    if group is not None and around_ring:
+        key_padding_mask = agree_on_call(group, query, key, value, config, is_causal, key_padding_mask)
     elif config.ring_size in (None, 1) and order is None and first_head == 0:
         return dilated_attention(
             query,
@@ -134,7 +134,7 @@ def _scale(config: RingAttentionConfig, query: Tensor) -> float:
     return query.shape[3] ** -0.5 if config.softmax_scale is None else config.softmax_scale
 
 
-def _agree(
+def agree_on_call(
     group: ProcessGroup,
     query: Tensor,
     key: Tensor,
@@ -142,7 +142,6 @@ def _agree(
     config: RingAttentionConfig,
     is_causal: bool,
     key_padding_mask: Tensor | None,
-    first_head: int,
 ) -> Tensor | None:
     """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
@@ -159,7 +158,6 @@ def _agree(
             "sharding": config.sharding,
             "overlap_communication": config.overlap_communication,
             "gradients needed": torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
-            "first head": first_head,
             "_has_padding": has_padding,
         },
         query.device,

@@ -18,9 +18,10 @@ def merge_lse(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tup
 
     Differentiable. (FlashAttention-2, arXiv:2307.08691, section 2.3.1.)
     """
+    # -inf - -inf is NaN, in the gradient too: where both are empty, compute with another number.
+    neither = (lse_a == -torch.inf) & (lse_b == -torch.inf)
+    lse_a, lse_b = lse_a.masked_fill(neither, 0.0), lse_b.masked_fill(neither, 0.0)
     lse = torch.logaddexp(lse_a, lse_b)
-    # -inf - -inf is NaN, also in the gradient: an empty side gets weight 0 by way of a finite difference.
-    finite = lse.masked_fill(lse == -torch.inf, 0.0)
-    weight_a, weight_b = ((x - finite).exp().transpose(1, 2)[..., None] for x in (lse_a, lse_b))
+    weight_a, weight_b = ((x - lse).exp().transpose(1, 2)[..., None] for x in (lse_a, lse_b))
     out = weight_a * out_a + weight_b * out_b
-    return out.to(out_a.dtype), lse
+    return out.to(out_a.dtype), lse.masked_fill(neither, -torch.inf)

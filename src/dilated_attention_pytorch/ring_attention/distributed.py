@@ -1,0 +1,112 @@
+"""Dilated attention over a device mesh: a ring, or a ring of groups that divide the heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import DeviceMesh, ProcessGroup
+
+from ..core.validation import check_key_padding_mask, check_qkv
+from ..dilated_attention import autocast
+from .base import BaseRingAttention
+from .config import RingAttentionConfig
+from .production import agree_on_call, ring_attention
+from .utils.communication import RingError
+
+
+class RingDistributedDilatedAttention(BaseRingAttention):
+    """:class:`RingDilatedAttention` over a :class:`~torch.distributed.DeviceMesh`.
+
+    On a 1-D mesh the ranks are the ring. On a 2-D mesh (ring, heads) rank (o, i) holds part i of ring shard
+    o; an all-to-all over ``heads`` gives it all of shard o for its share of the heads (DeepSpeed-Ulysses,
+    arXiv:2309.14509), and its ring goes through its column of the mesh.
+
+    Args:
+        config: what all ranks agree on.
+        device_mesh: 1-D, or 2-D (ring, heads).
+
+    Raises:
+        ValueError: the mesh has more dimensions, or ``config.ring_size`` is not its first.
+    """
+
+    def __init__(self, config: RingAttentionConfig, device_mesh: DeviceMesh) -> None:
+        super().__init__(config)
+        if device_mesh.ndim not in (1, 2):
+            raise ValueError(f"device_mesh must have 1 or 2 dimensions, got {device_mesh.ndim}")
+        if config.ring_size not in (None, device_mesh.size(0)):
+            raise ValueError(
+                "ring_size must be the size of the mesh's first dimension or None, "
+                f"got {config.ring_size=} for {device_mesh.size(0)}"
+            )
+        self.device_mesh = device_mesh
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`BaseRingAttention.forward`; on a 2-D mesh P is the number of all ranks.
+
+        Raises:
+            TypeError, ValueError: naming the argument and its values; on a 2-D mesh the number of query heads
+                and that of key/value heads must be multiples of its second dimension.
+            RingError: a rank failed, did not answer in time, or works on another problem.
+        """
+        mesh = self.device_mesh
+        ring = mesh.get_group(0)
+        if mesh.ndim == 1 or mesh.size(1) == 1:
+            return ring_attention(q, k, v, self.config, ring, is_causal, key_padding_mask)
+        q, k, v = autocast(q, k, v)
+        check_qkv(q, k, v)
+        if key_padding_mask is not None:
+            check_key_padding_mask(key_padding_mask, q)
+        group, size = mesh.get_group(1), mesh.size(1)
+        for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
+            if heads % size:
+                raise ValueError(
+                    f"the number of {name} heads must be a multiple of the mesh's second dimension, "
+                    f"got {heads} heads for {size} ranks"
+                )
+        key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
+        if key_padding_mask is not None:
+            everywhere = key_padding_mask[:, :, None, None].expand(-1, -1, size, 1)
+            key_padding_mask = _AllToAll.apply(everywhere, group, 2, 1)[:, :, 0, 0]
+        q, k, v = (_AllToAll.apply(x, group, 2, 1) for x in (q, k, v))
+        first_head = mesh.get_local_rank(1) * q.shape[2]
+        out = ring_attention(q, k, v, self.config, ring, is_causal, key_padding_mask, first_head=first_head)
+        return _AllToAll.apply(out, group, 1, 2)  # type: ignore[no-any-return]
+
+
+class _AllToAll(torch.autograd.Function):
+    """Split a tensor along one dimension, send part i to rank i, join what comes along another dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:  # type: ignore[override]
+        ctx.rest = group, split, join
+        return _all_to_all(x, group, split, join)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        group, split, join = ctx.rest
+        return _AllToAll.apply(grad, group, join, split), None, None, None
+
+
+def _all_to_all(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
+    sent = torch.stack(x.chunk(dist.get_world_size(group), split))
+    received = torch.empty_like(sent)
+    try:
+        # As bytes: gloo has no 16-bit floats here.
+        dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), group=group)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        ranks = dist.get_process_group_ranks(group)
+        raise RingError(
+            f"the all-to-all over the heads, among global ranks {ranks}, failed: {reason}"
+        ) from error
+    return torch.cat(received.unbind(), join)
