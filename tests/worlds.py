@@ -5,10 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -24,60 +23,73 @@ class World:
     """
 
     def __init__(self, size: int, timeout_s: float = TIMEOUT_S) -> None:
+        self.size, self.timeout_s = size, timeout_s
+        self._start()
+
+    def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
+        store = str(Path(self._folder.name, "store"))
         context = multiprocessing.get_context("spawn")
-        self.size = size
-        self.processes = []
-        self._pipes: list[Connection] = []
-        store = Path(self._folder.name, "store")
-        for rank in range(size):
+        self._processes, self._pipes = [], []
+        for rank in range(self.size):
             mine, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, size, str(store), timeout_s, theirs), daemon=True
-            )
+            arguments = (rank, self.size, store, self.timeout_s, theirs)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self.processes.append(process)
+            self._processes.append(process)
             self._pipes.append(mine)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """``function(group, *args)`` on every rank; what it returns, or the exception it raised, by rank."""
-        return self.run_each(function, [args] * self.size)
+        """``function(group, *args)`` on every rank; what it returns, or the exception it raised, by rank.
 
-    def run_each(self, function: Callable[..., Any], args: Sequence[Sequence[Any]]) -> list[Any]:
-        """The same with other arguments for each rank; EOFError stands for a rank that died."""
-        for pipe, mine in zip(self._pipes, args, strict=True):
-            pipe.send_bytes(pickle.dumps((function, mine)))
-        answers = []
-        deadline = time.monotonic() + 4 * TIMEOUT_S
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                if not pipe.poll(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError(f"rank {rank} of {self.size} hangs")
-                answers.append(pickle.loads(pipe.recv_bytes()))
-            except (EOFError, ConnectionResetError):
-                answers.append(EOFError(f"rank {rank} died"))
-        return answers
+        EOFError stands for a rank that died.
+        """
+        self._send(function, args)
+        return [self._receive(rank, 4 * TIMEOUT_S) for rank in range(self.size)]
 
     def results(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """As :meth:`run`, but what a rank raised is raised here."""
-        answers = self.run(function, *args)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return answers
+        """As :meth:`run`, but what a rank raised is raised here, and the others, who wait for it, restarted."""
+        self._send(function, args)
+        ranks = {pipe: rank for rank, pipe in enumerate(self._pipes)}
+        answers: dict[int, Any] = {}
+        while ranks:
+            ready = connection.wait(list(ranks), 4 * TIMEOUT_S)
+            for pipe in ready or list(ranks):
+                rank = ranks.pop(pipe)
+                answers[rank] = self._receive(rank, 0)
+                if isinstance(answers[rank], BaseException):
+                    self._stop()
+                    self._start()
+                    raise answers[rank]
+        return [answers[rank] for rank in range(self.size)]
+
+    def _send(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        for pipe in self._pipes:
+            pipe.send_bytes(pickle.dumps((function, args)))
+
+    def _receive(self, rank: int, patience_s: float) -> Any:
+        try:
+            if not self._pipes[rank].poll(patience_s):
+                return TimeoutError(f"rank {rank} of {self.size} hangs")
+            return pickle.loads(self._pipes[rank].recv_bytes())
+        except (EOFError, ConnectionResetError):
+            return EOFError(f"rank {rank} died")
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._folder.cleanup()
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
-        self._folder.cleanup()
+        self._stop()
 
 
-def _serve(rank: int, size: int, store: str, timeout_s: float, pipe: Connection) -> None:
+def _serve(rank: int, size: int, store: str, timeout_s: float, pipe: connection.Connection) -> None:
     import torch
     import torch.distributed as dist
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import DeviceMesh, ProcessGroup
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.validation import check_key_padding_mask, check_qkv
 from ..dilated_attention import autocast
@@ -76,25 +77,28 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
         if key_padding_mask is not None:
             everywhere = key_padding_mask[:, :, None, None].expand(-1, -1, size, 1)
-            key_padding_mask = _AllToAll.apply(everywhere, group, 2, 1)[:, :, 0, 0]
-        q, k, v = (_AllToAll.apply(x, group, 2, 1) for x in (q, k, v))
+            key_padding_mask = _exchange(everywhere, group, 2, 1)[:, :, 0, 0]
+        q, k, v = (_exchange(x, group, 2, 1) for x in (q, k, v))
         first_head = mesh.get_local_rank(1) * q.shape[2]
         out = ring_attention(q, k, v, self.config, ring, is_causal, key_padding_mask, first_head=first_head)
-        return _AllToAll.apply(out, group, 1, 2)  # type: ignore[no-any-return]
+        return _exchange(out, group, 1, 2)
+
+
+def _exchange(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
+    """Split along one dimension, send part i to rank i, join what comes along another dimension."""
+    return _AllToAll.apply(x, group, split, join)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _AllToAll(torch.autograd.Function):
-    """Split a tensor along one dimension, send part i to rank i, join what comes along another dimension."""
-
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
         ctx.rest = group, split, join
         return _all_to_all(x, group, split, join)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         group, split, join = ctx.rest
-        return _AllToAll.apply(grad, group, join, split), None, None, None
+        return _exchange(grad, group, join, split), None, None, None
 
 
 def _all_to_all(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:

@@ -13,8 +13,9 @@ from ..dilated_attention import autocast, dilated_attention
 from ..kernels.backends import choose_backend
 from ..kernels.sdpa import Problem
 from .base import BaseRingAttention
+from .computation import Part
 from .config import RingAttentionConfig
-from .function import BlockwiseFunction, Part, RingFunction
+from .function import blockwise_function, ring_function
 from .utils.communication import agree
 
 
@@ -125,9 +126,9 @@ def ring_attention(
         group=query.shape[2] // key.shape[2],
         order=order,
     )
-    if around_ring:
-        return RingFunction.apply(query, key, value, part, group, config.overlap_communication)  # type: ignore[no-any-return]
-    return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-any-return]
+    if group is not None and around_ring:
+        return ring_function(query, key, value, part, group, config.overlap_communication)
+    return blockwise_function(query, key, value, part)
 
 
 def _scale(config: RingAttentionConfig, query: Tensor) -> float:

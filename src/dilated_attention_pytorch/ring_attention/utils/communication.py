@@ -17,6 +17,9 @@ from torch.distributed import ProcessGroup
 
 _HEADER_BYTES = 1024
 
+Message = tuple[int, Tensor]
+"""A peer, and the tensor that goes to it or comes from it."""
+
 
 class RingError(RuntimeError):
     """A rank of the ring has failed, or works on another problem than this one."""
@@ -25,9 +28,7 @@ class RingError(RuntimeError):
 class Pending:
     """Messages under way. Tensors they use must not be touched before :meth:`wait` returns."""
 
-    def __init__(
-        self, group: ProcessGroup, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
-    ) -> None:
+    def __init__(self, group: ProcessGroup, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         """Post messages, in the same order as the peers post theirs: ``(peer, tensor)`` each."""
         ops = [
             dist.P2POp(op, tensor, group=group, group_peer=peer)

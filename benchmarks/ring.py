@@ -1,0 +1,143 @@
+"""Dilated attention around a ring: what travels, who works how much, and how far communication hides.
+
+Letters: P ranks, n sequence, h heads, d head dimension, w segment length, r dilation rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+
+from dilated_attention_pytorch.core.pattern import DilatedPattern
+from dilated_attention_pytorch.core.sharding import Sharding, chunks_of
+
+from .links import Links, why_no_links
+from .measure import progress
+from .registry import Options, Table, benchmark
+from .ring_step import Step
+
+HEADS, HEAD_DIM = 8, 64
+RATES = (1, 2, 4)
+SHARDINGS: tuple[Sharding, ...] = ("contiguous", "zigzag")
+Row = list[str]
+
+
+@benchmark("ring", numerics=("tests/ring_attention/test_ring.py", "tests/ring_attention/test_traffic.py"))
+def ring(options: Options) -> list[Table]:
+    """Dilated attention around a ring: traffic, balance, and the overlap of communication."""
+    sections: dict[str, tuple[Callable[[], Table], ...]] = {
+        "traffic": (_traffic,),
+        "balance": (_balance,),
+        "overlap": (partial(_overlap, options),),
+    }
+    tables = []
+    for name in options.select(sections):
+        progress(name)
+        tables += [measure() for measure in sections[name]]
+    return tables
+
+
+def _traffic() -> Table:
+    rows = []
+    patterns: dict[str, list[tuple[int, tuple[int, ...]]]] = {
+        "n grows": [(2**k, (8192, 32768, 131072)) for k in (17, 18, 20)],
+        "w grows": [(2**20, tuple(scale * w for w in (8192, 32768, 131072))) for scale in (1, 4, 8)],
+    }
+    for (name, cases), kv_heads in product(patterns.items(), (8, 2)):
+        for seq, segments in cases:
+            pattern = DilatedPattern(segments, RATES, HEADS, num_kv_heads=kv_heads)
+            cells = []
+            for size in (2, 4, 8):
+                received = _worst_mebibytes(pattern, size, seq)
+                everything = 2 * HEAD_DIM * 2 * kv_heads * (seq - seq // size) / 2**20
+                cells.append(f"{received:.1f} ({received / everything:.1%})")
+            rows.append([name, f"{seq:,}", ", ".join(f"{w:,}" for w in segments), str(kv_heads), *cells])
+    return Table(
+        title="MiB that a rank receives in a forward",
+        columns=("case", "n", "w", "K/V heads", "P = 2", "P = 4", "P = 8"),
+        rows=rows,
+        note="The rank that receives most; contiguous, not causal, batch 1, 8 heads of 64, r = 1, 2, 4, "
+        "bfloat16. In brackets: the share of what gathering all keys and values would bring.",
+    )
+
+
+def _worst_mebibytes(pattern: DilatedPattern, size: int, seq: int) -> float:
+    most = 0
+    for rank in range(size):
+        keys = pattern.remote_keys(rank, size, seq)
+        most = max(most, sum(len(head) for branch in keys for head in branch))
+    return 2 * HEAD_DIM * most * 2 / 2**20
+
+
+def _balance() -> Table:
+    seq = 2**15
+    rows = []
+    for size in (2, 4, 8):
+        for parts in (1.0, 1.5, 2.0, 2.0 * size):
+            w = int(parts * seq / (2 * size))
+            pattern = DilatedPattern((w,), (1,), 1)
+            cells = [f"{_imbalance(pattern, size, seq, sharding):.2f}" for sharding in SHARDINGS]
+            rows.append([str(size), f"{parts / 2:g}", *cells])
+    return Table(
+        title="Causal work of the busiest rank / of the idlest",
+        columns=("P", "w in shards", *SHARDINGS),
+        rows=rows,
+        note=f"One branch, r = 1, n = {seq:,}; offered pairs (`DilatedPattern.flops`).",
+    )
+
+
+def _imbalance(pattern: DilatedPattern, size: int, seq: int, sharding: Sharding) -> float:
+    work = []
+    for rank in range(size):
+        positions = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, size, seq, sharding)])
+        work.append(pattern.flops(1, seq, HEAD_DIM, is_causal=True, query_positions=positions))
+    return max(work) / min(work)
+
+
+def _overlap(options: Options) -> Table:
+    columns = (
+        "pass",
+        "P",
+        "compute ms",
+        "communication ms",
+        "overlapped ms",
+        "/ max",
+        "one by one ms",
+        "/ max",
+    )
+    title = "Step time / max(compute, communication)"
+    reason = why_no_links()
+    if reason is not None:
+        return Table(title=title, columns=columns, rows=[[f"not measured: {reason}", *[""] * 7]])
+    rows = []
+    for size, backward in product((2, 4), (False, True)):
+        step = Step(seq=8192, heads=HEADS, head_dim=HEAD_DIM, backward=backward)
+        with Links(size) as links:
+            free = step.measure(links, rounds=3)
+            links.shape(bits_per_s=8 * free.bytes_sent / free.seconds["compute"])
+            shaped = step.measure(links, rounds=min(options.pairs, 7))
+        ms = {mode: 1e3 * seconds for mode, seconds in shaped.seconds.items()}
+        bound = max(ms["compute"], ms["communication"])
+        rows.append(
+            [
+                "forward + backward" if backward else "forward",
+                str(size),
+                *(f"{ms[mode]:.0f}" for mode in ("compute", "communication")),
+                *(
+                    cell
+                    for mode in ("overlap", "serial")
+                    for cell in (f"{ms[mode]:.0f}", f"{ms[mode] / bound:.2f}")
+                ),
+            ]
+        )
+    return Table(
+        title=title,
+        columns=columns,
+        rows=rows,
+        note="P processes of one thread in network namespaces, joined by veth pairs and a bridge; `tc tbf` "
+        "shapes each link so that communication takes about as long as computation. One segment of 8,192 "
+        "tokens, all of whose keys and values travel; float32. Medians of 7 rounds, the slowest rank.",
+    )
