@@ -49,7 +49,7 @@ class World:
         return [self._receive(rank, 4 * TIMEOUT_S) for rank in range(self.size)]
 
     def results(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """As :meth:`run`, but what a rank raised is raised here, and the others, who wait for it, restarted."""
+        """As :meth:`run`, but what a rank raised is raised here, and the world restarted."""
         self._send(function, args)
         ranks = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         answers: dict[int, Any] = {}
