@@ -50,7 +50,7 @@ def hilbert_order(grid_shape: Sequence[int]) -> Tensor:
 
 def check_grid_shape(grid_shape: Sequence[int]) -> tuple[int, ...]:
     """Return the 1 to 3 positive sides as a tuple, or raise TypeError or ValueError."""
-    if isinstance(grid_shape, (str, bytes)) or not isinstance(grid_shape, Sequence):
+    if not isinstance(grid_shape, Sequence):
         raise TypeError(f"grid_shape must be a sequence of int, got {grid_shape!r}")
     if not all(isinstance(side, int) and not isinstance(side, bool) for side in grid_shape):
         raise TypeError(f"grid_shape must hold int only, got {list(grid_shape)!r}")
@@ -80,12 +80,11 @@ class _Boxes:
 
 
 def _whole(shape: tuple[int, ...]) -> _Boxes:
-    axes = [(side, math.prod(shape[i + 1 :])) for i, side in enumerate(shape)][::-1]
-    longest = max(axes)
-    axes.remove(longest)
-    sides, steps = zip(longest, *axes, *[(1, 0)] * (2 - len(axes)), strict=True)
+    axes = [(side, math.prod(shape[i + 1 :])) for i, side in enumerate(shape)]
+    axes = sorted(axes, reverse=True) + [(1, 0)] * (3 - len(axes))  # along the longest side first
+    sides, steps = np.array(axes, dtype=np.int64).T
     start = np.zeros(1, dtype=np.int64)
-    return _Boxes(start, start, np.array(sides)[:, None], np.array(steps)[:, None])
+    return _Boxes(start, start, sides[:, None], steps[:, None])
 
 
 def _write_lines(order: Ints, boxes: _Boxes) -> None:
