@@ -95,7 +95,9 @@ def ring_attention(
         )
     around_ring = group is not None and world > 1
     if around_ring:
-        key_padding_mask = _agree(group, query, key, value, config, is_causal, key_padding_mask, first_head)
+        key_padding_mask = _agree(
+            group, query, key, value, config, is_causal, key_padding_mask, first_head, order
+        )
     elif config.ring_size in (None, 1) and order is None and first_head == 0:
         return dilated_attention(
             query,
@@ -143,6 +145,7 @@ def _agree(
     is_causal: bool,
     key_padding_mask: Tensor | None,
     first_head: int,
+    order: Tensor | None,
 ) -> Tensor | None:
     """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
@@ -160,6 +163,7 @@ def _agree(
             "overlap_communication": config.overlap_communication,
             "gradients needed": torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
             "first head": first_head,
+            "order (digest)": None if order is None else _digest(order),
             "_has_padding": has_padding,
         },
         query.device,
@@ -169,3 +173,7 @@ def _agree(
     if key_padding_mask is None:
         return torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
     return key_padding_mask
+
+
+def _digest(order: Tensor) -> int:
+    return int((order * torch.arange(1, len(order) + 1, device=order.device)).sum())
