@@ -16,15 +16,25 @@ SOURCE = Path(dilated_attention_pytorch.__file__).parent
 
 def test_exported_names():
     assert dilated_attention_pytorch.__all__ == [
+        "BaseRingAttention",
         "DilatedAttention",
         "DilatedPattern",
+        "HilbertMixin",
         "LongNetConfig",
         "LongNetEncoder",
         "LongNetLM",
         "MultiheadDilatedAttention",
+        "RingAttentionConfig",
+        "RingDilatedAttention",
+        "RingDilatedAttentionHilbert",
+        "RingDistributedDilatedAttention",
         "create_dilated_attention",
         "create_multihead_dilated_attention",
         "dilated_attention",
+        "hilbert_order",
+        "merge_lse",
+        "shard_sequence",
+        "unshard_sequence",
     ]
     for name in dilated_attention_pytorch.__all__:
         assert hasattr(dilated_attention_pytorch, name)

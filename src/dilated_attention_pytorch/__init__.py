@@ -3,17 +3,44 @@
 from .core.pattern import DilatedPattern
 from .dilated_attention import DilatedAttention, dilated_attention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
+from .kernels.hilbert import hilbert_order
+from .legacy import renamed
 from .models import LongNetConfig, LongNetEncoder, LongNetLM
 from .multihead_dilated_attention import MultiheadDilatedAttention
+from .ring_attention import (
+    BaseRingAttention,
+    RingAttentionConfig,
+    RingDilatedAttention,
+    RingDilatedAttentionHilbert,
+    RingDistributedDilatedAttention,
+    shard_sequence,
+    unshard_sequence,
+)
+from .ring_attention.utils.lse import merge_lse
+from .ring_attention.variants.hilbert import HilbertMixin
 
 __all__ = [
+    "BaseRingAttention",
     "DilatedAttention",
     "DilatedPattern",
+    "HilbertMixin",
     "LongNetConfig",
     "LongNetEncoder",
     "LongNetLM",
     "MultiheadDilatedAttention",
+    "RingAttentionConfig",
+    "RingDilatedAttention",
+    "RingDilatedAttentionHilbert",
+    "RingDistributedDilatedAttention",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
     "dilated_attention",
+    "hilbert_order",
+    "merge_lse",
+    "shard_sequence",
+    "unshard_sequence",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return renamed(name, __name__)

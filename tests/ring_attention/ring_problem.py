@@ -60,9 +60,17 @@ def ring(world: World, problem: Problem, dtype: torch.dtype = torch.float64, **o
     return first
 
 
-def exact(problem: Problem, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def exact(
+    problem: Problem, dtype: torch.dtype = torch.float64, positions: Tensor | None = None
+) -> list[Tensor]:
     """out and the three gradients of the oracle in float64, for inputs rounded to ``dtype``."""
     *inputs, grad = (x.detach().double() for x in problem.tensors(dtype))
     inputs = [x.requires_grad_() for x in inputs]
-    out, _ = oracle.attention(*inputs, problem.branches, is_causal=problem.is_causal, padding=problem.padding)
+    out, _ = oracle.attention(
+        *inputs,
+        problem.branches,
+        is_causal=problem.is_causal,
+        padding=problem.padding,
+        positions=positions,
+    )
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +14,14 @@ from problems import Problem
 from ring_problem import config_of, exact, mask_of, ring, ring_problems
 from worlds import World
 
-from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.ring_attention import RingDilatedAttention
+from dilated_attention_pytorch import dilated_attention, hilbert_order
+from dilated_attention_pytorch.ring_attention import (
+    RingDilatedAttention,
+    RingDilatedAttentionHilbert,
+    shard_sequence,
+    unshard_sequence,
+)
+from dilated_attention_pytorch.ring_attention.utils.communication import RingError
 
 Worlds = Callable[[int], World]
 SIZES = (1, 2, 3, 4)
@@ -147,8 +154,6 @@ def test_a_later_token_changes_nothing_earlier(world: Worlds, sharding: str):
 
 
 def _changed_token_rank(group, problem, sharding, change):
-    from dilated_attention_pytorch.ring_attention import shard_sequence, unshard_sequence
-
     q, k, v, _ = (x.detach() for x in problem.tensors(torch.float64))
     for x in (q, k, v):
         x[:, 13:] += change
@@ -198,3 +203,46 @@ def test_group_of_another_size_is_refused(world: Worlds):
 
 def _wrong_size_rank(group):
     RingDilatedAttention(config_of(PLAIN, ring_size=3), group)
+
+
+# Along a Hilbert curve.
+
+GRIDS = ((4, 6), (5, 7), (3, 3, 4))
+
+
+def hilbert_rank(group, grid, problem, sharding):
+    """On one rank: out and gradients in row-major order, put together with the others'."""
+    attention = RingDilatedAttentionHilbert(config_of(problem, sharding=sharding), group, grid)
+    tensors = [attention.apply_hilbert_ordering(x.detach()) for x in problem.tensors(torch.float64)]
+    shards = [shard_sequence(x, group.rank(), group.size(), sharding) for x in tensors]
+    q, k, v = (shard.requires_grad_() for shard, _ in shards[:3])
+    out = attention(q, k, v, problem.is_causal, shards[0][1])
+    grads = torch.autograd.grad(out, (q, k, v), shards[3][0])
+    whole = [unshard_sequence(x, group, sharding, problem.seq) for x in (out, *grads)]
+    return [attention.apply_hilbert_ordering(x, inverse=True) for x in whole]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_causality_along_a_curve_is_by_position(
+    world: Worlds, size: int, sharding: str, is_causal: bool, grid: tuple[int, ...]
+):
+    seq = math.prod(grid)
+    problem = replace(PLAIN, seq=seq, kv_heads=2, branches=((5, 1), (16, 2), (100, 3)), is_causal=is_causal)
+    rank_on_curve = hilbert_order(grid).argsort()
+    expected = exact(problem, positions=rank_on_curve)
+    for got in world(size).results(hilbert_rank, grid, problem, sharding):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+def test_ranks_with_other_grids_find_out(world: Worlds):
+    answers = world(2).run(other_grid_rank)
+    assert all(type(x) is RingError for x in answers)
+    assert "grid_shape is [4, 6] on rank 0 and [6, 4] on rank 1" in str(answers[0])
+
+
+def other_grid_rank(group):
+    attention = RingDilatedAttentionHilbert(config_of(PLAIN), group, (4, 6) if group.rank() == 0 else (6, 4))
+    attention(*(torch.randn(1, 12, 4, 8) for _ in range(3)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -72,6 +74,7 @@ def ring_attention(
     key_padding_mask: Tensor | None,
     *,
     order: Tensor | None = None,
+    grid_shape: Sequence[int] | None = None,
     first_head: int = 0,
 ) -> Tensor:
     """The call behind the modules of this package.
@@ -81,6 +84,7 @@ def ring_attention(
         key, value: ``[b, n/P, h_kv, d]``.
         config, group, is_causal, key_padding_mask: as for :class:`RingDilatedAttention`.
         order: int64 ``[n]``, the time of each position, for causality; default: the position.
+        grid_shape: what ``order`` was made from.
         first_head: global index of query head 0.
     """
     query, key, value = autocast(query, key, value)
@@ -96,7 +100,9 @@ def ring_attention(
         )
     around_ring = world > 1
     if group is not None and around_ring:
-        key_padding_mask = agree_on_call(group, query, key, value, config, is_causal, key_padding_mask)
+        key_padding_mask = agree_on_call(
+            group, query, key, value, config, is_causal, key_padding_mask, grid_shape
+        )
     elif config.ring_size in (None, 1) and order is None and first_head == 0:
         return dilated_attention(
             query,
@@ -143,6 +149,7 @@ def agree_on_call(
     config: RingAttentionConfig,
     is_causal: bool,
     key_padding_mask: Tensor | None,
+    grid_shape: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
@@ -159,6 +166,7 @@ def agree_on_call(
             "sharding": config.sharding,
             "overlap_communication": config.overlap_communication,
             "gradients needed": torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
+            "grid_shape": grid_shape,
             "_has_padding": has_padding,
         },
         query.device,

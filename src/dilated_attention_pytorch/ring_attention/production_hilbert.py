@@ -1,0 +1,84 @@
+"""Dilated attention around a ring, over tokens in the order of a Hilbert curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..kernels.hilbert import check_grid_shape
+from .config import RingAttentionConfig
+from .production import RingDilatedAttention, ring_attention
+from .variants.hilbert import HilbertMixin
+
+
+class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
+    """:class:`RingDilatedAttention` for tokens on a grid: segments are stretches of a Hilbert curve.
+
+    It takes and returns shards of a sequence in the order of the curve: put the whole sequence in order
+    with :meth:`apply_hilbert_ordering`, then cut it with ``shard_sequence``. A token's rank along the curve
+    decides to which segments and offsets it belongs. Causality is by its row-major index: no token sees one
+    that comes later in row-major order. What ``shard_sequence`` pads comes after all tokens in both orders;
+    pass its mask, as for any ring attention.
+
+    Args:
+        config, process_group: as for :class:`RingDilatedAttention`.
+        grid_shape: 1 to 3 sides, whose product is n; None: the order of the sequence, as it is.
+
+    Raises:
+        TypeError, ValueError: naming the argument and its value.
+    """
+
+    def __init__(
+        self,
+        config: RingAttentionConfig,
+        process_group: ProcessGroup | None = None,
+        grid_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(config, process_group)
+        self.grid_shape = None if grid_shape is None else check_grid_shape(grid_shape)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`RingDilatedAttention.forward`, tokens in the order of the curve.
+
+        Raises:
+            ValueError: also when the shards do not hold one token for each cell.
+        """
+        # What is not [b, n/P, h, d] is left to the call below to refuse.
+        order = self._padded_order(q) if isinstance(q, Tensor) and q.dim() == 4 else None
+        return ring_attention(
+            q,
+            k,
+            v,
+            self.config,
+            self.process_group,
+            is_causal,
+            key_padding_mask,
+            order=order,
+            grid_shape=self.grid_shape,
+        )
+
+    def _padded_order(self, query: Tensor) -> Tensor | None:
+        """The row-major index of every position of all ranks, those of the padded tail included."""
+        order = self._hilbert_order_on(query.device)
+        if order is None:
+            return None
+        world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        chunks = world if self.config.sharding == "contiguous" else 2 * world
+        total = world * query.shape[1]
+        if not len(order) < total < len(order) + chunks:
+            return order
+        return torch.cat([order, torch.arange(len(order), total, device=order.device)])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, grid_shape={self.grid_shape}"
