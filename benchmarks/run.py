@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run NAME``: check the numerics, measure, print the tables, write the result file.
+"""``python -m benchmarks.run NAME ...``: check the numerics, measure, print the tables, write the results.
 
 Exit status: 0 measured (a missed target too), 1 the numerics tests failed, 2 bad usage.
 """
@@ -29,28 +29,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, entry in BENCHMARKS.items():
             print(f"{name:12} {entry.summary}")
         return 0
-    if chosen.name not in BENCHMARKS:
-        parser.error(f"name one of the benchmarks {', '.join(BENCHMARKS)}; got {chosen.name}")
+    for name in chosen.names or [None]:
+        if name not in BENCHMARKS:
+            parser.error(f"name one or more of the benchmarks {', '.join(BENCHMARKS)}; got {name}")
+    if chosen.output is not None and len(chosen.names) > 1:
+        parser.error(f"--output {chosen.output}: takes one benchmark, got {', '.join(chosen.names)}")
     device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    torch.set_float32_matmul_precision(chosen.float32_matmul_precision)
     date = datetime.now(timezone.utc).date().isoformat()
     results = REPOSITORY / "benchmarks" / "results"
-    output = chosen.output or results / f"{chosen.name}_{slug(hardware_name(device))}_{date}.md"
-    if output.is_dir():
-        parser.error(f"--output {output}: is a folder; name a file")
-    try:  # before the run, which a path that cannot be written must not cost
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output {output}: {error.strerror}")
+    outputs = {
+        name: chosen.output or results / f"{name}_{slug(hardware_name(device))}_{date}.md"
+        for name in chosen.names
+    }
+    for output in outputs.values():  # before the run, which a path that cannot be written must not cost
+        if output.is_dir():
+            parser.error(f"--output {output}: is a folder; name a file")
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--output {output}: {error.strerror}")
 
-    entry = BENCHMARKS[chosen.name]
-    failure = failure_of(entry.numerics)
-    if failure is not None:
-        print(failure)
-        return 1
     options = Options(
         device=device,
         seq=chosen.seq,
@@ -58,16 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_seconds=chosen.max_seconds,
         cases=tuple(chosen.cases),
     )
-    torch.set_float32_matmul_precision(chosen.float32_matmul_precision)
-    try:
-        tables = entry.measure(options)
-    except UsageError as error:
-        parser.error(str(error))
     command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
-    text = document(chosen.name, tables, device=device, command=command, date=date)
-    print(text)
-    output.write_text(text)
-    print(f"written to {output}", file=sys.stderr)
+    for name, output in outputs.items():
+        entry = BENCHMARKS[name]
+        failure = failure_of(entry.numerics)
+        if failure is not None:
+            print(failure)
+            return 1
+        try:
+            tables = entry.measure(options)
+        except UsageError as error:
+            parser.error(str(error))
+        text = document(name, tables, device=device, command=command, date=date)
+        print(text)
+        output.write_text(text)
+        print(f"written to {output}", file=sys.stderr)
     return 0
 
 
@@ -77,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the numerics tests, then a benchmark; no figure is printed when a test fails.",
         epilog="example: python -m benchmarks.run attention --threads 2 --cases forward-large memory",
     )
-    parser.add_argument("name", nargs="?", help="which benchmark")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks")
     parser.add_argument("--list", action="store_true", help="show the benchmarks and exit")
     parser.add_argument("--seq", type=_positive, default=Options.seq, help="tokens (default %(default)s)")
     parser.add_argument(
