@@ -122,11 +122,15 @@ def test_a_sequence_that_does_not_fit_is_reported_as_not_measured():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name one of the benchmarks attention"),
+        ([], "name one or more of the benchmarks attention"),
         (["speed"], "got speed"),
         (["attention", "--cases", "sideways"], "--cases sideways: no case"),
         (["attention", "--pairs", "0"], "must be at least 1, got 0"),
         (["attention", "--output", "."], "is a folder"),
+        (
+            ["attention", "ring", "--output", "x.md"],
+            "--output x.md: takes one benchmark, got attention, ring",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(arguments, message, numerics, tmp_path, capsys):
