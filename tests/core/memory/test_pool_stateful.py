@@ -262,12 +262,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert tensor.data_ptr() % 64 == 0
         nbytes = math.prod(shape) * dtype.itemsize
         block = None
-        if nbytes and (self.shared.most is None or nbytes <= self.shared.most):
+        if nbytes:
             hit, block = self.model.take(nbytes, self.cpu[0] if self.name == "numa" else 0)
             self.hits += hit
             self.misses += not hit
-        elif nbytes:
-            self.misses += 1
         self.byte = self.byte % 255 + 1
         out = Out(tensor, self.byte, nbytes, block)
         assert not any(set(out.range()) & set(other.range()) for other in self.lent + self.views)

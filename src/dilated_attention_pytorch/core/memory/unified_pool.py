@@ -39,9 +39,10 @@ _DEBUG_BYTE_FLOATING, _DEBUG_BYTE = 0xFF, 0xA5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Lease:
-    """A buffer that is out; only weak references to it."""
+    """A buffer that is out."""
 
     alive: weakref.ref[Tensor]
+    """Kept for its callback."""
     block: Block
     nbytes: int
     """Bytes asked for."""
@@ -94,7 +95,7 @@ class UnifiedMemoryPool:
         self._debug = debug
         self._lock = threading.Lock()
         self._leases: dict[int, _Lease] = {}  # by id of the tensor
-        self._dropped: deque[tuple[int, weakref.ref[Tensor]]] = deque()
+        self._dropped: deque[int] = deque()
         self._hits = self._misses = self._forgotten = 0
 
     def get_buffer(
@@ -116,13 +117,12 @@ class UnifiedMemoryPool:
             place = _place(device)
             # Not a view of a slab: those would share one version counter.
             tensor = torch.empty(0, dtype=dtype, device=place.device)
-            self._settle()
+            self._settle()  # now: a buffer that was dropped may have had this tensor's id
             block, storage = self._take(nbytes, place)
             tensor.set_(storage, block.offset // dtype.itemsize, sizes, ())  # contiguous
             if nbytes:
                 self._hits += block.hit
                 self._misses += not block.hit
-            self._settle()  # a buffer dropped meanwhile may have had this tensor's id
             self._leases[id(tensor)] = _Lease(
                 alive=weakref.ref(tensor, self._when_dropped(id(tensor))),
                 block=block,
@@ -217,18 +217,16 @@ class UnifiedMemoryPool:
             self._strategy.clear()
 
     def _take(self, nbytes: int, place: Place) -> tuple[Block, UntypedStorage]:
-        most = self._budget.max_bytes
-        if nbytes == 0 or (most is not None and nbytes > most):
-            storage = new_storage(nbytes, place.device)
-            return Block(owner=None, place=place, nbytes=nbytes), storage
+        if nbytes == 0:
+            return Block(owner=None, place=place, nbytes=0), new_storage(0, place.device)
         return self._strategy.take(nbytes, place)
 
-    def _when_dropped(self, key: int) -> Callable[[weakref.ref[Tensor]], None]:
+    def _when_dropped(self, key: int) -> Callable[[object], None]:
         """What to call when the tensor with this id is gone: in any thread, lock held or not."""
         pool, dropped = weakref.ref(self), self._dropped
 
-        def note(reference: weakref.ref[Tensor]) -> None:
-            dropped.append((key, reference))
+        def note(_: object) -> None:
+            dropped.append(key)
             alive = pool()
             if alive is not None and alive._lock.acquire(blocking=False):
                 try:
@@ -241,11 +239,9 @@ class UnifiedMemoryPool:
     def _settle(self) -> None:
         """Account for the buffers that were dropped; under the lock."""
         while self._dropped:
-            key, reference = self._dropped.popleft()
-            lease = self._leases.get(key)
-            if lease is None or lease.alive is not reference:  # returned, and dropped by the returning call
+            lease = self._leases.pop(self._dropped.popleft(), None)
+            if lease is None:  # returned, and dropped by the call that returned it
                 continue
-            del self._leases[key]
             self._forgotten += 1
             if lease.block.owner is not None:
                 self._strategy.forget(lease.block)
