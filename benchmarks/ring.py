@@ -6,7 +6,6 @@ Letters: P ranks, n sequence, h heads, d head dimension, w segment length, r dil
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 
 import torch
@@ -28,15 +27,15 @@ Row = list[str]
 @benchmark("ring", numerics=("tests/ring_attention/test_ring.py", "tests/ring_attention/test_traffic.py"))
 def ring(options: Options) -> list[Table]:
     """Dilated attention around a ring: traffic, balance, and the overlap of communication."""
-    sections: dict[str, tuple[Callable[[], Table], ...]] = {
-        "traffic": (_traffic,),
-        "balance": (_balance,),
-        "overlap": (partial(_overlap, options),),
+    sections: dict[str, Callable[[], list[Table]]] = {
+        "traffic": lambda: [_traffic()],
+        "balance": lambda: [_balance()],
+        "steps": lambda: _steps(options),
     }
     tables = []
     for name in options.select(sections):
         progress(name)
-        tables += [measure() for measure in sections[name]]
+        tables += sections[name]()
     return tables
 
 
@@ -97,47 +96,46 @@ def _imbalance(pattern: DilatedPattern, size: int, seq: int, sharding: Sharding)
     return max(work) / min(work)
 
 
-def _overlap(options: Options) -> Table:
-    columns = (
-        "pass",
-        "P",
-        "compute ms",
-        "communication ms",
-        "overlapped ms",
-        "/ max",
-        "one by one ms",
-        "/ max",
-    )
-    title = "Step time / max(compute, communication)"
+def _steps(options: Options) -> list[Table]:
     reason = why_no_links()
-    if reason is not None:
-        return Table(title=title, columns=columns, rows=[[f"not measured: {reason}", *[""] * 7]])
-    rows = []
-    for size, backward in product((2, 4), (False, True)):
-        step = Step(seq=8192, heads=HEADS, head_dim=HEAD_DIM, backward=backward)
-        with Links(size) as links:
-            free = step.measure(links, rounds=3)
-            links.shape(bits_per_s=8 * free.bytes_sent / free.seconds["compute"])
-            shaped = step.measure(links, rounds=min(options.pairs, 7))
-        ms = {mode: 1e3 * seconds for mode, seconds in shaped.seconds.items()}
-        bound = max(ms["compute"], ms["communication"])
-        rows.append(
-            [
-                "forward + backward" if backward else "forward",
-                str(size),
-                *(f"{ms[mode]:.0f}" for mode in ("compute", "communication")),
-                *(
-                    cell
-                    for mode in ("overlap", "serial")
-                    for cell in (f"{ms[mode]:.0f}", f"{ms[mode] / bound:.2f}")
-                ),
-            ]
-        )
-    return Table(
-        title=title,
-        columns=columns,
-        rows=rows,
+    overlap = Table(
+        title="Step time / max(compute, communication)",
+        columns=(
+            "pass",
+            "P",
+            "compute ms",
+            "messages ms",
+            "overlapped ms",
+            "/ max",
+            "one by one ms",
+            "/ max",
+        ),
+        rows=[] if reason is None else [[f"not measured: {reason}", *[""] * 7]],
         note="P processes of one thread in network namespaces, joined by veth pairs and a bridge; `tc tbf` "
         "shapes each link so that communication takes about as long as computation. One segment of 8,192 "
-        "tokens, all of whose keys and values travel; float32. Medians of 7 rounds, the slowest rank.",
+        "tokens, all of whose keys and values travel; float32. Medians of the slowest rank's time.",
     )
+    buffers = Table(
+        title="Step time with message buffers from the pool / from the allocator",
+        columns=("pass", "P", "pool ms", "allocator ms", "ratio"),
+        rows=[] if reason is None else [[f"not measured: {reason}", *[""] * 4]],
+        note='The same, links not shaped; `memory_pool_strategy="simple"`.',
+    )
+    for size, backward in product((2, 4), (False, True)) if reason is None else ():
+        step = Step(seq=8192, heads=HEADS, head_dim=HEAD_DIM, backward=backward)
+        rounds = min(options.pairs, 9)
+        with Links(size) as links:
+            free = step.measure(links, rounds)
+            links.shape(bits_per_s=8 * free.bytes_sent / free.seconds["compute"])
+            shaped = step.measure(links, rounds)
+        name = ["forward + backward" if backward else "forward", str(size)]
+        ms = {mode: 1e3 * seconds for mode, seconds in shaped.seconds.items()}
+        bound = max(ms["compute"], ms["communication"])
+        row = [*name, f"{ms['compute']:.0f}", f"{ms['communication']:.0f}"]
+        for mode in ("overlap", "serial"):
+            row += [f"{ms[mode]:.0f}", f"{ms[mode] / bound:.2f}"]
+        overlap.rows.append(row)
+        pooled, plain = (1e3 * free.seconds[mode] for mode in ("pooled", "overlap"))
+        buffers.rows.append([*name, f"{pooled:.0f}", f"{plain:.0f}", f"{pooled / plain:.2f}"])
+        progress(f"  {', '.join(row)}; pool {pooled / plain:.2f}")
+    return [overlap, buffers]

@@ -25,7 +25,7 @@ from dilated_attention_pytorch.ring_attention.utils.communication import Message
 
 from .links import Links
 
-MODES = ("compute", "communication", "overlap", "serial")
+MODES = ("compute", "communication", "overlap", "serial", "pooled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +107,30 @@ def _rank(step: Step, size: int, rounds: int, folder: Path, rank: int) -> None:
     shape = (1, step.seq // size, step.heads, step.head_dim)
     q, k, v = (torch.randn(shape, requires_grad=step.backward) for _ in range(3))
 
-    def whole(overlap: bool) -> None:
-        config = RingAttentionConfig([step.seq], [1], overlap_communication=overlap)
-        out = RingDilatedAttention(config, group)(q, k, v)
+    config = RingAttentionConfig([step.seq], [1])
+    overlapped = RingDilatedAttention(config, group)
+    serial = RingDilatedAttention(dataclasses.replace(config, overlap_communication=False), group)
+    pooled = RingDilatedAttention(dataclasses.replace(config, memory_pool_strategy="simple"), group)
+
+    def whole(attention: RingDilatedAttention) -> None:
+        out = attention(q, k, v)
         if step.backward:
             torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
 
     recorder = _Recorder()
     with patch.object(function, "Pending", recorder.post):
-        whole(True)
+        whole(overlapped)
 
     def compute() -> None:
         with patch.object(function, "Pending", _NoMessages):
-            whole(True)
+            whole(overlapped)
 
     modes: dict[str, Callable[[], None]] = {
         "compute": compute,
         "communication": lambda: recorder.run(group),
-        "overlap": lambda: whole(True),
-        "serial": lambda: whole(False),
+        "overlap": lambda: whole(overlapped),
+        "serial": lambda: whole(serial),
+        "pooled": lambda: whole(pooled),
     }
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     for number in range(rounds + 1):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import attention, hilbert, ring  # noqa: F401  (they register themselves)
+from . import attention, hilbert, pool, ring  # noqa: F401  (they register themselves)
 from .registry import BENCHMARKS, Options, UsageError
 from .report import document, hardware_name, slug
 from .verify import REPOSITORY, failure_of

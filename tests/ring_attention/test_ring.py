@@ -162,6 +162,29 @@ def _changed_token_rank(group, problem, sharding, change):
     return unshard_sequence(out, group, sharding)
 
 
+@pytest.mark.parametrize("strategy", ["simple", "bucketed", "fragment_aware", "numa", "adaptive"])
+def test_buffers_of_messages_come_from_the_pool_and_go_back(world: Worlds, strategy: str):
+    for errors, stats in world(3).results(pooled_rank, replace(PLAIN, padded=True), strategy):
+        assert errors == [0.0] * 4
+        assert stats["buffers_lent"] == stats["forgotten"] == 0
+        assert stats["hits"] > 0
+
+
+def pooled_rank(group, problem, strategy):
+    """Differences to what the allocator's memory gives, in the third of three passes, and statistics."""
+    q, k, v, grad = (x.detach().chunk(group.size(), 1)[group.rank()] for x in problem.tensors(torch.float64))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    mask = mask_of(problem).chunk(group.size(), 1)[group.rank()]
+    pooled = RingDilatedAttention(config_of(problem, memory_pool_strategy=strategy), group)
+    plain = RingDilatedAttention(config_of(problem), group)
+    results = []
+    for attention in (pooled, pooled, pooled, plain):
+        out = attention(q, k, v, True, mask)
+        results.append([out, *torch.autograd.grad(out, (q, k, v), grad)])
+    errors = [float((x - y).abs().max()) for x, y in zip(results[2], results[3], strict=True)]
+    return errors, pooled.memory_pool.get_stats()
+
+
 # Without a process group.
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from ..core.memory.unified_pool import UnifiedMemoryPool
 from .config import RingAttentionConfig
 
 
@@ -21,6 +22,8 @@ class BaseRingAttention(nn.Module, ABC):
         if not isinstance(config, RingAttentionConfig):
             raise TypeError(f"config must be a RingAttentionConfig, got {type(config).__name__}")
         self.config = config
+        strategy = config.memory_pool_strategy
+        self.memory_pool = None if strategy is None else UnifiedMemoryPool(strategy)
 
     @abstractmethod
     def forward(

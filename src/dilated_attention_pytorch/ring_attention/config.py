@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.memory.unified_pool import STRATEGIES
 from ..core.sharding import Sharding, check_sharding
 from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
 from ..kernels.backends import Backend
@@ -32,6 +33,8 @@ class RingAttentionConfig:
     """Which positions a rank holds: see ``shard_sequence``."""
     overlap_communication: bool = True
     """Have the next block of keys and values under way while the current one is computed."""
+    memory_pool_strategy: str | None = None
+    """Strategy of the :class:`UnifiedMemoryPool` that message buffers come from; None: the allocator."""
     backend: Backend = "auto"
     """``"auto"`` or ``"sdpa"``."""
 
@@ -44,5 +47,10 @@ class RingAttentionConfig:
         check_sharding(self.sharding)
         if self.ring_size is not None and (not isinstance(self.ring_size, int) or self.ring_size < 1):
             raise ValueError(f"ring_size must be None or an int of at least 1, got {self.ring_size!r}")
+        if self.memory_pool_strategy not in (None, *STRATEGIES):
+            raise ValueError(
+                f"memory_pool_strategy must be None or one of {', '.join(STRATEGIES)}, "
+                f"got {self.memory_pool_strategy!r}"
+            )
         if self.backend not in ("auto", "sdpa"):
             raise ValueError(f"backend must be 'auto' or 'sdpa' around a ring, got {self.backend!r}")

@@ -62,7 +62,9 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         mesh = self.device_mesh
         ring = mesh.get_group(0)
         if mesh.ndim == 1 or mesh.size(1) == 1:
-            return ring_attention(q, k, v, self.config, ring, is_causal, key_padding_mask)
+            return ring_attention(
+                q, k, v, self.config, ring, is_causal, key_padding_mask, pool=self.memory_pool
+            )
         q, k, v = autocast(q, k, v)
         check_qkv(q, k, v)
         if key_padding_mask is not None:
@@ -80,7 +82,17 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             key_padding_mask = _exchange(everywhere, group, 2, 1)[:, :, 0, 0]
         q, k, v = (_exchange(x, group, 2, 1) for x in (q, k, v))
         first_head = mesh.get_local_rank(1) * q.shape[2]
-        out = ring_attention(q, k, v, self.config, ring, is_causal, key_padding_mask, first_head=first_head)
+        out = ring_attention(
+            q,
+            k,
+            v,
+            self.config,
+            ring,
+            is_causal,
+            key_padding_mask,
+            first_head=first_head,
+            pool=self.memory_pool,
+        )
         return _exchange(out, group, 1, 2)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ..core.memory.unified_pool import UnifiedMemoryPool
 from .computation import (
     KeyValue,
     Part,
@@ -35,16 +36,28 @@ from .utils.communication import Message, Pending
 class Parcel:
     """What one rank sends another in one hop, as one flat tensor: each block's keys, then its values.
 
-    With padding, a second one of bytes: which rows are ignored.
+    With padding, a second one of bytes: which rows are ignored. :meth:`release` ends its use.
     """
 
-    def __init__(self, blocks: list[Block], key: Tensor, dtype: torch.dtype, has_padding: bool) -> None:
+    def __init__(
+        self,
+        blocks: list[Block],
+        key: Tensor,
+        dtype: torch.dtype,
+        has_padding: bool,
+        pool: UnifiedMemoryPool | None,
+    ) -> None:
         """For blocks of tensors like ``key [b, n, g, d]``."""
         batch, _, _, head_dim = key.shape
         self.blocks = blocks
         shapes = [(batch, block.num_heads, block.num_rows, head_dim) for block in blocks for _ in range(2)]
         sizes = [torch.Size(shape).numel() for shape in shapes]
-        self.content = key.new_empty(sum(sizes), dtype=dtype)
+        self._pool = pool
+        self.content = (
+            key.new_empty(sum(sizes), dtype=dtype)
+            if pool is None
+            else pool.get_buffer(sum(sizes), dtype, key.device)
+        )
         parts = torch.split(self.content, sizes)
         views = [x.view(shape) for x, shape in zip(parts, shapes, strict=True)]
         self.rows: list[KeyValue] = list(zip(views[::2], views[1::2], strict=True))
@@ -68,6 +81,12 @@ class Parcel:
                 ignored.copy_(block.keys.take(padding[..., None], slice(0, 1))[:, 0, :, 0])
         return self
 
+    def release(self) -> None:
+        """Give the memory back; nothing of this parcel may be used, or under way, any more."""
+        self.rows = []
+        if self._pool is not None:
+            self._pool.return_buffer(self.content)
+
     def messages(self, peer: int) -> list[Message]:
         """What to send to, or receive from, ``peer``."""
         tensors = [x for x in (self.content, self.ignored) if x is not None and x.numel()]
@@ -77,8 +96,16 @@ class Parcel:
 class _Hops:
     """The hops of one pass: keys and values from each rank before, to each rank after."""
 
-    def __init__(self, group: ProcessGroup, key: Tensor, value: Tensor, part: Part, overlap: bool) -> None:
-        self.group, self.part, self.overlap = group, part, overlap
+    def __init__(
+        self,
+        group: ProcessGroup,
+        key: Tensor,
+        value: Tensor,
+        part: Part,
+        overlap: bool,
+        pool: UnifiedMemoryPool | None,
+    ) -> None:
+        self.group, self.part, self.overlap, self.pool = group, part, overlap, pool
         self.key, self.value = key, value
         self.world = len(part.chunks)
 
@@ -86,32 +113,40 @@ class _Hops:
         """Whom to receive from, and whom to send to."""
         return (self.part.rank - hop) % self.world, (self.part.rank + hop) % self.world
 
-    def _post(self, hop: int) -> tuple[Pending, Parcel]:
+    def _post(self, hop: int) -> tuple[Pending, Parcel, Parcel]:
         source, target = self.peers(hop)
         part, padding = self.part, self.part.problem.padding
         received, sent = (
-            Parcel(part.blocks(owner, user), self.key, self.key.dtype, padding is not None)
+            Parcel(part.blocks(owner, user), self.key, self.key.dtype, padding is not None, self.pool)
             for owner, user in ((source, part.rank), (part.rank, target))
         )
         sent.pack(self.key, self.value, padding)
-        return Pending(self.group, sent.messages(target), received.messages(source)), received
+        return Pending(self.group, sent.messages(target), received.messages(source)), received, sent
 
     def __iter__(self) -> Iterator[tuple[int, Parcel | None]]:
         """Hop 0, for what needs no message, then each hop with what it brought."""
         under_way = self._post(1) if self.overlap and self.world > 1 else None
         yield 0, None
         for hop in range(1, self.world):
-            pending, received = under_way or self._post(hop)
+            pending, received, sent = under_way or self._post(hop)
             pending.wait()
+            sent.release()
             under_way = self._post(hop + 1) if self.overlap and hop + 1 < self.world else None
             yield hop, received
+            received.release()
 
 
 def ring_function(
-    query: Tensor, key: Tensor, value: Tensor, part: Part, group: ProcessGroup, overlap: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    part: Part,
+    group: ProcessGroup,
+    overlap: bool,
+    pool: UnifiedMemoryPool | None,
 ) -> Tensor:
     """out ``[b, n, h, d]`` of one rank's query ``[b, n, h, d]``, key and value ``[b, n, g, d]``."""
-    return RingFunction.apply(query, key, value, part, group, overlap)  # type: ignore[no-untyped-call,no-any-return]
+    return RingFunction.apply(query, key, value, part, group, overlap, pool)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
@@ -131,9 +166,10 @@ class RingFunction(torch.autograd.Function):
         part: Part,
         group: ProcessGroup,
         overlap: bool,
+        pool: UnifiedMemoryPool | None,
     ) -> Tensor:
         q, k, v = (for_kernel(x) for x in (query, key, value))
-        hops = _Hops(group, key, value, part, overlap)
+        hops = _Hops(group, key, value, part, overlap, pool)
         for hop, received in hops:
             if received is None:
                 out, lse = own_forward(q, k, v, part)
@@ -144,23 +180,23 @@ class RingFunction(torch.autograd.Function):
                 absorb(q, out, lse, block, rows_kv, padding, part, owner)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse.transpose(1, 2).contiguous())
-        ctx.rest = part, group, overlap
+        ctx.rest = part, group, overlap, pool
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
-        part, group, overlap = ctx.rest
+        part, group, overlap, pool = ctx.rest
         go, q, k, v, o = (for_kernel(x) for x in (grad_out, query, key, value, out))
-        hops = _Hops(group, key, value, part, overlap)
+        hops = _Hops(group, key, value, part, overlap, pool)
         returning: tuple[Pending, Parcel, Parcel] | None = None
         for hop, received in hops:
             if received is None:
                 grads = own_backward(go, q, k, v, o, lse, part)
                 continue
             source, target = hops.peers(hop)
-            give = Parcel(received.blocks, key, grads[1].dtype, False)
+            give = Parcel(received.blocks, key, grads[1].dtype, False, pool)
             for block, rows, padding, given in zip(
                 received.blocks, received.rows, received.padding, give.rows, strict=True
             ):
@@ -169,10 +205,10 @@ class RingFunction(torch.autograd.Function):
                 for view, x in zip(given, found, strict=True):
                     view.copy_(x)
             _add_returned(returning, grads)
-            get = Parcel(part.blocks(part.rank, target), key, grads[1].dtype, False)
+            get = Parcel(part.blocks(part.rank, target), key, grads[1].dtype, False, pool)
             returning = Pending(group, give.messages(source), get.messages(target)), get, give
         _add_returned(returning, grads)
-        return (*(x.to(y.dtype) for x, y in zip(grads, (query, key, value), strict=True)), *[None] * 3)
+        return (*(x.to(y.dtype) for x, y in zip(grads, (query, key, value), strict=True)), *[None] * 4)
 
 
 class BlockwiseFunction(torch.autograd.Function):
@@ -238,10 +274,12 @@ def _blocks_of_others(
 def _add_returned(returning: tuple[Pending, Parcel, Parcel] | None, grads: list[Tensor]) -> None:
     if returning is None:
         return
-    pending, got, _ = returning
+    pending, got, given = returning
     pending.wait()
     for block, rows in zip(got.blocks, got.rows, strict=True):
         add_to_owner(block, rows, grads[1], grads[2])
+    got.release()
+    given.release()
 
 
 def _refuse_second_derivative() -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ..core.memory.unified_pool import UnifiedMemoryPool
 from ..core.sharding import chunks_of
 from ..core.validation import check_key_padding_mask, check_qkv
 from ..dilated_attention import autocast, dilated_attention
@@ -61,7 +62,9 @@ class RingDilatedAttention(BaseRingAttention):
             TypeError, ValueError: naming the argument and its values.
             RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
         """
-        return ring_attention(q, k, v, self.config, self.process_group, is_causal, key_padding_mask)
+        return ring_attention(
+            q, k, v, self.config, self.process_group, is_causal, key_padding_mask, pool=self.memory_pool
+        )
 
 
 def ring_attention(
@@ -76,6 +79,7 @@ def ring_attention(
     order: Tensor | None = None,
     grid_shape: Sequence[int] | None = None,
     first_head: int = 0,
+    pool: UnifiedMemoryPool | None = None,
 ) -> Tensor:
     """The call behind the modules of this package.
 
@@ -86,6 +90,7 @@ def ring_attention(
         order: int64 ``[n]``, the time of each position, for causality; default: the position.
         grid_shape: what ``order`` was made from.
         first_head: global index of query head 0.
+        pool: where message buffers come from; None: the allocator.
     """
     query, key, value = autocast(query, key, value)
     check_qkv(query, key, value)
@@ -133,7 +138,7 @@ def ring_attention(
         order=order,
     )
     if group is not None and around_ring:
-        return ring_function(query, key, value, part, group, config.overlap_communication)
+        return ring_function(query, key, value, part, group, config.overlap_communication, pool)
     return blockwise_function(query, key, value, part)
 
 

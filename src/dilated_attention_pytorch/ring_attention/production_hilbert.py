@@ -66,6 +66,7 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
             key_padding_mask,
             order=order,
             grid_shape=self.grid_shape,
+            pool=self.memory_pool,
         )
 
     def _padded_order(self, query: Tensor) -> Tensor | None:

@@ -1,0 +1,102 @@
+"""The strategy that fits the sizes that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import UntypedStorage
+
+from .base import Block, Budget, Place, Strategy, Taken
+from .bucketed import BucketedStrategy, size_class
+from .fragment_aware import SLAB_BYTES, FragmentAwareStrategy
+from .simple import SimpleStrategy
+
+ENOUGH = 0.75
+"""Share of requests that are, or could be, served from free memory."""
+
+
+class AdaptiveStrategy(Strategy):
+    """One of simple, bucketed and fragment-aware at a time, chosen anew after every ``window`` requests.
+
+    It starts as simple. While at least 3/4 of a window's requests were hits, it stays what it is. Otherwise
+    the sizes asked for in that window decide:
+
+    * at least 3/4 of them repeat an earlier one exactly: simple, which wastes nothing;
+    * else, at least 3/4 repeat an earlier one's size class: bucketed;
+    * else fragment-aware, to which sizes do not matter.
+
+    The free memory of the one that it leaves is released, and what that one lent when it comes back.
+
+    Args:
+        window: requests between two choices, at least 1.
+        slab_bytes: see :class:`FragmentAwareStrategy`.
+    """
+
+    name = "adaptive"
+
+    def __init__(self, window: int = 64, slab_bytes: int = SLAB_BYTES) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.window = window
+        self._simple, self._bucketed = SimpleStrategy(), BucketedStrategy()
+        self._fragment_aware = FragmentAwareStrategy(slab_bytes)
+        self._chosen: Strategy = self._simple
+        self._sizes: list[int] = []
+        self._hits = 0
+
+    def attach(self, budget: Budget) -> None:
+        super().attach(budget)
+        for strategy in (self._simple, self._bucketed, self._fragment_aware):
+            strategy.attach(budget)
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._chosen.cached_bytes
+
+    @property
+    def idle_bytes(self) -> int:
+        return self._chosen.idle_bytes
+
+    def take(self, nbytes: int, place: Place) -> Taken:
+        if len(self._sizes) == self.window:
+            self._choose()
+        block, storage = self._chosen.take(nbytes, place)
+        self._sizes.append(nbytes)
+        self._hits += block.hit
+        return block, storage
+
+    def _choose(self) -> None:
+        before = self._chosen
+        if self._hits < ENOUGH * self.window:
+            if _repeats(self._sizes) >= ENOUGH:
+                self._chosen = self._simple
+            elif _repeats(map(size_class, self._sizes)) >= ENOUGH:
+                self._chosen = self._bucketed
+            else:
+                self._chosen = self._fragment_aware
+        if self._chosen is not before:
+            before.clear()
+        self._sizes, self._hits = [], 0
+
+    def give(self, block: Block, storage: UntypedStorage) -> None:
+        assert block.owner is not None
+        block.owner.give(block, storage)
+        if block.owner is not self._chosen:
+            block.owner.clear()
+
+    def forget(self, block: Block) -> None:
+        assert block.owner is not None
+        block.owner.forget(block)
+
+    def evict(self) -> bool:
+        return self._chosen.evict()
+
+    def details(self) -> dict[str, Any]:
+        return {"chosen": self._chosen.name}
+
+
+def _repeats(values: Iterable[int]) -> float:
+    """The share of the values that occurred before."""
+    values = list(values)
+    return 1 - len(set(values)) / len(values)
