@@ -222,6 +222,20 @@ def test_the_least_recently_returned_is_evicted_first():
     assert (pool.get_stats()["hits"], len(again)) == (2, 3)
 
 
+def test_of_one_size_the_oldest_is_evicted_and_the_newest_served():
+    pool = UnifiedMemoryPool("simple", max_bytes=310)
+    buffers = [pool.get_buffer(size, torch.int8) for size in (100, 101, 100, 102, 103)]
+    for buffer in buffers:  # the last two each evict one: the first 100, then 101
+        pool.return_buffer(buffer)
+    assert (pool.get_stats()["bytes_cached"], pool.get_stats()["evictions"]) == (305, 2)
+    assert pool.get_buffer(100, torch.int8).data_ptr() == buffers[2].data_ptr()
+    pool = UnifiedMemoryPool("simple")
+    first, second = (pool.get_buffer(100, torch.int8) for _ in range(2))
+    pool.return_buffer(first)
+    pool.return_buffer(second)
+    assert pool.get_buffer(100, torch.int8).data_ptr() == second.data_ptr()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_request_beyond_max_bytes_is_served_and_not_kept(name: str):
     pool = UnifiedMemoryPool(name, max_bytes=10_000)
@@ -318,7 +332,8 @@ def test_lease_returns_after_an_exception():
     pool = UnifiedMemoryPool()
     with pytest.raises(KeyError), pool.lease(4, torch.float32):
         raise KeyError
-    assert pool.get_stats()["buffers_lent"] == 0
+    stats = pool.get_stats()
+    assert (stats["buffers_lent"], stats["forgotten"], stats["bytes_cached"]) == (0, 0, 16)
 
 
 def test_older_names():
