@@ -13,7 +13,7 @@ from .train.command import run_train
 from .train.errors import CommandError, RankError
 from .train.generate import run_generate
 from .train.options import add_arguments, add_split_arguments
-from .train.ranks import Ranks, joined_ranks, launched
+from .train.ranks import Ranks, as_one_of_several, launched
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"] and launched():
-        with joined_ranks() as ranks:
-            return _run(arguments, ranks)
+        return as_one_of_several(lambda ranks: _run(arguments, ranks))
     return _run(arguments, Ranks())
 
 

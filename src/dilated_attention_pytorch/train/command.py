@@ -233,8 +233,8 @@ def _train(run: Run, job: _Job, place: Place) -> int:
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, options)
         if ranks.size > 1 and _is_of_communication(error):
-            reason = str(error).split("\n")[0]
-            raise RankError(f"another rank has failed: {reason}; go on with: {again}", status=1) from error
+            reason = str(error).split("\n")[0].split(". ")[0]
+            raise RankError(f"another rank has failed ({reason}); go on with: {again}", status=1) from error
         raise
     return 0
 

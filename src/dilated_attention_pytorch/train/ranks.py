@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -98,20 +99,23 @@ def launched() -> bool:
     return all(name in os.environ for name in _ENVIRONMENT) and os.environ["WORLD_SIZE"] != "1"
 
 
-@contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the others while entered. Only rank 0 has a standard output."""
+def as_one_of_several(command: Callable[[Ranks], T]) -> T:
+    """Join the others, and run ``command`` as one of them. Only rank 0 has a standard output."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend)
     try:
-        ranks = Ranks(
-            dist.get_rank(),
-            dist.get_world_size(),
-            int(os.environ.get("LOCAL_RANK", 0)),
-            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-            dist.group.WORLD,
-        )
-        with open(os.devnull, "w") as nowhere, nullcontext() if ranks.first else redirect_stdout(nowhere):
-            yield ranks
+        rank = dist.get_rank()
+        with open(os.devnull, "w") as nowhere, nullcontext() if rank == 0 else redirect_stdout(nowhere):
+            return command(
+                Ranks(
+                    rank,
+                    dist.get_world_size(),
+                    int(os.environ.get("LOCAL_RANK", 0)),
+                    int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                    dist.group.WORLD,
+                )
+            )
     finally:
+        # A group that something still refers to when the interpreter exits may abort the process.
+        gc.collect()
         dist.destroy_process_group()

@@ -91,36 +91,11 @@ def write_shards(run: Path, named: str | None, tensors: Mapping[str, Tensor], ra
         CommandError, OSError: on all ranks.
     """
     name = SHARDS[named == SHARDS[0]]
-    folder = run / name
-
-    def make() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-
-    def find() -> None:
-        if not folder.is_dir():
-            raise CommandError(
-                f"rank {ranks.rank} does not see {folder}, which rank 0 made: "
-                "the run must be on a file system that all ranks share"
-            )
-
-    ranks.on_first(make)
-    ranks.together(find)
     try:
-        save(
-            dict(tensors),
-            storage_writer=FileSystemWriter(folder),
-            process_group=ranks.group,
-            no_dist=ranks.group is None,
-        )
-    except CheckpointException as error:
-        raise _first_failure(error, f"cannot write {folder}") from None
-    files = ranks.gather(sorted(path.name for path in folder.iterdir()))[0]
-    digests: dict[str, str] = {}
-    # Each rank reads some of the files that are there, whoever wrote them.
-    for part in ranks.gather(ranks.together(lambda: _digests(folder, files[ranks.rank :: ranks.size]))):
-        digests.update(part)
-    ranks.on_first(lambda: sync_folder(folder))
+        digests = _write(run / name, tensors, ranks)
+    except (CommandError, OSError):
+        ranks.on_first(lambda: shutil.rmtree(run / name, ignore_errors=True))
+        raise
     return {"folder": name, "digests": digests}
 
 
@@ -163,6 +138,40 @@ def read_shards(run: Path, shards: Mapping[str, Any], tensors: Mapping[str, Tens
             )
         except CheckpointException as error:
             raise _first_failure(error, f"cannot read {folder}") from None
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, str]:
+    """Write and sync the files, and return the digest of each."""
+
+    def make() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+    def find() -> None:
+        if not folder.is_dir():
+            raise CommandError(
+                f"rank {ranks.rank} does not see {folder}, which rank 0 made: "
+                "the run must be on a file system that all ranks share"
+            )
+
+    ranks.on_first(make)
+    ranks.together(find)
+    try:
+        save(
+            dict(tensors),
+            storage_writer=FileSystemWriter(folder),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+    except CheckpointException as error:
+        raise _first_failure(error, f"cannot write {folder}") from None
+    files = ranks.gather(ranks.on_first(lambda: sorted(path.name for path in folder.iterdir())))[0] or []
+    digests: dict[str, str] = {}
+    # Each rank reads some of the files that are there, whoever wrote them.
+    for part in ranks.gather(ranks.together(lambda: _digests(folder, files[ranks.rank :: ranks.size]))):
+        digests.update(part)
+    ranks.on_first(lambda: sync_folder(folder))
+    return digests
 
 
 class _Reader(FileSystemReader):
