@@ -72,7 +72,9 @@ def split_of(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sh
             f"--batch-size must be a multiple of {num_data}, the {ranks.size} processes by "
             f"--context-parallel {num_context}, got {options.batch_size}"
         )
-    chunks = 2 * num_context if sharding == "zigzag" and num_context > 1 else num_context
+    if num_context == 1:
+        sharding = "contiguous"
+    chunks = 2 * num_context if sharding == "zigzag" else num_context
     if options.seq_len % chunks:
         raise CommandError(
             f"--seq-len must be a multiple of {chunks} with --context-parallel {num_context} "
