@@ -37,9 +37,17 @@ def torchrun(processes, *arguments):
     )
 
 
+def end_of(child):
+    try:
+        return child.communicate(timeout=300)
+    finally:
+        # It ends the ranks as well, if they are still there.
+        child.terminate()
+
+
 def finished(child):
     with child:
-        out, err = child.communicate(timeout=120)
+        out, err = end_of(child)
     assert child.returncode == 0, err
     assert err == ""
     return out
@@ -89,7 +97,7 @@ def test_stopped_on_four_and_resumed_on_two_and_on_one(text, whole, longnet):
         while not child.stdout.readline().startswith("step 20/"):
             pass
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=120)
+        out, err = end_of(child)
     step = load_checkpoint(Path("runs/on-two/checkpoint.pt"))["step"]
     assert 20 <= step < 50
     assert len(curves("on-two")) == step
@@ -127,7 +135,7 @@ def test_stopped_on_one_and_resumed_on_two(text, whole, longnet, monkeypatch):
 
 def test_mistakes_are_one_line_of_all_ranks(text):
     with torchrun(2, "--data", "nothing", *TINY, "--context-parallel", 2, "--run", "x") as child:
-        out, err = child.communicate(timeout=120)
+        out, err = end_of(child)
     said = [line for line in err.splitlines() if "longnet" in line]
     assert said == [
         f"longnet train: error: cannot read {Path('nothing').absolute()}: No such file or directory"
