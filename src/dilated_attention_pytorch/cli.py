@@ -20,10 +20,11 @@ examples:
   longnet train                                   on the Python standard library, context 8192
   longnet train --data books --seq-len 65536 --run books-64k --steps 2000
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
-  torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train --context-parallel 4 --seq-len 262144
+  torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
-With torchrun each process has a part of the parameters, of each batch and, with --context-parallel, of each
-context; the numbers are those of one process. Any number of processes resumes what any other has trained.
+Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel, of
+each context; the numbers are those of one process. Any number of processes resumes what any other has trained.
+The -- keeps torchrun from taking --run for one of its own options.
 
 A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
 processes, the folder with its tensors: shards-0 or shards-1).

@@ -1,9 +1,11 @@
 import argparse
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dilated_attention_pytorch.train.command import check_same_on_all_ranks
 from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.options import TrainOptions, add_split_arguments
 from dilated_attention_pytorch.train.ranks import Ranks, launched
@@ -110,3 +112,22 @@ def test_launched_is_read_from_the_environment(monkeypatch):
     assert launched()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not launched()
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ({"seed": 1}, "the ranks differ in seed: 0 on rank 0, 1 on rank 2"),
+        ({"text": "b"}, "the ranks differ in text: a on rank 0, b on rank 2"),
+        ({"sharding": "zigzag"}, "the ranks differ in sharding: contiguous on rank 0, zigzag on rank 2"),
+    ],
+)
+def test_ranks_that_were_started_differently(seen, message):
+    class Three(Ranks):
+        def gather(self, value):
+            return [value, value, {**value, **seen}]
+
+    job = SimpleNamespace(options=TrainOptions(), split=Split(num_data=3), data={"digest": "a"})
+    with pytest.raises(CommandError) as caught:
+        check_same_on_all_ranks(job, Three(0, 3))
+    assert str(caught.value) == message

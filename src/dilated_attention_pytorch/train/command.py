@@ -74,7 +74,7 @@ def run_train(args: argparse.Namespace, ranks: Ranks) -> int:
         CommandError: what its user can do something about.
     """
     job = ranks.together(lambda: _prepare(args, ranks))
-    _check_same_on_all_ranks(job, ranks)
+    check_same_on_all_ranks(job, ranks)
     model = ranks.together(lambda: _build(job))
     place = spread(model, ranks, job.split, job.device)
     optimizer = make_optimizer(model, job.options)
@@ -128,7 +128,7 @@ def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
     return _Job(options, config, corpus, data, device, split, folder, checkpoint)
 
 
-def _check_same_on_all_ranks(job: _Job, ranks: Ranks) -> None:
+def check_same_on_all_ranks(job: _Job, ranks: Ranks) -> None:
     """Raise CommandError where ranks were started differently, or find another text on their machine."""
     shape = dataclasses.replace(job.split, data_rank=0, context_rank=0)
     mine = {**dataclasses.asdict(job.options), **dataclasses.asdict(shape), "text": job.data["digest"]}
@@ -196,8 +196,8 @@ def _describe(run: Run, job: _Job) -> None:
     if ranks.size > 1:
         split = job.split
         say(
-            f"ranks  {ranks.size}: {split.num_context} around each context ({split.sharding}), "
-            f"batch in {split.num_data}"
+            f"ranks  {ranks.size}: {split.num_data} data parallel x {split.num_context} context parallel"
+            + (f" ({split.sharding})" if split.num_context > 1 else "")
         )
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.step else ""))
 
