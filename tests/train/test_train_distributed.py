@@ -141,5 +141,9 @@ def test_mistakes_are_one_line_of_all_ranks(text):
         f"longnet train: error: cannot read {Path('nothing').absolute()}: No such file or directory"
     ]
     assert out == ""
-    assert len(re.findall(r"exitcode +: 2 ", err)) == 2
+    # torchrun ends with SIGTERM whoever is not as quick to exit as the first.
+    statuses = re.findall(r"exitcode +: (\S+) ", err)
+    assert len(statuses) == 2
+    assert "2" in statuses
+    assert set(statuses) <= {"2", "-15"}
     assert not Path("runs").exists()

@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.train import run as run_module
 from dilated_attention_pytorch.train.errors import CommandError
+from dilated_attention_pytorch.train.generate import load_model
+from dilated_attention_pytorch.train.loop import make_optimizer
+from dilated_attention_pytorch.train.options import TrainOptions
 from dilated_attention_pytorch.train.ranks import Ranks
+from dilated_attention_pytorch.train.run import Run
 from dilated_attention_pytorch.train.shards import read_shards, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -59,6 +65,35 @@ def test_failed_write_leaves_nothing_but_the_named(run, monkeypatch):
     monkeypatch.undo()
     assert [path.name for path in run.iterdir()] == [first["folder"]]
     assert_holds(run, first, 1.0)
+
+
+def test_run_whose_checkpoint_fails_keeps_the_one_before(run, monkeypatch):
+    config = LongNetConfig(embed_dim=8, num_layers=1, num_heads=2)
+    model, options = LongNetLM(config), TrainOptions(device="cpu")
+    # Two ranks write shards; one that knows of no other writes all.
+    trained = Run(run, options, config, {}, model, make_optimizer(model, options), Ranks(0, 2))
+    trained.save()
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    trained.step = 1
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(run_module, "save_checkpoint", full)
+        trained.save()
+    loaded, step = load_model(run / "checkpoint.pt", torch.device("cpu"))
+    assert step == trained.saved_step == 0
+    assert all(torch.equal(weight, first[name]) for name, weight in loaded.state_dict().items())
+
+    trained.save()
+    loaded, step = load_model(run / "checkpoint.pt", torch.device("cpu"))
+    assert step == 1
+    assert all(torch.equal(weight, first[name] + 1) for name, weight in loaded.state_dict().items())
+    assert len(list(run.iterdir())) == 2
 
 
 def flip_a_bit(path):
