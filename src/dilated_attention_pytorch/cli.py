@@ -22,8 +22,8 @@ examples:
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
   torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
-Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel, of
-each context; the numbers are those of one process. Any number of processes resumes what any other has trained.
+Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
+of each context; the numbers are those of one process. Any number of processes, one too, resumes the run.
 The -- keeps torchrun from taking --run for one of its own options.
 
 A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
