@@ -1,4 +1,5 @@
 # make train   train a byte-level LongNet on real text (ARGS="..." passes options to `longnet train`)
+# make train-distributed   the same on 2 processes that share each context, shortly (PROCESSES=4 for 4)
 # make test    run the whole test suite
 # make setup   only build .venv
 # make check   ruff and mypy
@@ -6,11 +7,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+PROCESSES ?= 2
 
-.PHONY: train test setup check
+.PHONY: train train-distributed test setup check
 
 train: setup
 	$(BIN)/longnet train $(ARGS)
+
+train-distributed: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) \
+		-m dilated_attention_pytorch.train -- --context-parallel $(PROCESSES) --steps 60 $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from typing import NoReturn
 
 from .train.command import run_train
-from .train.errors import CommandError
+from .train.errors import CommandError, RankError
 from .train.generate import run_generate
-from .train.options import add_arguments
+from .train.options import add_arguments, add_split_arguments
+from .train.ranks import Ranks, as_one_of_several, launched
 
 _TRAIN_EXAMPLE = """\
 examples:
   longnet train                                   on the Python standard library, context 8192
   longnet train --data books --seq-len 65536 --run books-64k --steps 2000
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
+  torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
-A run folder has config.json, metrics.jsonl, loss.png, checkpoint.pt and sample.txt.
+Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
+of each context; the numbers are those of one process. Any number of processes, one too, resumes the run.
+The -- keeps torchrun from taking --run for one of its own options.
+
+A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
+processes, the folder with its tensors: shards-0 or shards-1).
 --resume takes the options from there; of them --data, --checkpoint-every, --prompt, --sample-bytes,
 --device and --threads may be given anew.
 Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint, 2 a mistake in what
@@ -37,24 +46,50 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``longnet`` with the arguments ``argv``, by default the process's, and return its exit status."""
+    """Run ``longnet`` with the arguments ``argv``, by default the process's, and return its exit status.
+
+    ``longnet train`` is one of several ranks where torchrun started it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"] and launched():
+        return as_one_of_several(lambda ranks: _run(arguments, ranks))
+    return _run(arguments, Ranks())
+
+
+def _run(arguments: Sequence[str], ranks: Ranks) -> int:
     command = "longnet"
+
+    def complain(reason: object) -> None:
+        if ranks.first:
+            print(f"{command}: {reason}", file=sys.stderr)
+
     try:
-        args = _parser().parse_args(argv)
+        args = _parse(arguments, ranks)
         command = f"longnet {args.command}"
-        return run_train(args) if args.command == "train" else run_generate(args)
+        status = run_train(args, ranks) if args.command == "train" else run_generate(args)
     except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 0
-    except CommandError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+        status = exit.code if isinstance(exit.code, int) else 0
+    except RankError as error:
+        rank = f"rank {ranks.rank}: " if ranks.size > 1 else ""
+        print(f"{command}: error: {rank}{error}", file=sys.stderr)
         return error.status
+    except CommandError as error:
+        complain(f"error: {error}")
+        status = error.status
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{command}: error: {reason}", file=sys.stderr)
-        return 2
+        complain(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        status = 2
     except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
+    # Whoever ends first with a failure has torchrun end the others, in the middle of what they say.
+    ranks.gather(None)
+    return status
+
+
+def _parse(arguments: Sequence[str], ranks: Ranks) -> argparse.Namespace:
+    with open(os.devnull, "w") as nowhere, nullcontext() if ranks.first else redirect_stderr(nowhere):
+        return _parser().parse_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", metavar="RUN", help="go on with this run: its folder, or its name below runs/"
     )
     add_arguments(train)
+    add_split_arguments(train)
 
     generate = commands.add_parser(
         "generate",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM
 
 SMALL = LongNetConfig(
@@ -130,6 +131,24 @@ def test_positions_far_out_keep_their_distances():
     near = model.hidden(x, torch.arange(16), model._attend)
     far = model.hidden(x, torch.arange(16) + 10_000_000, model._attend)
     torch.testing.assert_close(near, far, rtol=0, atol=1e-4)
+
+
+def test_tokens_in_another_order_with_their_positions_and_attention():
+    torch.manual_seed(0)
+    model = randomised(LongNetLM(SMALL))
+    tokens = torch.randint(11, (2, 21))
+    order = torch.randperm(21)
+    layers = []
+
+    def attend(layer, query, key, value):
+        layers.append(layer)
+        in_time = (x[:, order.argsort()] for x in (query, key, value))
+        return dilated_attention(*in_time, SMALL.segment_lengths, SMALL.dilation_rates, is_causal=True)[
+            :, order
+        ]
+
+    torch.testing.assert_close(model(tokens[:, order], order, attend), model(tokens)[:, order])
+    assert layers == [0, 1]
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])

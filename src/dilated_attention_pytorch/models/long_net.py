@@ -157,11 +157,24 @@ class LongNetLM(_LongNet):
         # and so does a head that shares the embedding's weight.
         nn.init.normal_(self.head.weight, std=config.embed_dim**-0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``[b, n, vocab_size]`` of the token after each of ``tokens``, int64 ``[b, n]``."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
+        """Logits of the token after each of ``tokens``.
+
+        Args:
+            tokens: int64 ``[b, n]``; the whole sequence, or with ``positions`` and ``attend`` a shard of it.
+            positions: int64 ``[n]``, where in the sequence the tokens are; default: 0 to n - 1.
+            attend: attention of a layer, ``attend(layer, query [b, n, h, d], key, value [b, n, h_kv, d])``,
+                around a ring for instance; default: causal dilated attention among ``tokens``.
+
+        Returns:
+            ``[b, n, vocab_size]``.
+        """
         _check_tokens(tokens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.head(self.hidden(self.embedding(tokens), positions, self._attend))  # type: ignore[no-any-return]
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.hidden(self.embedding(tokens), positions, attend or self._attend))  # type: ignore[no-any-return]
 
     def _attend(self, _layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         c = self.config

@@ -15,17 +15,8 @@ from .errors import CommandError
 
 FORMAT = "longnet-checkpoint"
 VERSION = 1
-_KEYS = {
-    "format",
-    "version",
-    "step",
-    "options",
-    "model_config",
-    "data",
-    "model",
-    "optimizer",
-    "rng",
-}
+_KEYS = {"format", "version", "step", "options", "model_config", "data", "rng"}
+_TENSORS = {"model", "optimizer"}
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -44,7 +35,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on disk, as ``fsync`` has the content of a file."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -53,6 +49,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: ``checkpoint`` is all keys but the format and its version.
+
+    It has ``model`` and ``optimizer``, or ``shards`` that say where their tensors are.
 
     Raises:
         OSError: the previous checkpoint, if there was one, is untouched.
@@ -106,6 +104,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is of checkpoint version {checkpoint.get('version')!r}, "
             f"this longnet reads version {VERSION}"
         )
-    if missing := _KEYS - set(checkpoint):
+    needed = _KEYS if "shards" in checkpoint else _KEYS | _TENSORS
+    if missing := needed - set(checkpoint):
         raise CommandError(f"{path} is not a whole checkpoint, it lacks: {', '.join(sorted(missing))}")
     return checkpoint

@@ -7,24 +7,30 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 
 from ..models import LongNetConfig, LongNetLM
+from ..ring_attention.utils.communication import RingError
 from .checkpoint import load_checkpoint, write_atomically
 from .data import Corpus, read_corpus
 from .device import keep_freed_memory, resolve_device
-from .errors import CommandError
-from .generate import continue_bytes
+from .errors import CommandError, RankError
+from .generate import continue_bytes, load_model
 from .loop import NonFiniteLossError, make_optimizer, training_steps
 from .options import RESUMABLE_WITH, TrainOptions, flag, given_options
+from .place import Place, spread
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
+from .ranks import Ranks
 from .run import Run
 from .run_folder import (
     CHECKPOINT,
@@ -39,15 +45,49 @@ from .run_folder import (
     existing_run_folder,
     lock_metrics,
 )
+from .split import Split, split_of
 from .stop import StopRequest
 
 
-def run_train(args: argparse.Namespace) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What a command line amounts to, before anything is trained or written."""
+
+    options: TrainOptions
+    config: LongNetConfig
+    corpus: Corpus
+    data: dict[str, Any]
+    device: torch.device
+    split: Split
+    folder: Path | None
+    checkpoint: dict[str, Any] | None
+
+
+def run_train(args: argparse.Namespace, ranks: Ranks) -> int:
     """``longnet train``: train, or go on training, and return the exit status.
+
+    Args:
+        args: the command line.
+        ranks: who trains; each of them calls this.
 
     Raises:
         CommandError: what its user can do something about.
     """
+    job = ranks.together(lambda: _prepare(args, ranks))
+    check_same_on_all_ranks(job, ranks)
+    model = ranks.together(lambda: _build(job))
+    place = spread(model, ranks, job.split, job.device)
+    optimizer = make_optimizer(model, job.options)
+    folder = job.folder or ranks.gather(ranks.on_first(lambda: create_run_folder(args.run)))[0]
+    assert folder is not None
+    run = Run(folder, job.options, job.config, job.data, model, optimizer, ranks)
+    if job.checkpoint is not None:
+        run.load(job.checkpoint)
+    _describe(run, job)
+    return _train(run, job, place)
+
+
+def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
     given = given_options(args)
     if args.resume is None:
         checkpoint = folder = None
@@ -57,7 +97,11 @@ def run_train(args: argparse.Namespace) -> int:
         folder = existing_run_folder(args.resume)
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         options = _resumed_options(checkpoint["options"], given, folder)
+    split = split_of(ranks, options, args.context_parallel, args.sharding)
     device = resolve_device(options.device)
+    if ranks.size > 1 and device.type == "cuda":
+        device = resolve_device(f"cuda:{ranks.local_rank}")
+        torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
     if options.threads is not None:
@@ -68,7 +112,7 @@ def run_train(args: argparse.Namespace) -> int:
     options = dataclasses.replace(
         options,
         data=None if options.data is None else corpus.source,
-        device=str(device),
+        device=device.type if ranks.size > 1 else str(device),
         threads=torch.get_num_threads(),
     )
     data = {
@@ -81,19 +125,29 @@ def run_train(args: argparse.Namespace) -> int:
             f"the text in {corpus.source} is not the one that {folder} was trained on: "
             f"{data} now, {checkpoint['data']} then; give that one with --data, or start a new run"
         )
+    return _Job(options, config, corpus, data, device, split, folder, checkpoint)
 
-    torch.manual_seed(options.seed)
+
+def check_same_on_all_ranks(job: _Job, ranks: Ranks) -> None:
+    """Raise CommandError where ranks were started differently, or find another text on their machine."""
+    shape = dataclasses.replace(job.split, data_rank=0, context_rank=0)
+    mine = {**dataclasses.asdict(job.options), **dataclasses.asdict(shape), "text": job.data["digest"]}
+    first, *others = ranks.gather(mine)
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise CommandError(
+                    f"the ranks differ in {name}: {first[name]} on rank 0, {other[name]} on rank {rank}"
+                )
+
+
+def _build(job: _Job) -> LongNetLM:
+    torch.manual_seed(job.options.seed)
     try:
-        model = LongNetLM(config).to(device)
+        return LongNetLM(job.config).to(job.device)
     except RuntimeError as error:
-        _raise_if_out_of_memory(error, options)
+        _raise_if_out_of_memory(error, job.options)
         raise
-    optimizer = make_optimizer(model, options)
-    run = Run(folder or create_run_folder(args.run), options, config, data, model, optimizer)
-    if checkpoint is not None:
-        run.load(checkpoint)
-    _describe(run, corpus)
-    return _train(run, corpus)
 
 
 def _resumed_options(stored: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> TrainOptions:
@@ -124,8 +178,8 @@ def _model_config(options: TrainOptions) -> LongNetConfig:
         raise CommandError(str(error)) from error
 
 
-def _describe(run: Run, corpus: Corpus) -> None:
-    options = run.options
+def _describe(run: Run, job: _Job) -> None:
+    options, corpus, ranks = run.options, job.corpus, run.ranks
     files = f"{corpus.num_files} file{'s' * (corpus.num_files != 1)}"
     skipped = f", {corpus.num_skipped} with NUL bytes skipped" if corpus.num_skipped else ""
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -139,30 +193,32 @@ def _describe(run: Run, corpus: Corpus) -> None:
         f"{_shown(options.segment_lengths)}, dilation {_shown(options.dilation_rates)}; "
         f"{options.device}{threads}, {options.dtype}"
     )
+    if ranks.size > 1:
+        split = job.split
+        say(
+            f"ranks  {ranks.size}: {split.num_data} data parallel x {split.num_context} context parallel"
+            + (f" ({split.sharding})" if split.num_context > 1 else "")
+        )
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.step else ""))
 
 
-def _train(run: Run, corpus: Corpus) -> int:
-    folder, options = run.folder, run.options
-    command = _program()
-    again = f"{command} train --resume {shlex.quote(str(folder))}"
+def _train(run: Run, job: _Job, place: Place) -> int:
+    folder, options, ranks = run.folder, run.options, run.ranks
+    again = _resume_command(run, job.split)
     try:
-        with lock_metrics(folder / METRICS) as metrics, StopRequest() as stop:
-            # Until they were locked, another process could have gone on from here.
-            if run.saved_step is not None and load_checkpoint(folder / CHECKPOINT)["step"] != run.saved_step:
-                raise CommandError(f"another process went on training in {folder} meanwhile: {again}")
-            rows = cut_metrics(metrics, run.step)
+        with ExitStack() as opened:
+            metrics, rows = ranks.on_first(lambda: _open_metrics(run, again, opened)) or (None, [])
+            stop = opened.enter_context(StopRequest(quiet=not ranks.first))
             run.write_config()
             run.save()
             started = time.perf_counter()
-            _take_steps(run, corpus, metrics, rows, stop)
+            _take_steps(run, job, place, metrics, rows, stop)
         trained = minutes(time.perf_counter() - started)
         if stop.received is not None:
             say(f"stopped after step {run.step} of {options.steps}; continue with: {again}")
-            _plot(run, rows)
+            ranks.on_first(lambda: _plot(run, rows))
             return 128 + stop.received
-        plotted = _plot(run, rows)
-        sample = _sample(run, corpus)
+        ranks.on_first(lambda: _finish(run, job, rows, trained))
     except OSError as error:
         kept = (
             "" if run.saved_step is None else f"; the checkpoint of step {run.saved_step} is whole: {again}"
@@ -176,33 +232,63 @@ def _train(run: Run, corpus: Corpus) -> int:
         ) from error
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, options)
+        if ranks.size > 1 and _is_of_communication(error):
+            reason = str(error).split("\n")[0].split(". ")[0]
+            raise RankError(f"another rank has failed ({reason}); go on with: {again}", status=1) from error
         raise
+    return 0
+
+
+def _open_metrics(run: Run, again: str, opened: ExitStack) -> tuple[BinaryIO, list[dict[str, Any]]]:
+    """The metrics, locked until ``opened`` is closed, and their rows up to the run's step."""
+    metrics = opened.enter_context(lock_metrics(run.folder / METRICS))
+    # Until they were locked, another process could have gone on from here.
+    if run.saved_step is not None and load_checkpoint(run.folder / CHECKPOINT)["step"] != run.saved_step:
+        raise CommandError(f"another process went on training in {run.folder} meanwhile: {again}")
+    return metrics, cut_metrics(metrics, run.step)
+
+
+def _take_steps(
+    run: Run, job: _Job, place: Place, metrics: BinaryIO | None, rows: list[dict[str, Any]], stop: StopRequest
+) -> None:
+    options, ranks = run.options, run.ranks
+    with show_progress(options.steps, run.step) as progress:
+        for row in training_steps(run.model, run.optimizer, job.corpus, options, run.step, place):
+            rows.append(row)
+            run.step = row["step"]
+
+            def record(row: dict[str, Any] = row) -> None:
+                if metrics is not None:
+                    append_row(metrics, row)
+
+            def sync() -> None:
+                if metrics is not None:
+                    os.fsync(metrics.fileno())
+
+            ranks.together(record)
+            progress.update(row)
+            # A signal may have come to some ranks only, or to some of them after this step.
+            received = ranks.highest(stop.received or 0)
+            stop.received = signal.Signals(received) if received else None
+            last = run.step == options.steps or stop.received is not None
+            if last or run.step % options.checkpoint_every == 0:
+                ranks.together(sync)
+                run.save()
+            if last:
+                return
+
+
+def _finish(run: Run, job: _Job, rows: list[dict[str, Any]], trained: str) -> None:
+    folder = run.folder
+    plotted = _plot(run, rows)
+    sample = _sample(run, job)
     last = next((row for row in reversed(rows) if "val_bits_per_byte" in row), None)
     if last is not None:
         bits = f"{last['val_bits_per_byte']:.3f} bits per byte"
         say(f"held out: {bits} after step {last['step']}, trained {trained}")
-    written = [CHECKPOINT, CONFIG, METRICS, *plotted, *sample]
+    written = [CHECKPOINT, *([] if run.shards is None else [run.shards]), CONFIG, METRICS, *plotted, *sample]
     say(f"{folder}: {', '.join(written)}")
-    say(f"generate: {command} generate {shlex.quote(str(folder))} --prompt 'def ' --bytes 500")
-    return 0
-
-
-def _take_steps(
-    run: Run, corpus: Corpus, metrics: BinaryIO, rows: list[dict[str, Any]], stop: StopRequest
-) -> None:
-    options = run.options
-    with show_progress(options.steps, run.step) as progress:
-        for row in training_steps(run.model, run.optimizer, corpus, options, run.step):
-            append_row(metrics, row)
-            rows.append(row)
-            run.step = row["step"]
-            progress.update(row)
-            last = run.step == options.steps or stop.received is not None
-            if last or run.step % options.checkpoint_every == 0:
-                os.fsync(metrics.fileno())
-                run.save()
-            if last:
-                return
+    say(f"generate: {_program()} generate {shlex.quote(str(folder))} --prompt 'def ' --bytes 500")
 
 
 def _plot(run: Run, rows: list[dict[str, Any]]) -> list[str]:
@@ -218,13 +304,15 @@ def _plot(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     return [PLOT]
 
 
-def _sample(run: Run, corpus: Corpus) -> list[str]:
-    options = run.options
+def _sample(run: Run, job: _Job) -> list[str]:
+    options, corpus = run.options, job.corpus
     if options.sample_bytes == 0:
         return []
     prompt = bytes(corpus.held_out[:100].tolist()) if options.prompt is None else os.fsencode(options.prompt)
+    # The other ranks have nothing to do with it: the model must be whole here.
+    model = run.model if run.ranks.size == 1 else load_model(run.folder / CHECKPOINT, job.device)[0]
     continuation = continue_bytes(
-        run.model, prompt, options.sample_bytes, temperature=0.8, top_k=None, seed=options.seed
+        model, prompt, options.sample_bytes, temperature=0.8, top_k=None, seed=options.seed
     )
     text = (prompt + continuation).decode(errors="replace")
     write_atomically(run.folder / SAMPLE, lambda file: file.write(text.encode()))
@@ -233,7 +321,7 @@ def _sample(run: Run, corpus: Corpus) -> list[str]:
 
 def _raise_if_out_of_memory(error: Exception, options: TrainOptions) -> None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        raise CommandError(
+        raise RankError(
             f"out of memory with --seq-len {options.seq_len} --batch-size {options.batch_size} "
             f"--embed-dim {options.embed_dim} --num-layers {options.num_layers}: lower one of them",
             status=1,
@@ -244,3 +332,19 @@ def _program() -> str:
     """How the user can call ``longnet``: as now, where that is by a path outside PATH."""
     called = sys.argv[0]
     return called if Path(called).name == "longnet" and shutil.which("longnet") is None else "longnet"
+
+
+def _is_of_communication(error: Exception) -> bool:
+    return isinstance(error, (RingError, dist.DistError)) or "gloo" in str(error)
+
+
+def _resume_command(run: Run, split: Split) -> str:
+    resume = f"--resume {shlex.quote(str(run.folder))}"
+    if run.ranks.size == 1:
+        return f"{_program()} train {resume}"
+    spread = [run.ranks.launcher()]
+    if split.num_context > 1:
+        spread.append(f"--context-parallel {split.num_context}")
+    if split.sharding != Split.sharding:
+        spread.append(f"--sharding {split.sharding}")
+    return " ".join([*spread, resume])

@@ -14,6 +14,7 @@ from .checkpoint import load_checkpoint
 from .device import resolve_device
 from .errors import CommandError
 from .progress import say
+from .ranks import Ranks
 from .run_folder import CHECKPOINT, existing_run_folder
 
 
@@ -26,8 +27,13 @@ def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, int]:
     checkpoint = load_checkpoint(path)
     try:
         model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
-        model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, TypeError, ValueError) as error:
+        if "shards" in checkpoint:
+            from .shards import read_shards, tensors_of
+
+            read_shards(path.parent, checkpoint["shards"], tensors_of(model), Ranks())
+        else:
+            model.load_state_dict(checkpoint["model"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CommandError(f"{path} does not fit this version's LongNetLM: {error}") from error
     return model.to(device), int(checkpoint["step"])
 

@@ -1,6 +1,8 @@
 """The training loop, in plain functions: batch, learning rate, step, evaluation.
 
 Letters: b batch, n context in bytes, m held-out windows.
+
+Every rank of several takes its part of each batch, and all compute the same loss.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from .data import Corpus, batch_of_step, held_out_windows
 from .options import TrainOptions
+from .place import Place
+from .split import IGNORED
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -58,16 +62,23 @@ def learning_rate(step: int, options: TrainOptions) -> float:
 
 
 def training_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, corpus: Corpus, options: TrainOptions, done: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    corpus: Corpus,
+    options: TrainOptions,
+    done: int,
+    place: Place | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Take the steps after ``done`` up to ``options.steps``, one for each row of metrics that is asked for.
 
     Args:
-        model: tokens int64 ``[b, n]`` to logits ``[b, n, 256]``.
+        model: tokens int64 ``[b, n]`` (with ``place``: their positions, the attention) to logits
+            ``[b, n, 256]``.
         optimizer: of its parameters; its state is as after step ``done``.
         corpus: the text.
         options: the run's.
         done: steps taken before.
+        place: where; default: in this process alone.
 
     Yields:
         ``step``, ``train_bits_per_byte`` of the step's batch before the step, ``tokens_per_s`` without the
@@ -76,13 +87,14 @@ def training_steps(
     Raises:
         NonFiniteLossError: before the step that would have spoilt the weights.
     """
+    place = place or Place()
     device = next(model.parameters()).device
     windows = held_out_windows(corpus.held_out, options.eval_windows, options.seq_len)
     for step in range(done + 1, options.steps + 1):
         started = time.perf_counter()
         tokens = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
         rate = learning_rate(step, options)
-        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options)
+        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options, place)
         row = {
             "step": step,
             "train_bits_per_byte": loss / math.log(2),
@@ -90,29 +102,33 @@ def training_steps(
             "learning_rate": rate,
         }
         if step % options.eval_every == 0 or step == options.steps:
-            row["val_bits_per_byte"] = evaluate(model, windows, options)
+            row["val_bits_per_byte"] = evaluate(model, windows, options, place)
         yield row
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: Tensor, options: TrainOptions) -> float:
+def evaluate(model: nn.Module, windows: Tensor, options: TrainOptions, place: Place | None = None) -> float:
     """Mean bits per predicted byte over ``windows``, uint8 ``[m, n + 1]``."""
+    place = place or Place()
     device = next(model.parameters()).device
     model.eval()
-    nats = 0.0
+    nats = torch.zeros((), dtype=torch.float64, device=device)
     for batch in torch.split(windows, options.batch_size):
-        tokens = batch.to(device).long()
-        nats += token_loss(model, tokens, options.dtype).item() * len(batch)
+        nats += summed_loss(model, batch.to(device).long(), options.dtype, place)
     model.train()
-    return nats / len(windows) / math.log(2)
+    return place.ranks.total(nats).item() / windows[:, 1:].numel() / math.log(2)
 
 
-def token_loss(model: nn.Module, tokens: Tensor, dtype: str) -> Tensor:
-    """Mean cross entropy, nats in float32, of ``tokens [b, n + 1]`` given those before in their row."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+def summed_loss(model: nn.Module, tokens: Tensor, dtype: str, place: Place) -> Tensor:
+    """Summed cross entropy, nats in float32, of this rank's part of ``tokens [b, n + 1]``.
+
+    Each token is predicted from those before it in its row.
+    """
+    inputs, targets, positions = place.split.take(tokens)
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        logits = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        logits = model(inputs, positions, place.attend)
+    flat = logits.flatten(0, 1).float()
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def _take_step(
@@ -122,14 +138,19 @@ def _take_step(
     step: int,
     rate: float,
     options: TrainOptions,
+    place: Place,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
-    loss = token_loss(model, tokens, options.dtype)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip)
-    nats, gradient_norm = torch.stack([loss.detach(), norm]).tolist()
+    loss = summed_loss(model, tokens, options.dtype, place) / tokens[:, 1:].numel()
+    # The ranks' gradients are averaged, their losses are parts of a sum.
+    (loss * place.ranks.size).backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if place.ranks.size > 1:
+        norm = norm.full_tensor()  # type: ignore[attr-defined]
+    nn.utils.clip_grads_with_norm_(model.parameters(), options.grad_clip, norm)
+    nats, gradient_norm = torch.stack([place.ranks.total(loss.detach()), norm]).tolist()
     if not (math.isfinite(nats) and math.isfinite(gradient_norm)):
         raise NonFiniteLossError(step, nats, gradient_norm)
     optimizer.step()

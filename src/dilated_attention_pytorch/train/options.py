@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from ..core.sharding import Sharding
 from .errors import CommandError
 
 _METAVARS = {int: "N", float: "X"}
@@ -157,7 +158,10 @@ def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one option per field; an option that is not given stays absent from the parsed namespace."""
+    """Add one option per field; an option that is not given stays absent from the parsed namespace.
+
+    How the work is spread over ranks is no part of a run: it changes no more than rounding.
+    """
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)
         if field.default is not None:
@@ -169,3 +173,21 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were on the command line, by field name."""
     names = [field.name for field in dataclasses.fields(TrainOptions)]
     return {name: getattr(args, name) for name in names if name in args}
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the work is spread over the processes that torchrun starts."""
+    parser.add_argument(
+        "--context-parallel",
+        type=int,
+        default=1,
+        metavar="C",
+        help="processes that share each context, in a ring; the others divide the batch (default: 1)",
+    )
+    parser.add_argument(
+        "--sharding",
+        choices=get_args(Sharding),
+        default="contiguous",
+        help="which part of a context each of them has: one piece, or zigzag: one from each end, which "
+        "balances the work of causal attention (default: contiguous)",
+    )

@@ -8,9 +8,16 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in ``received``; a second one ends the process."""
+    """While entered, the first SIGINT or SIGTERM is noted in ``received``; a second one ends the process.
+
+    Args:
+        quiet: say nothing about it.
+    """
 
     received: signal.Signals | None = None
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
     def __enter__(self) -> StopRequest:
         self._handlers = {
@@ -28,5 +35,6 @@ class StopRequest:
         self.received = signal.Signals(number)
         for each in self._handlers:
             signal.signal(each, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; once more quits at once\n")
+        if not self.quiet:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step; once more quits at once\n")

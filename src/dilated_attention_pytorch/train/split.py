@@ -1,0 +1,90 @@
+"""Which part of a batch each rank computes.
+
+Letters: b batch, n context in bytes, P ranks, C of them around each ring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.sharding import Sharding
+from ..ring_attention.sharding import shard_sequence
+from .errors import CommandError
+from .options import TrainOptions
+from .ranks import Ranks
+
+IGNORED = -100
+"""The target of what is only padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A batch cut into ``num_data`` parts of its rows and ``num_context`` shards of its contexts."""
+
+    data_rank: int = 0
+    """Which part of the rows."""
+    num_data: int = 1
+    """Parts of the rows, P / C."""
+    context_rank: int = 0
+    """Which shard of the contexts."""
+    num_context: int = 1
+    """Shards of the contexts, C."""
+    sharding: Sharding = "contiguous"
+    """Which positions are a shard: see ``shard_sequence``."""
+
+    def take(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The part of a batch.
+
+        Args:
+            tokens: int64 ``[b, n + 1]``.
+
+        Returns:
+            inputs and targets, int64 ``[ceil(b / num_data), n / num_context]``, rows beyond the batch with
+            ``IGNORED`` as targets, and the positions of the columns in the context.
+        """
+        rows, beyond = shard_sequence(tokens, self.data_rank, self.num_data, dim=0)
+        places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        positions, _ = shard_sequence(places, self.context_rank, self.num_context, self.sharding, dim=0)
+        # The target of a shard's last byte is in another shard.
+        inputs, targets = rows[:, positions], rows[:, positions + 1]
+        return inputs, targets.masked_fill(beyond[:, None], IGNORED), positions
+
+
+def split_of(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sharding) -> Split:
+    """This rank's part: ranks next to each other share a context.
+
+    Raises:
+        CommandError: the ranks, the batch or the context cannot be cut like this.
+    """
+    if num_context < 1:
+        raise CommandError(f"--context-parallel must be at least 1, got {num_context}")
+    if ranks.size % num_context:
+        raise CommandError(
+            f"--context-parallel {num_context} needs {num_context} processes or a multiple of that, "
+            f"got {ranks.size}: {ranks.launcher(num_context)} --context-parallel {num_context} ..."
+        )
+    num_data = ranks.size // num_context
+    if options.batch_size % num_data:
+        raise CommandError(
+            f"--batch-size must be a multiple of {num_data}, the {ranks.size} processes by "
+            f"--context-parallel {num_context}, got {options.batch_size}"
+        )
+    if num_context == 1:
+        sharding = "contiguous"
+    chunks = 2 * num_context if sharding == "zigzag" else num_context
+    if options.seq_len % chunks:
+        raise CommandError(
+            f"--seq-len must be a multiple of {chunks} with --context-parallel {num_context} "
+            f"--sharding {sharding}, got {options.seq_len}"
+        )
+    data_rank, context_rank = divmod(ranks.rank, num_context)
+    return Split(
+        data_rank=data_rank,
+        num_data=num_data,
+        context_rank=context_rank,
+        num_context=num_context,
+        sharding=sharding,
+    )

@@ -1,0 +1,149 @@
+"""Training on several processes that torchrun starts: the numbers of one process, and no more words."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from dilated_attention_pytorch.train import command
+from dilated_attention_pytorch.train.checkpoint import load_checkpoint
+
+BRANCHES = ["--segment-lengths", "16,64", "--dilation-rates", "1,2"]
+# Three windows, which two parts of a batch do not divide.
+OPTIONS = [
+    *(*TINY, *BRANCHES, "--batch-size", "2", "--eval-windows", "3"),
+    *("--lr", "1e-3", "--steps", "50", "--eval-every", "20", "--checkpoint-every", "20"),
+]
+
+
+def torchrun(processes, *arguments):
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
+            *(str(processes), "-m", "dilated_attention_pytorch.train", "--"),
+            *map(str, arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def end_of(child):
+    try:
+        return child.communicate(timeout=300)
+    finally:
+        # It ends the ranks as well, if they are still there.
+        child.terminate()
+
+
+def finished(child):
+    with child:
+        out, err = end_of(child)
+    assert child.returncode == 0, err
+    assert err == ""
+    return out
+
+
+def curves(run):
+    rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [(row["train_bits_per_byte"], row.get("val_bits_per_byte", 0.0)) for row in rows]
+
+
+def assert_same_curves(run, other):
+    mine, others = curves(run), curves(other)
+    assert len(mine) == len(others) == 50
+    for step, (values, expected) in enumerate(zip(mine, others, strict=True), 1):
+        assert values == pytest.approx(expected, rel=1e-5), f"step {step}"
+
+
+@pytest.fixture
+def whole(text, longnet):
+    """The folder name of a run of one process."""
+    assert longnet("train", "--data", text, *OPTIONS, "--run", "whole")[0] == 0
+    return "whole"
+
+
+@pytest.mark.parametrize(
+    ("processes", "context_parallel", "sharding"),
+    [(2, 1, "contiguous"), (2, 2, "zigzag"), (4, 4, "contiguous")],
+    ids=["data", "context", "context-of-4"],
+)
+def test_loss_is_that_of_one_process(text, whole, processes, context_parallel, sharding):
+    layout = ["--context-parallel", context_parallel, "--sharding", sharding]
+    out = finished(torchrun(processes, "--data", text, *OPTIONS, *layout, "--run", "spread"))
+    assert_same_curves("spread", whole)
+    assert len(re.findall("^step 50/50 ", out, re.MULTILINE)) == 1
+    assert sorted(os.listdir("runs/spread")) == [
+        *("checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-1"),
+    ]
+    for name in ("sample.txt", "config.json"):
+        assert Path("runs/spread", name).read_bytes() == Path("runs/whole", name).read_bytes()
+
+
+def test_stopped_on_four_and_resumed_on_two_and_on_one(text, whole, longnet):
+    layout = ["--context-parallel", 2, "--sharding", "zigzag"]
+    child = torchrun(4, "--data", text, *OPTIONS, *layout, "--run", "on-two")
+    with child:
+        while not child.stdout.readline().startswith("step 20/"):
+            pass
+        child.send_signal(signal.SIGTERM)
+        out, err = end_of(child)
+    step = load_checkpoint(Path("runs/on-two/checkpoint.pt"))["step"]
+    assert 20 <= step < 50
+    assert len(curves("on-two")) == step
+    assert out.splitlines()[-1] == (
+        f"stopped after step {step} of 50; continue with: torchrun --nproc-per-node 4 "
+        "-m dilated_attention_pytorch.train --context-parallel 2 --sharding zigzag --resume runs/on-two"
+    )
+    assert err.count("stopping after this step") == 1
+
+    shutil.copytree("runs/on-two", "runs/on-one")
+    for prompt in ("def ", "x"):
+        status, out, err = longnet("generate", "runs/on-two", "--prompt", prompt, "--bytes", 5)
+        assert (status, err) == (0, "")
+    assert longnet("train", "--resume", "on-one")[0] == 0
+    assert_same_curves("on-one", whole)
+    assert not list(Path("runs/on-one").glob("shards-*"))
+    finished(torchrun(2, "--resume", "on-two", "--context-parallel", 2))
+    assert_same_curves("on-two", whole)
+
+
+def test_stopped_on_one_and_resumed_on_two(text, whole, longnet, monkeypatch):
+    append_row = command.append_row
+
+    def append_and_stop(file, row):
+        append_row(file, row)
+        if row["step"] == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(command, "append_row", append_and_stop)
+    assert longnet("train", "--data", text, *OPTIONS, "--run", "parted")[0] == 143
+    assert len(curves("parted")) == 40
+    finished(torchrun(2, "--resume", "parted"))
+    assert_same_curves("parted", whole)
+
+
+def test_mistakes_are_one_line_of_all_ranks(text):
+    with torchrun(2, "--data", "nothing", *TINY, "--context-parallel", 2, "--run", "x") as child:
+        out, err = end_of(child)
+    said = [line for line in err.splitlines() if "longnet" in line]
+    assert said == [
+        f"longnet train: error: cannot read {Path('nothing').absolute()}: No such file or directory"
+    ]
+    assert out == ""
+    # torchrun ends with SIGTERM whoever is not as quick to exit as the first.
+    statuses = re.findall(r"exitcode +: (\S+) ", err)
+    assert len(statuses) == 2
+    assert "2" in statuses
+    assert set(statuses) <= {"2", "-15"}
+    assert not Path("runs").exists()
