@@ -28,6 +28,7 @@ def test_exported_names():
         "RingDilatedAttention",
         "RingDilatedAttentionHilbert",
         "RingDistributedDilatedAttention",
+        "UnifiedMemoryPool",
         "create_dilated_attention",
         "create_multihead_dilated_attention",
         "dilated_attention",

@@ -1,5 +1,6 @@
 """LongNet's dilated attention: exact forward and backward, and models that train and run."""
 
+from .core.memory import UnifiedMemoryPool
 from .core.pattern import DilatedPattern
 from .dilated_attention import DilatedAttention, dilated_attention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
@@ -32,6 +33,7 @@ __all__ = [
     "RingDilatedAttention",
     "RingDilatedAttentionHilbert",
     "RingDistributedDilatedAttention",
+    "UnifiedMemoryPool",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
     "dilated_attention",
