@@ -112,7 +112,7 @@ def _steps(options: Options) -> list[Table]:
         ),
         rows=[] if reason is None else [[f"not measured: {reason}", *[""] * 7]],
         note="P processes of one thread in network namespaces, joined by veth pairs and a bridge; `tc tbf` "
-        "shapes each link so that communication takes about as long as computation. One segment of 8,192 "
+        "shapes each link so that communication takes about as long as computation. One segment of 4,096 "
         "tokens, all of whose keys and values travel; float32. Medians of the slowest rank's time.",
     )
     buffers = Table(
@@ -122,7 +122,7 @@ def _steps(options: Options) -> list[Table]:
         note='The same, links not shaped; `memory_pool_strategy="simple"`.',
     )
     for size, backward in product((2, 4), (False, True)) if reason is None else ():
-        step = Step(seq=8192, heads=HEADS, head_dim=HEAD_DIM, backward=backward)
+        step = Step(seq=4096, heads=HEADS, head_dim=HEAD_DIM, backward=backward)
         rounds = min(options.pairs, 9)
         with Links(size) as links:
             free = step.measure(links, rounds)
