@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from dilated_attention_pytorch.core.memory import UnifiedMemoryPool
 from dilated_attention_pytorch.core.memory.strategies import (
     AdaptiveStrategy,
+    BucketedStrategy,
     FragmentAwareStrategy,
     NUMAStrategy,
+    SimpleStrategy,
+    Strategy,
     numa,
 )
+from dilated_attention_pytorch.core.memory.strategies.base import Budget, Place
 from dilated_attention_pytorch.core.memory.strategies.bucketed import size_class
 
 
@@ -84,6 +88,28 @@ def test_a_forgotten_region_is_not_used_until_its_slab_goes():
     assert pool.get_stats()["bytes_held"] == 1024
     assert (remains == 7).all()
     pool.return_buffer(third)
+
+
+def test_the_slab_of_the_oldest_return_is_evicted_first():
+    pool = UnifiedMemoryPool(FragmentAwareStrategy(slab_bytes=1024), max_bytes=3584)
+    older, newer = pool.get_buffer(1024, torch.int8), pool.get_buffer(1536, torch.int8)
+    pool.return_buffer(newer)
+    pool.return_buffer(older)
+    large = pool.get_buffer(2048, torch.int8)
+    stats = pool.get_stats()
+    assert (stats["evictions"], stats["bytes_held"], stats["bytes_cached"]) == (1, 3072, 1024)
+    pool.return_buffer(large)
+
+
+@pytest.mark.parametrize("strategy", [SimpleStrategy, BucketedStrategy, FragmentAwareStrategy])
+def test_memory_of_one_place_never_serves_another(strategy: type[Strategy]):
+    kept = strategy()
+    kept.attach(Budget(max_bytes=None))
+    here, there = (Place(torch.device("cpu"), node=node) for node in (0, 1))
+    block, storage = kept.take(512, here)
+    kept.give(block, storage)
+    assert not kept.take(512, there)[0].hit
+    assert kept.take(512, here)[0].hit
 
 
 @pytest.mark.parametrize("slab_bytes", [0, 100, -512])
@@ -188,7 +214,16 @@ def test_adaptive_stays_while_it_hits_and_releases_what_it_leaves():
     recycle(early, 300, 500, 700, 900)
     early.return_buffer(old)  # lent by the strategy that was left
     assert early.get_stats()["bytes_held"] == 4096
-    recycle(pool, *[100, 200, 300, 400] * 4)  # never the same size, always a hit
+    recycle(pool, *[100] * 12)  # exact sizes would do now, but it hits
     assert pool.get_stats()["chosen"] == "fragment_aware"
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         AdaptiveStrategy(window=0)
+
+
+def test_adaptive_counts_the_hits_of_each_window_anew():
+    pool = UnifiedMemoryPool(AdaptiveStrategy(window=4, slab_bytes=4096))
+    recycle(pool, 100, 100, 100, 100)
+    recycle(pool, 200, 300, 500, 900)
+    assert pool.get_stats()["chosen"] == "simple"
+    recycle(pool, 10)
+    assert pool.get_stats()["chosen"] == "fragment_aware"
