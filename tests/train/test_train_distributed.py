@@ -23,12 +23,28 @@ OPTIONS = [
 ]
 
 
-def torchrun(processes, *arguments):
+# Rank 0 has torchrun stopped after step 23, and goes no further before the signal has come.
+STOPPED = """
+import os, signal, sys, time
+from dilated_attention_pytorch.cli import main
+from dilated_attention_pytorch.train import command
+append_row = command.append_row
+def append_and_stop(file, row):
+    append_row(file, row)
+    if row["step"] == 23:
+        os.kill(os.getppid(), signal.SIGTERM)
+        while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+            time.sleep(0.01)
+command.append_row = append_and_stop
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def torchrun(processes, *arguments, program=("-m", "dilated_attention_pytorch.train")):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
-            *(str(processes), "-m", "dilated_attention_pytorch.train", "--"),
-            *map(str, arguments),
+            *(str(processes), *program, "--", *map(str, arguments)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,17 +108,14 @@ def test_loss_is_that_of_one_process(text, whole, processes, context_parallel, s
 
 def test_stopped_on_four_and_resumed_on_two_and_on_one(text, whole, longnet):
     layout = ["--context-parallel", 2, "--sharding", "zigzag"]
-    child = torchrun(4, "--data", text, *OPTIONS, *layout, "--run", "on-two")
+    Path("stopped.py").write_text(STOPPED)
+    child = torchrun(4, "--data", text, *OPTIONS, *layout, "--run", "on-two", program=["stopped.py"])
     with child:
-        while not child.stdout.readline().startswith("step 20/"):
-            pass
-        child.send_signal(signal.SIGTERM)
         out, err = end_of(child)
-    step = load_checkpoint(Path("runs/on-two/checkpoint.pt"))["step"]
-    assert 20 <= step < 50
-    assert len(curves("on-two")) == step
+    assert load_checkpoint(Path("runs/on-two/checkpoint.pt"))["step"] == 23, err
+    assert len(curves("on-two")) == 23
     assert out.splitlines()[-1] == (
-        f"stopped after step {step} of 50; continue with: torchrun --nproc-per-node 4 "
+        "stopped after step 23 of 50; continue with: torchrun --nproc-per-node 4 "
         "-m dilated_attention_pytorch.train --context-parallel 2 --sharding zigzag --resume runs/on-two"
     )
     assert err.count("stopping after this step") == 1
