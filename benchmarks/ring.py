@@ -75,7 +75,7 @@ def _balance() -> Table:
     seq = 2**15
     rows = []
     for size in (2, 4, 8):
-        for parts in (1.0, 1.5, 2.0, 2.0 * size):
+        for parts in (1.0, 1.5, 2.0, 3.0, 2.0 * size):
             w = int(parts * seq / (2 * size))
             pattern = DilatedPattern((w,), (1,), 1)
             cells = [f"{_imbalance(pattern, size, seq, sharding):.2f}" for sharding in SHARDINGS]
