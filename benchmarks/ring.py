@@ -126,7 +126,10 @@ def _steps(options: Options) -> list[Table]:
         rounds = min(options.pairs, 9)
         with Links(size) as links:
             free = step.measure(links, rounds)
-            links.shape(bits_per_s=8 * free.bytes_sent / free.seconds["compute"])
+            rate = 8 * free.bytes_sent / free.seconds["compute"]
+            links.shape(rate)
+            first = step.measure(links, rounds=3).seconds
+            links.shape(rate * first["communication"] / first["compute"])
             shaped = step.measure(links, rounds)
         name = ["forward + backward" if backward else "forward", str(size)]
         ms = {mode: 1e3 * seconds for mode, seconds in shaped.seconds.items()}

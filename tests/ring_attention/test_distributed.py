@@ -20,6 +20,7 @@ from dilated_attention_pytorch.ring_attention import (
     shard_sequence,
     unshard_sequence,
 )
+from dilated_attention_pytorch.ring_attention.utils.communication import RingError
 
 Worlds = Callable[[int], World]
 MESHES = {
@@ -135,3 +136,13 @@ def test_what_does_not_fit_is_refused(world: Worlds, shape, heads, kv_heads, rin
 
 def refused_3d_rank(group):
     RingDistributedDilatedAttention(config_of(PLAIN), init_device_mesh("cpu", (1, 2, 2)))
+
+
+def causal_rank(group):
+    q, k, v = (torch.randn(1, 6, 4, 4) for _ in range(3))
+    RingDistributedDilatedAttention(config_of(PLAIN), mesh_of((2, 2)))(q, k, v, group.rank() == 1)
+
+
+def test_a_rank_that_disagrees_in_its_row_is_told_to_the_other_rows(world: Worlds):
+    answers = world(4).run(causal_rank)
+    assert all(type(x) is RingError and "is_causal is " in str(x) for x in answers), answers

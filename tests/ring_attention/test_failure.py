@@ -11,7 +11,11 @@ import pytest
 import torch
 from worlds import World
 
-from dilated_attention_pytorch.ring_attention import RingAttentionConfig, RingDilatedAttention
+from dilated_attention_pytorch.ring_attention import (
+    RingAttentionConfig,
+    RingDilatedAttention,
+    unshard_sequence,
+)
 from dilated_attention_pytorch.ring_attention.utils.communication import RingError
 
 Worlds = Callable[[int], World]
@@ -34,7 +38,10 @@ def different_rank(group, changed: dict[str, Any]) -> None:
         ({"shape": (1, 7, 2, 4)}, "query is [1, 8, 2, 4] on rank 0 and [1, 7, 2, 4] on rank 1"),
         ({"dtype": torch.bfloat16}, "dtype is torch.float32 on rank 0 and torch.bfloat16 on rank 1"),
         ({"is_causal": True}, "is_causal is False on rank 0 and True on rank 1"),
-        ({"requires_grad": False}, "gradients needed is True on rank 0 and False on rank 1"),
+        (
+            {"requires_grad": False},
+            "gradients needed is [True, False, False] on rank 0 and [False, False, False] on rank 1",
+        ),
         ({"config": {"segment_lengths": [16]}}, "segment_lengths is [32] on rank 0 and [16] on rank 1"),
         ({"config": {"dilation_rates": [2]}}, "dilation_rates is [1] on rank 0 and [2] on rank 1"),
         ({"config": {"softmax_scale": 0.25}}, "softmax_scale is 0.5 on rank 0 and 0.25 on rank 1"),
@@ -116,3 +123,53 @@ def test_a_rank_that_never_calls():
         answer, _ = world.run(silent_rank)
         assert isinstance(answer, RingError), answer
         assert "rank 0 of the ring waited for rank 1 of 2, which failed or did not answer" in str(answer)
+
+
+def refusing_rank(group) -> None:
+    """Rank 1 gives a mask that it should not."""
+    mask = torch.zeros(1, 16 + group.rank(), dtype=torch.bool)
+    config = RingAttentionConfig([64], [1])
+    RingDilatedAttention(config, group)(*(torch.randn(1, 16, 2, 4) for _ in range(3)), False, mask)
+
+
+def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds):
+    first, second = world(2).run(refusing_rank)
+    message = "key_padding_mask must be [batch, seq] = [1, 16], got [1, 17]"
+    assert (type(second), str(second)) == (ValueError, message)
+    assert (type(first), str(first)) == (RingError, f"rank 1 of the ring cannot go on: {message}")
+
+
+def skipping_rank(group) -> None:
+    config = RingAttentionConfig([64], [1])
+    q, k, v = (torch.randn(1, 16, 2, 4, requires_grad=True) for _ in range(3))
+    ring = RingDilatedAttention(config, group)
+    out = ring(q, k, v)
+    if group.rank() == 0:
+        out.sum().backward()
+    ring(q, k, v)
+
+
+def test_a_rank_that_skips_the_backward(world: Worlds):
+    first, second = world(2).run(skipping_rank)
+    assert (type(first), type(second)) == (RingError, RingError)
+    assert "pass is backward on rank 0 and forward on rank 1" in str(first)
+
+
+def test_zigzag_needs_two_equal_parts(world: Worlds):
+    message = "sharding='zigzag' needs an even number of tokens on each rank, got 3"
+    answers = world(2).run(odd_rank)
+    assert [(type(x), str(x)) for x in answers] == [(ValueError, message)] * 2
+
+
+def odd_rank(group) -> None:
+    config = RingAttentionConfig([2], [1], sharding="zigzag")
+    RingDilatedAttention(config, group)(*(torch.randn(1, 3, 2, 4) for _ in range(3)))
+
+
+def unequal_rank(group) -> None:
+    unshard_sequence(torch.zeros(1, 3 + group.rank()), group)
+
+
+def test_unequal_shards_are_not_put_together(world: Worlds):
+    answers = world(2).run(unequal_rank)
+    assert all(type(x) is RingError and "shard is [1, " in str(x) for x in answers)

@@ -146,7 +146,8 @@ def test_messages_and_bytes(world: Worlds, size: int, sharding: str, is_causal: 
         assert backward["receive", torch.bfloat16, "elements"] == elements
         assert backward["send", torch.float32, "elements"] == elements
         assert forward["receive", torch.bfloat16, "messages"] <= size - 1
-        assert forward["receive", torch.uint8, "elements"] == (size - 1) * 1024  # the headers
+        for passed in (forward, backward):  # the headers
+            assert passed["receive", torch.uint8, "elements"] == (size - 1) * 1024
         assert (forward["receive", torch.bool, "elements"] > 0) == (padded and elements > 0)
         in_all.update(forward)
     for dtype in (torch.bfloat16, torch.uint8, torch.bool):
@@ -157,8 +158,7 @@ def test_messages_and_bytes(world: Worlds, size: int, sharding: str, is_causal: 
 def test_local_segments_send_nothing(world: Worlds):
     problem = replace(TRAFFIC, branches=((6, 1), (12, 3)))
     for forward, backward in world(4).results(counted_rank, problem, "contiguous", False):
-        assert {key[1] for key in forward} == {torch.uint8}
-        assert not backward
+        assert {key[1] for key in (*forward, *backward)} == {torch.uint8}  # the headers
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
@@ -202,3 +202,51 @@ def work_of(pattern: DilatedPattern, size: int, seq: int, sharding: str) -> list
         for rank in range(size)
     ]
     return [pattern.flops(1, seq, 8, is_causal=True, query_positions=shard) for shard in shards]
+
+
+def ordered_rank(group, problem, overlap):
+    """What a rank does, in order: forward, then backward."""
+    from dilated_attention_pytorch.ring_attention import function
+
+    events: list[str] = []
+
+    def noting(name, genuine):
+        def call(*args, **kwargs):
+            events.append(name)
+            return genuine(*args, **kwargs)
+
+        return call
+
+    class NotedPending(function.Pending):
+        def __init__(self, *args):
+            events.append("post")
+            super().__init__(*args)
+
+        def wait(self):
+            events.append("wait")
+            super().wait()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, "Pending", NotedPending)
+        for name in ("own_forward", "own_backward", "absorb", "absorb_backward"):
+            patch.setattr(function, name, noting(name, getattr(function, name)))
+        q, k, v = (torch.randn(1, 8, 2, 4, requires_grad=True) for _ in range(3))
+        ring = RingDilatedAttention(config_of(problem, overlap_communication=overlap), group)
+        out = ring(q, k, v)
+        forward = events.copy()
+        events.clear()
+        out.sum().backward()
+    return forward, events
+
+
+def test_the_next_hop_is_under_way_while_one_computes(world: Worlds):
+    problem = replace(TRAFFIC, heads=2, kv_heads=2, branches=((24, 1),))
+    for forward, backward in world(3).results(ordered_rank, problem, True):
+        assert forward == ["post", "own_forward", "wait", "post", "absorb", "wait", "absorb"]
+        assert backward == [
+            *("post", "own_backward"),
+            *("wait", "post", "absorb_backward", "post"),  # the gradients of hop 1 go home
+            *("wait", "absorb_backward", "wait", "post", "wait"),
+        ]
+    for forward, _ in world(3).results(ordered_rank, problem, False):
+        assert forward == ["own_forward", "post", "wait", "absorb", "post", "wait", "absorb"]

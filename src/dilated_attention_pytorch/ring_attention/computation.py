@@ -19,7 +19,7 @@ from ..kernels.fused import fused_backward, fused_forward
 from ..kernels.sdpa import Problem, Tile, merge_rows, partial_backward, partial_forward
 from .schedule import Block, blocks_between
 
-# Queries times keys of an explicit mask, which only causality against the order of the rows needs.
+# Elements of an explicit mask, which only causality against the order of the rows needs.
 _MASK_ELEMENTS = 1 << 22
 
 KeyValue = tuple[Tensor, Tensor]
@@ -128,7 +128,7 @@ def rows_of(block: Block, key: Tensor, value: Tensor) -> KeyValue:
 
 
 def _asking(
-    block: Block, padding: Tensor | None, part: Part, owner: int
+    block: Block, padding: Tensor | None, part: Part, owner: int, batch: int
 ) -> Iterator[tuple[Tile, Tensor | None]]:
     """Tiles of queries, with the keys of the block that they do not see."""
     times = part.times(part.rank)
@@ -138,7 +138,7 @@ def _asking(
         return
     key_times = _tile_rows(block.keys, _owner_times(part, owner))
     for tile in block.queries:
-        for some in _split(tile, max(1, _MASK_ELEMENTS // len(key_times))):
+        for some in _split(tile, max(1, _MASK_ELEMENTS // (batch * len(key_times)))):
             hidden = key_times > _tile_rows(some, times)[:, None]
             yield some, hidden[None] if padding is None else hidden | padding[:, None]
 
@@ -170,7 +170,7 @@ def absorb(
     owner: int,
 ) -> None:
     """Merge attention over a block's rows ``[b, g', rows, d]`` into out ``[b, n, h, d]`` and lse."""
-    for tile, ignored in _asking(block, padding, part, owner):
+    for tile, ignored in _asking(block, padding, part, owner, len(query)):
         rows_out, rows_lse = fused_forward(
             tile.rows_for_kernel(query, tile.heads.query),
             *rows_kv,
@@ -221,7 +221,7 @@ def absorb_backward(
     grad_out, query, out, lse = saved
     lse = lse.transpose(1, 2)
     grads = [torch.zeros_like(x, dtype=grad_query.dtype) for x in rows_kv]
-    for tile, ignored in _asking(block, padding, part, owner):
+    for tile, ignored in _asking(block, padding, part, owner, len(query)):
         heads = tile.heads.query
         rows_grad_query, *rows_grads = fused_backward(
             tile.rows_for_kernel(grad_out, heads),

@@ -45,7 +45,10 @@ class RingAttentionConfig:
         check_no_dropout("dropout", self.dropout)
         check_softmax_scale(self.softmax_scale)
         check_sharding(self.sharding)
-        if self.ring_size is not None and (not isinstance(self.ring_size, int) or self.ring_size < 1):
+        if not isinstance(self.overlap_communication, bool):
+            raise TypeError(f"overlap_communication must be bool, got {self.overlap_communication!r}")
+        size = self.ring_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"ring_size must be None or an int of at least 1, got {self.ring_size!r}")
         if self.memory_pool_strategy not in (None, *STRATEGIES):
             raise ValueError(

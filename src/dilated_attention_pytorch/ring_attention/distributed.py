@@ -14,8 +14,8 @@ from ..core.validation import check_key_padding_mask, check_qkv
 from ..dilated_attention import autocast
 from .base import BaseRingAttention
 from .config import RingAttentionConfig
-from .production import agree_on_call, ring_attention
-from .utils.communication import RingError
+from .production import agree_on_call, device_of, ring_attention
+from .utils.communication import RingError, tell
 
 
 class RingDistributedDilatedAttention(BaseRingAttention):
@@ -35,6 +35,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
 
     def __init__(self, config: RingAttentionConfig, device_mesh: DeviceMesh) -> None:
         super().__init__(config)
+        if not isinstance(device_mesh, DeviceMesh):
+            raise TypeError(f"device_mesh must be a DeviceMesh, got {type(device_mesh).__name__}")
         if device_mesh.ndim not in (1, 2):
             raise ValueError(f"device_mesh must have 1 or 2 dimensions, got {device_mesh.ndim}")
         if config.ring_size not in (None, device_mesh.size(0)):
@@ -65,18 +67,27 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             return ring_attention(
                 q, k, v, self.config, ring, is_causal, key_padding_mask, pool=self.memory_pool
             )
-        q, k, v = autocast(q, k, v)
-        check_qkv(q, k, v)
-        if key_padding_mask is not None:
-            check_key_padding_mask(key_padding_mask, q)
         group, size = mesh.get_group(1), mesh.size(1)
-        for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
-            if heads % size:
-                raise ValueError(
-                    f"the number of {name} heads must be a multiple of the mesh's second dimension, "
-                    f"got {heads} heads for {size} ranks"
-                )
-        key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
+        try:
+            q, k, v = autocast(q, k, v)
+            check_qkv(q, k, v)
+            if key_padding_mask is not None:
+                check_key_padding_mask(key_padding_mask, q)
+            for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
+                if heads % size:
+                    raise ValueError(
+                        f"the number of {name} heads must be a multiple of the mesh's second dimension, "
+                        f"got {heads} heads for {size} ranks"
+                    )
+        except (TypeError, ValueError) as error:
+            for others in (group, ring):
+                tell(others, device_of(q), str(error))
+            raise
+        try:
+            key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
+        except RingError as error:
+            tell(ring, q.device, str(error))  # the other rows cannot see it
+            raise
         if key_padding_mask is not None:
             everywhere = key_padding_mask[:, :, None, None].expand(-1, -1, size, 1)
             key_padding_mask = _exchange(everywhere, group, 2, 1)[:, :, 0, 0]

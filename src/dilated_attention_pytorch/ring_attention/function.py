@@ -30,7 +30,7 @@ from .computation import (
     rows_of,
 )
 from .schedule import Block
-from .utils.communication import Message, Pending
+from .utils.communication import Message, Pending, agree
 
 
 class Parcel:
@@ -188,6 +188,8 @@ class RingFunction(torch.autograd.Function):
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap, pool = ctx.rest
+        # A rank that goes on to another call instead is found out.
+        agree(group, {"pass": "backward", "query": list(query.shape)}, query.device)
         go, q, k, v, o = (for_kernel(x) for x in (grad_out, query, key, value, out))
         hops = _Hops(group, key, value, part, overlap, pool)
         returning: tuple[Pending, Parcel, Parcel] | None = None

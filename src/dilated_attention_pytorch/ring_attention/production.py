@@ -19,7 +19,8 @@ from .base import BaseRingAttention
 from .computation import Part
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
-from .utils.communication import agree
+from .sharding import check_shard_length
+from .utils.communication import agree, tell
 
 
 class RingDilatedAttention(BaseRingAttention):
@@ -27,8 +28,8 @@ class RingDilatedAttention(BaseRingAttention):
 
     Every rank of the group calls it with its shard (see ``shard_sequence``), and gets its shard of the result
     and of the gradients. They equal those of one device for every number of ranks. Segments that lie in one
-    shard stay local; for the others only the dilated keys and values that some local query can use travel
-    (:meth:`DilatedPattern.remote_keys`). All ranks must call the backward as well, or none.
+    shard stay local; for the others the dilated keys and values of segments in which a rank holds a token
+    travel to it (:meth:`DilatedPattern.remote_keys`). All ranks must call the backward as well, or none.
 
     Args:
         config: what all ranks agree on.
@@ -92,22 +93,30 @@ def ring_attention(
         first_head: global index of query head 0.
         pool: where message buffers come from; None: the allocator.
     """
-    query, key, value = autocast(query, key, value)
-    check_qkv(query, key, value)
-    if key_padding_mask is not None:
-        check_key_padding_mask(key_padding_mask, query)
-    choose_backend(config.backend, query.device, query.dtype)
     world = 1 if group is None else dist.get_world_size(group)
-    seq = query.shape[1] * world
-    if order is not None and len(order) != seq:
-        raise ValueError(
-            f"grid_shape must have one cell for each token, got {len(order)} cells, {seq} tokens"
-        )
     around_ring = world > 1
+    try:
+        query, key, value = autocast(query, key, value)
+        check_qkv(query, key, value)
+        if key_padding_mask is not None:
+            check_key_padding_mask(key_padding_mask, query)
+        choose_backend(config.backend, query.device, query.dtype)
+    except (TypeError, ValueError) as error:
+        if group is not None and around_ring:
+            tell(group, device_of(query), str(error))
+        raise
+    seq = query.shape[1] * world
     if group is not None and around_ring:
         key_padding_mask = agree_on_call(
             group, query, key, value, config, is_causal, key_padding_mask, grid_shape
         )
+    # From here on what is wrong is wrong on every rank.
+    if order is not None and len(order) != seq:
+        raise ValueError(
+            f"grid_shape must have one cell for each token, got {len(order)} cells, {seq} tokens"
+        )
+    if around_ring:
+        check_shard_length(query.shape[1], config.sharding)
     elif config.ring_size in (None, 1) and order is None and first_head == 0:
         return dilated_attention(
             query,
@@ -142,6 +151,11 @@ def ring_attention(
     return blockwise_function(query, key, value, part)
 
 
+def device_of(query: object) -> torch.device:
+    """Where messages about a call may be."""
+    return query.device if isinstance(query, Tensor) else torch.device("cpu")
+
+
 def _scale(config: RingAttentionConfig, query: Tensor) -> float:
     return query.shape[3] ** -0.5 if config.softmax_scale is None else config.softmax_scale
 
@@ -161,16 +175,17 @@ def agree_on_call(
     headers = agree(
         group,
         {
+            "pass": "forward",
             "query": list(query.shape),
             "key": list(key.shape),
             "dtype": str(query.dtype),
-            "is_causal": is_causal,
+            "is_causal": bool(is_causal),
             "segment_lengths": config.segment_lengths,
             "dilation_rates": config.dilation_rates,
             "softmax_scale": _scale(config, query),
             "sharding": config.sharding,
             "overlap_communication": config.overlap_communication,
-            "gradients needed": torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
+            "gradients needed": [torch.is_grad_enabled() and x.requires_grad for x in (query, key, value)],
             "grid_shape": grid_shape,
             "_has_padding": has_padding,
         },

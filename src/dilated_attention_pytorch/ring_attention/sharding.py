@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
+from .utils.communication import agree
 
 
 def shard_sequence(
@@ -32,6 +33,7 @@ def shard_sequence(
     """
     check_sharding(sharding)
     check_rank(rank, world_size)
+    _check_dim(x, dim)
     seq = x.shape[dim]
     padded = _padded_length(seq, world_size, sharding)
     rows = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, world_size, padded, sharding)])
@@ -65,21 +67,42 @@ def unshard_sequence(
 
     Raises:
         ValueError: naming the argument and its value.
+        RingError: a rank failed, or has another shard or other arguments.
     """
     check_sharding(sharding)
+    _check_dim(shard, dim)
     shard = shard.detach().contiguous()
     world = 1 if process_group is None else dist.get_world_size(process_group)
-    parts = [torch.empty_like(shard) for _ in range(world)]
-    if process_group is None or world == 1:
-        parts = [shard]
-    else:
+    parts = [shard]
+    if process_group is not None and world > 1:
+        header = {
+            "shard": list(shard.shape),
+            "dtype": str(shard.dtype),
+            "sharding": sharding,
+            "length": length,
+            "dim": dim,
+        }
+        agree(process_group, header, shard.device)
+        parts = [torch.empty_like(shard) for _ in range(world)]
         dist.all_gather(parts, shard, group=process_group)
     seq = world * shard.shape[dim]
+    check_shard_length(shard.shape[dim], sharding)
     if length is not None and not 0 <= length <= seq:
         raise ValueError(f"length must be in [0, {seq}] (all shards), got {length}")
     rows = [torch.arange(*chunk) for rank in range(world) for chunk in chunks_of(rank, world, seq, sharding)]
     place = torch.cat(rows).argsort().to(shard.device)[:length]
     return torch.cat(parts, dim).index_select(dim, place)
+
+
+def check_shard_length(length: int, sharding: Sharding) -> None:
+    """Raise ValueError for a zigzag shard that is not two equal parts."""
+    if sharding == "zigzag" and length % 2:
+        raise ValueError(f"sharding='zigzag' needs an even number of tokens on each rank, got {length}")
+
+
+def _check_dim(x: Tensor, dim: int) -> None:
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim must be a dimension of the tensor, got {dim=}, shape {list(x.shape)}")
 
 
 def _padded_length(seq: int, world_size: int, sharding: Sharding) -> int:

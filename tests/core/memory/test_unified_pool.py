@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import weakref
@@ -412,3 +413,12 @@ def test_devices_and_streams_are_kept_apart():
     current = torch.cuda.current_device()
     pool.return_buffer(pool.get_buffer(512, torch.int8, f"cuda:{current}"))
     assert pool.get_stats()["hits"] == 1
+
+
+def test_a_copy_is_an_empty_pool_of_the_same_kind():
+    pool = UnifiedMemoryPool("bucketed", max_bytes=1 << 20)
+    buffer = pool.get_buffer(10, torch.float32)
+    copied = copy.deepcopy(pool)
+    stats = copied.get_stats()
+    assert (stats["strategy"], stats["max_bytes"], stats["buffers_lent"]) == ("bucketed", 1 << 20, 0)
+    pool.return_buffer(buffer)

@@ -185,6 +185,10 @@ class UnifiedMemoryPool:
     allocate = get_buffer
     deallocate = return_buffer
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnifiedMemoryPool:
+        """An empty pool of the same kind: for copies of the module that has this one."""
+        return UnifiedMemoryPool(self._strategy.name, self._budget.max_bytes, self._debug)
+
     def get_stats(self) -> dict[str, Any]:
         """What the pool holds and did.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 _HEADER_BYTES = 1024
+_TROUBLE_CHARACTERS = 400
 
 Message = tuple[int, Tensor]
 """A peer, and the tensor that goes to it or comes from it."""
@@ -40,7 +42,10 @@ class Pending:
         try:
             self._works = dist.batch_isend_irecv(ops) if ops else []
         except RuntimeError as error:
-            raise _failure(self._peers, group, error) from error
+            peers = sorted(set(self._peers))
+            raise RingError(
+                f"could not post messages to or from ranks {peers} of the ring: {error}"
+            ) from error
         self._group = group
 
     def wait(self) -> None:
@@ -70,21 +75,31 @@ def _failure(peers: Sequence[int], group: ProcessGroup, error: RuntimeError) -> 
     )
 
 
-def agree(group: ProcessGroup, header: Mapping[str, Any], device: torch.device) -> list[dict[str, Any]]:
+def agree(
+    group: ProcessGroup, header: Mapping[str, Any], device: torch.device, trouble: str | None = None
+) -> list[dict[str, Any]]:
     """Exchange headers with every rank, and return them by rank.
 
-    Fields whose name begins with an underscore may differ.
+    Args:
+        group: all of its ranks call this.
+        header: what must be the same everywhere, but for fields whose name begins with an underscore.
+        device: one that the group's backend sends from.
+        trouble: why this rank cannot go on; the others then raise it.
 
     Raises:
         RingError: naming the rank whose header differs, and what differs in it; or the rank that failed.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    mine = _encode(header).to(device)
+    told = {**header, "_trouble": None if trouble is None else trouble[:_TROUBLE_CHARACTERS]}
+    mine = _encode(told).to(device)
     theirs = torch.empty(world, _HEADER_BYTES, dtype=torch.uint8, device=device)
     peers = [peer for peer in range(world) if peer != rank]
     Pending(group, [(peer, mine) for peer in peers], [(peer, theirs[peer]) for peer in peers]).wait()
     theirs[rank] = mine
     headers = [json.loads(bytes(row).rstrip(b"\0")) for row in theirs.tolist()]
+    for peer, other in enumerate(headers):
+        if other["_trouble"] is not None:
+            raise RingError(f"rank {peer} of the ring cannot go on: {other['_trouble']}")
     for peer, other in enumerate(headers):
         differing = [
             f"{name} is {headers[rank].get(name)} on rank {rank} and {other.get(name)} on rank {peer}"
@@ -94,6 +109,12 @@ def agree(group: ProcessGroup, header: Mapping[str, Any], device: torch.device) 
         if differing:
             raise RingError(f"the ranks of the ring disagree: {'; '.join(differing)}")
     return headers
+
+
+def tell(group: ProcessGroup, device: torch.device, trouble: str) -> None:
+    """Say in the place of :func:`agree` why this rank cannot go on, so that nobody waits for it."""
+    with suppress(RingError):
+        agree(group, {}, device, trouble)
 
 
 def _encode(header: Mapping[str, Any]) -> Tensor:
