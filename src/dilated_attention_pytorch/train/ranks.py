@@ -46,15 +46,21 @@ class Ranks:
         """Do ``action``, and return when all ranks have done it.
 
         Raises:
-            CommandError, OSError: on every rank, that of the first rank where ``action`` raised it.
+            CommandError, OSError: on every rank, that of the first rank where ``action`` raised it. Any other
+                exception stays on its rank; the others raise a CommandError that names the rank.
         """
         error: Exception | None = None
+        fault: Exception | None = None
         try:
             result = action()
         except (CommandError, OSError) as caught:
             error = caught
+        except Exception as caught:  # not the user's doing, but nobody may wait for this rank
+            fault = caught
+            error = CommandError(f"rank {self.rank} failed: {type(caught).__name__}: {caught}", status=1)
         if self.highest(error is not None):
-            raise next(each for each in self.gather(error) if each is not None)
+            errors = self.gather(error)
+            raise fault or next(each for each in errors if each is not None)
         return result
 
     def on_first(self, action: Callable[[], T]) -> T | None:
