@@ -102,7 +102,7 @@ def _die_in_hop(number: int) -> None:
 
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_a_rank_killed_in_mid_ring(when: str):
-    with World(3, timeout_s=10) as world:
+    with World(3, timeout_s=20) as world:
         answers = world.run(dying_rank, when)
         assert isinstance(answers[1], EOFError)
         for rank in (0, 2):
@@ -119,7 +119,7 @@ def silent_rank(group) -> None:
 
 
 def test_a_rank_that_never_calls():
-    with World(2, timeout_s=2) as world:
+    with World(2, timeout_s=10) as world:
         answer, _ = world.run(silent_rank)
         assert isinstance(answer, RingError), answer
         assert "rank 0 of the ring waited for rank 1 of 2, which failed or did not answer" in str(answer)
