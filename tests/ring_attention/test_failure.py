@@ -16,7 +16,7 @@ from dilated_attention_pytorch.ring_attention import (
     RingDilatedAttention,
     unshard_sequence,
 )
-from dilated_attention_pytorch.ring_attention.utils.communication import RingError
+from dilated_attention_pytorch.ring_attention.utils.communication import RingError, agree
 
 Worlds = Callable[[int], World]
 
@@ -137,6 +137,18 @@ def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds):
     message = "key_padding_mask must be [batch, seq] = [1, 16], got [1, 17]"
     assert (type(second), str(second)) == (ValueError, message)
     assert (type(first), str(first)) == (RingError, f"rank 1 of the ring cannot go on: {message}")
+
+
+def troubled_rank(group, trouble: str) -> None:
+    agree(group, {}, torch.device("cpu"), trouble if group.rank() == 1 else None)
+
+
+@pytest.mark.parametrize("character", ["x", '"', "\\", "\n", "\N{SNOWMAN}"])
+def test_long_trouble_is_cut_to_the_header(world: Worlds, character: str):
+    """A longer message than the peer expects would end its process."""
+    for answer in world(2).run(troubled_rank, 5000 * character):
+        assert type(answer) is RingError
+        assert str(answer).startswith("rank 1 of the ring cannot go on: ")
 
 
 def skipping_rank(group) -> None:

@@ -34,8 +34,8 @@ class Part:
         chunks: the chunks of each rank.
         rank: which of them are these rows.
         num_heads, group: query heads, and how many of them share a key/value head.
-        order: int64 ``[seq]``, for causality by another order than that of the rows: the time of each
-            position.
+        order: int64 ``[seq]``, the time of each position, if causality is by another order than that of
+            the rows; ``None`` if it is not, or the problem is not causal.
     """
 
     problem: Problem
@@ -65,20 +65,18 @@ class Part:
             before = rows.stop
             padding = None if self.problem.padding is None else self.problem.padding[:, rows]
             problem = replace(self.problem, padding=padding, origin=start)
-            if self.order is None or not problem.is_causal:
+            if self.order is None:
                 yield rows, problem, None
                 continue
             by_time = self.order[start:stop].argsort()
-            ranks = (start + by_time).expand(padding.shape if padding is not None else (1, -1))
             if padding is not None:
                 problem = replace(problem, padding=padding[:, by_time])
-            yield rows, replace(problem, positions=ranks), by_time
+            yield rows, replace(problem, positions=(start + by_time)[None]), by_time
 
-    def times(self, owner: int) -> Tensor | None:
-        """When each row of a rank was, if that is not the order of the rows: int64 ``[n]``."""
-        if self.order is None or not self.problem.is_causal:
-            return None
-        return torch.cat([self.order[start:stop] for start, stop in self.chunks[owner]])
+    def times(self, rank: int) -> Tensor:
+        """When each row of a rank was, by ``order``: int64 ``[n]``."""
+        assert self.order is not None
+        return torch.cat([self.order[start:stop] for start, stop in self.chunks[rank]])
 
 
 def own_forward(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
@@ -131,22 +129,15 @@ def _asking(
     block: Block, padding: Tensor | None, part: Part, owner: int, batch: int
 ) -> Iterator[tuple[Tile, Tensor | None]]:
     """Tiles of queries, with the keys of the block that they do not see."""
-    times = part.times(part.rank)
-    if times is None:
+    if part.order is None:
         for tile in block.queries:
             yield tile, padding
         return
-    key_times = _tile_rows(block.keys, _owner_times(part, owner))
+    times, key_times = part.times(part.rank), _tile_rows(block.keys, part.times(owner))
     for tile in block.queries:
         for some in _split(tile, max(1, _MASK_ELEMENTS // (batch * len(key_times)))):
             hidden = key_times > _tile_rows(some, times)[:, None]
             yield some, hidden[None] if padding is None else hidden | padding[:, None]
-
-
-def _owner_times(part: Part, owner: int) -> Tensor:
-    times = part.times(owner)
-    assert times is not None
-    return times
 
 
 def _tile_rows(tile: Tile, x: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Letters: b batch, n this rank's rows, h query heads, g key/value heads, d head dimension, P ranks.
 
 In hop t a rank computes with the keys and values of the rank t places before it, while those of the next
-hop are under way. Only the rows that some local query can use travel. The backward fetches them again, and
-sends the gradients of each block back to its owner, who adds them up in the accumulation dtype.
+hop are under way. Only the dilated rows of segments in which it holds a token travel. The backward fetches
+them again, and sends the gradients of each block back to its owner, who adds them up in the accumulation
+dtype.
 """
 
 from __future__ import annotations

@@ -115,6 +115,8 @@ def ring_attention(
         raise ValueError(
             f"grid_shape must have one cell for each token, got {len(order)} cells, {seq} tokens"
         )
+    if not is_causal:
+        order = None
     if around_ring:
         check_shard_length(query.shape[1], config.sharding)
     elif config.ring_size in (None, 1) and order is None and first_head == 0:
@@ -133,7 +135,7 @@ def ring_attention(
     part = Part(
         problem=Problem(
             tuple(zip(config.segment_lengths, config.dilation_rates, strict=True)),
-            is_causal,
+            bool(is_causal),
             _scale(config, query),
             key_padding_mask,
             first_head=first_head,

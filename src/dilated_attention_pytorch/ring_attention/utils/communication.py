@@ -90,7 +90,9 @@ def agree(
         RingError: naming the rank whose header differs, and what differs in it; or the rank that failed.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    told = {**header, "_trouble": None if trouble is None else trouble[:_TROUBLE_CHARACTERS]}
+    if trouble is not None:  # short, and of characters that JSON does not write as six
+        trouble = trouble.encode("ascii", "replace").decode()[:_TROUBLE_CHARACTERS]
+    told = {**header, "_trouble": trouble}
     mine = _encode(told).to(device)
     theirs = torch.empty(world, _HEADER_BYTES, dtype=torch.uint8, device=device)
     peers = [peer for peer in range(world) if peer != rank]
@@ -118,9 +120,11 @@ def tell(group: ProcessGroup, device: torch.device, trouble: str) -> None:
 
 
 def _encode(header: Mapping[str, Any]) -> Tensor:
-    text = json.dumps(header).encode()
-    if len(text) > _HEADER_BYTES:  # many branches: their digests then
-        long = {name: value for name, value in header.items() if isinstance(value, (list, tuple))}
-        digests = {name: hashlib.sha256(json.dumps(x).encode()).hexdigest()[:16] for name, x in long.items()}
-        text = json.dumps({**header, **digests}).encode()
-    return torch.tensor(list(text.ljust(_HEADER_BYTES, b"\0")), dtype=torch.uint8)
+    text = json.dumps(header)
+    if len(text) > _HEADER_BYTES:  # many branches: digests of what is long
+        parts = {name: json.dumps(value) for name, value in header.items()}
+        long = {name for name, part in parts.items() if len(part) > 100 and name != "_trouble"}
+        digests = {name: hashlib.sha256(parts[name].encode()).hexdigest()[:16] for name in long}
+        text = json.dumps({**header, **digests})
+    assert len(text) <= _HEADER_BYTES
+    return torch.tensor(list(text.encode().ljust(_HEADER_BYTES, b"\0")), dtype=torch.uint8)
