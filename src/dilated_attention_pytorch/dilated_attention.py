@@ -19,7 +19,7 @@ from .core.validation import (
     check_softmax_scale,
 )
 from .kernels.backends import Backend, choose_backend
-from .kernels.operator import sdpa
+from .kernels.operator import sdpa, triton
 from .kernels.reference import reference_attention
 
 
@@ -84,8 +84,8 @@ def dilated_attention(
         key_padding_mask: bool ``[b, n]``, True = nobody sees this key.
         positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership in
             place of the index. Causality stays with the order in the tensor.
-        backend: ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense mask, ``"auto"`` the faster that
-            can run.
+        backend: ``"triton"`` kernels for GPUs, ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense
+            mask, ``"auto"`` the first of these that can run and suits the pattern.
         return_lse: also return the log-sum-exp of the scores.
 
     Returns:
@@ -111,8 +111,11 @@ def dilated_attention(
     check_softmax_scale(softmax_scale)
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
 
-    if choose_backend(backend, query.device, query.dtype) == "sdpa":
-        out, lse = sdpa(
+    chosen = choose_backend(
+        backend, query.device, query.dtype, head_dim=head_dim, branches=pattern.branches, places=seq
+    )
+    if chosen != "reference":
+        out, lse = (sdpa if chosen == "sdpa" else triton)(
             query,
             key,
             value,

@@ -18,6 +18,7 @@ from worlds import World
 from dilated_attention_pytorch import DilatedPattern
 from dilated_attention_pytorch.core.sharding import chunks_of
 from dilated_attention_pytorch.ring_attention import RingDilatedAttention
+from dilated_attention_pytorch.ring_attention.computation import SdpaKernels
 from dilated_attention_pytorch.ring_attention.schedule import blocks_between
 
 Worlds = Callable[[int], World]
@@ -228,8 +229,13 @@ def ordered_rank(group, problem, overlap):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(function, "Pending", NotedPending)
-        for name in ("own_forward", "own_backward", "absorb", "absorb_backward"):
-            patch.setattr(function, name, noting(name, getattr(function, name)))
+        for holder, name in (
+            (function, "own_forward"),
+            (function, "own_backward"),
+            (SdpaKernels, "absorb"),
+            (SdpaKernels, "absorb_backward"),
+        ):
+            patch.setattr(holder, name, noting(name, getattr(holder, name)))
         q, k, v = (torch.randn(1, 8, 2, 4, requires_grad=True) for _ in range(3))
         ring = RingDilatedAttention(config_of(problem, overlap_communication=overlap), group)
         out = ring(q, k, v)

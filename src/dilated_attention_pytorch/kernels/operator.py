@@ -1,11 +1,11 @@
-"""The ``sdpa`` backend as one PyTorch operator, known to autograd, torch.compile and the FLOP counter.
+"""The fused backends as PyTorch operators, known to autograd, torch.compile and the FLOP counter.
 
 Letters: b batch, n sequence, h query heads, g key/value heads, d head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -33,61 +33,76 @@ def _problem(
     return Problem(branches, is_causal, softmax_scale, key_padding_mask, positions)
 
 
-@torch.library.custom_op(
-    "dilated_attention_pytorch::sdpa",
-    mutates_args=(),
-    schema=f"(Tensor query, Tensor key, Tensor value, {_ARGUMENTS}) -> (Tensor out, Tensor lse)",
-)
-def sdpa(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return out ``[b, n, h, d]`` and lse ``[b, h, n]``; arguments as in ``dilated_attention``."""
-    return sdpa_forward(query, key, value, _problem(*arguments))
+def _register(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+    """A backend's forward and backward as a differentiable operator.
 
+    It maps query ``[b, n, h, d]``, key, value ``[b, n, g, d]`` and the arguments of ``dilated_attention`` to
+    out ``[b, n, h, d]`` and lse ``[b, h, n]``.
+    """
 
-@sdpa.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    batch, seq, heads, _ = query.shape
-    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty(query.shape), query.new_empty((batch, heads, seq), dtype=lse_dtype)
-
-
-@torch.library.custom_op(
-    "dilated_attention_pytorch::sdpa_backward",
-    mutates_args=(),
-    schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-    f"{_ARGUMENTS}) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-)
-def _sdpa_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return sdpa_backward(grad_out, query, key, value, out, lse, _problem(*arguments))
-
-
-@_sdpa_backward.register_fake
-def _(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, *ctx.numbers, key_padding_mask, positions = inputs
-    ctx.save_for_backward(query, key, value, *output, key_padding_mask, positions)
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, out, lse, key_padding_mask, positions = ctx.saved_tensors
-    grads = _sdpa_backward(grad_out, query, key, value, out, lse, *ctx.numbers, key_padding_mask, positions)
-    return (*grads, *[None] * 6)
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "dilated_attention cannot be differentiated twice with backend='sdpa'; backend='reference' can"
+    @torch.library.custom_op(
+        f"dilated_attention_pytorch::{name}",
+        mutates_args=(),
+        schema=f"(Tensor query, Tensor key, Tensor value, {_ARGUMENTS}) -> (Tensor out, Tensor lse)",
     )
+    def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = forward(query, key, value, _problem(*arguments))
+        return result
 
+    @attend.register_fake
+    def _(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        batch, seq, heads, _ = query.shape
+        lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return query.new_empty(query.shape), query.new_empty((batch, heads, seq), dtype=lse_dtype)
 
-sdpa.register_autograd(_differentiate, setup_context=_save)
-_sdpa_backward.register_autograd(_refuse)
+    @torch.library.custom_op(
+        f"dilated_attention_pytorch::{name}_backward",
+        mutates_args=(),
+        schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+        f"{_ARGUMENTS}) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+    )
+    def attend_backward(
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *arguments: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grads: tuple[Tensor, Tensor, Tensor] = backward(
+            grad_out, query, key, value, out, lse, _problem(*arguments)
+        )
+        return grads
+
+    @attend_backward.register_fake
+    def _(
+        grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, *ctx.numbers, key_padding_mask, positions = inputs
+        ctx.save_for_backward(query, key, value, *output, key_padding_mask, positions)
+
+    def differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse, key_padding_mask, positions = ctx.saved_tensors
+        grads = attend_backward(
+            grad_out, query, key, value, out, lse, *ctx.numbers, key_padding_mask, positions
+        )
+        return (*grads, *[None] * 6)
+
+    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            f"dilated_attention cannot be differentiated twice with backend={name!r}; backend='reference' can"
+        )
+
+    attend.register_autograd(differentiate, setup_context=save)
+    attend_backward.register_autograd(refuse)
+    operators = torch.ops.dilated_attention_pytorch
+    register_flop_formula(getattr(operators, name))(_flops_of_forward)
+    register_flop_formula(getattr(operators, f"{name}_backward"))(_flops_of_backward)
+    return attend
 
 
 def _forward_flops(
@@ -102,18 +117,32 @@ def _forward_flops(
     return pattern.flops(batch, seq, head_dim, is_causal)
 
 
-@register_flop_formula(torch.ops.dilated_attention_pytorch.sdpa)
-def _(
+def _flops_of_forward(
     query: Sequence[int], key: Sequence[int], value: Sequence[int],
     segment_lengths: Sequence[int], dilation_rates: Sequence[int], is_causal: bool, *rest: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     return _forward_flops(query, key, segment_lengths, dilation_rates, is_causal)
 
 
-@register_flop_formula(torch.ops.dilated_attention_pytorch.sdpa_backward)
-def _(
+def _flops_of_backward(
     grad_out: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int],
     out: Sequence[int], lse: Sequence[int],
     segment_lengths: Sequence[int], dilation_rates: Sequence[int], is_causal: bool, *rest: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     return _forward_flops(query, key, segment_lengths, dilation_rates, is_causal) * 5 // 2
+
+
+def _triton_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from .triton.attention import triton_forward  # Triton is optional
+
+    return triton_forward(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton.attention import triton_backward
+
+    return triton_backward(*arguments)
+
+
+sdpa = _register("sdpa", sdpa_forward, sdpa_backward)
+triton = _register("triton", _triton_forward, _triton_backward)

@@ -36,7 +36,7 @@ class RingAttentionConfig:
     memory_pool_strategy: str | None = None
     """Strategy of the :class:`UnifiedMemoryPool` that message buffers come from; None: the allocator."""
     backend: Backend = "auto"
-    """``"auto"`` or ``"sdpa"``."""
+    """``"auto"``, ``"sdpa"`` or ``"triton"``."""
 
     def __post_init__(self) -> None:
         segments, rates = check_branches(self.segment_lengths, self.dilation_rates)
@@ -55,5 +55,7 @@ class RingAttentionConfig:
                 f"memory_pool_strategy must be None or one of {', '.join(STRATEGIES)}, "
                 f"got {self.memory_pool_strategy!r}"
             )
-        if self.backend not in ("auto", "sdpa"):
-            raise ValueError(f"backend must be 'auto' or 'sdpa' around a ring, got {self.backend!r}")
+        if self.backend not in ("auto", "sdpa", "triton"):
+            raise ValueError(
+                f"backend must be 'auto', 'sdpa' or 'triton' around a ring, got {self.backend!r}"
+            )

@@ -22,10 +22,7 @@ from ..core.memory.unified_pool import UnifiedMemoryPool
 from .computation import (
     KeyValue,
     Part,
-    absorb,
-    absorb_backward,
     add_to_owner,
-    for_kernel,
     own_backward,
     own_forward,
     rows_of,
@@ -169,7 +166,7 @@ class RingFunction(torch.autograd.Function):
         overlap: bool,
         pool: UnifiedMemoryPool | None,
     ) -> Tensor:
-        q, k, v = (for_kernel(x) for x in (query, key, value))
+        q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         hops = _Hops(group, key, value, part, overlap, pool)
         for hop, received in hops:
             if received is None:
@@ -177,8 +174,8 @@ class RingFunction(torch.autograd.Function):
                 continue
             owner, _ = hops.peers(hop)
             for block, rows, padding in zip(received.blocks, received.rows, received.padding, strict=True):
-                rows_kv = (for_kernel(rows[0]), for_kernel(rows[1]))
-                absorb(q, out, lse, block, rows_kv, padding, part, owner)
+                rows_kv = (part.kernels.cast(rows[0]), part.kernels.cast(rows[1]))
+                part.kernels.absorb(q, out, lse, block, rows_kv, padding, part, owner)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse.transpose(1, 2).contiguous())
         ctx.rest = part, group, overlap, pool
@@ -191,7 +188,7 @@ class RingFunction(torch.autograd.Function):
         part, group, overlap, pool = ctx.rest
         # A rank that goes on to another call instead is found out.
         agree(group, {"pass": "backward", "query": list(query.shape)}, query.device)
-        go, q, k, v, o = (for_kernel(x) for x in (grad_out, query, key, value, out))
+        go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
         hops = _Hops(group, key, value, part, overlap, pool)
         returning: tuple[Pending, Parcel, Parcel] | None = None
         for hop, received in hops:
@@ -203,8 +200,10 @@ class RingFunction(torch.autograd.Function):
             for block, rows, padding, given in zip(
                 received.blocks, received.rows, received.padding, give.rows, strict=True
             ):
-                rows_kv = (for_kernel(rows[0]), for_kernel(rows[1]))
-                found = absorb_backward((go, q, o, lse), grads[0], block, rows_kv, padding, part, source)
+                rows_kv = (part.kernels.cast(rows[0]), part.kernels.cast(rows[1]))
+                found = part.kernels.absorb_backward(
+                    (go, q, o, lse), grads[0], block, rows_kv, padding, part, source
+                )
                 for view, x in zip(given, found, strict=True):
                     view.copy_(x)
             _add_returned(returning, grads)
@@ -219,13 +218,13 @@ class BlockwiseFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
-        q, k, v = (for_kernel(x) for x in (query, key, value))
+        q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         outs, lses = [], []
         for mine in _virtual_ranks(part):
             queries = _rows_at(mine, mine.rank, q)
             out, lse = own_forward(queries, _rows_at(mine, mine.rank, k), _rows_at(mine, mine.rank, v), mine)
             for owner, block, rows_kv, padding in _blocks_of_others(mine, k, v, part.problem.padding):
-                absorb(queries, out, lse, block, rows_kv, padding, mine, owner)
+                part.kernels.absorb(queries, out, lse, block, rows_kv, padding, mine, owner)
             outs.append(out)
             lses.append(lse)
         out = torch.cat(outs, 1).to(query.dtype)
@@ -238,7 +237,7 @@ class BlockwiseFunction(torch.autograd.Function):
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part = ctx.part
-        go, q, k, v, o = (for_kernel(x) for x in (grad_out, query, key, value, out))
+        go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
         total = [torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v)]
         for mine in _virtual_ranks(part):
             my_go, my_q, my_k, my_v, my_o = (_rows_at(mine, mine.rank, x) for x in (go, q, k, v, o))
@@ -246,7 +245,7 @@ class BlockwiseFunction(torch.autograd.Function):
             grads = own_backward(my_go, my_q, my_k, my_v, my_o, my_lse, mine)
             saved = (my_go, my_q, my_o, my_lse)
             for owner, block, rows_kv, padding in _blocks_of_others(mine, k, v, part.problem.padding):
-                found = absorb_backward(saved, grads[0], block, rows_kv, padding, mine, owner)
+                found = part.kernels.absorb_backward(saved, grads[0], block, rows_kv, padding, mine, owner)
                 add_to_owner(block, found, *(_rows_at(mine, owner, x) for x in total[1:]))
             for grad, x in zip(grads, total, strict=True):
                 _rows_at(mine, mine.rank, x).add_(grad)

@@ -16,7 +16,7 @@ from ..dilated_attention import autocast, dilated_attention
 from ..kernels.backends import choose_backend
 from ..kernels.sdpa import Problem
 from .base import BaseRingAttention
-from .computation import Part
+from .computation import Kernels, Part, SdpaKernels
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
 from .sharding import check_shard_length
@@ -95,12 +95,20 @@ def ring_attention(
     """
     world = 1 if group is None else dist.get_world_size(group)
     around_ring = world > 1
+    branches = tuple(zip(config.segment_lengths, config.dilation_rates, strict=True))
     try:
         query, key, value = autocast(query, key, value)
         check_qkv(query, key, value)
         if key_padding_mask is not None:
             check_key_padding_mask(key_padding_mask, query)
-        choose_backend(config.backend, query.device, query.dtype)
+        backend = choose_backend(
+            config.backend,
+            query.device,
+            query.dtype,
+            head_dim=query.shape[3],
+            branches=branches,
+            places=query.shape[1] * world,
+        )
     except (TypeError, ValueError) as error:
         if group is not None and around_ring:
             tell(group, device_of(query), str(error))
@@ -134,7 +142,7 @@ def ring_attention(
     parts = world if around_ring else config.ring_size or 1
     part = Part(
         problem=Problem(
-            tuple(zip(config.segment_lengths, config.dilation_rates, strict=True)),
+            branches,
             bool(is_causal),
             _scale(config, query),
             key_padding_mask,
@@ -144,6 +152,7 @@ def ring_attention(
             chunks_of(i, parts, seq, config.sharding if around_ring else "contiguous") for i in range(parts)
         ],
         rank=dist.get_rank(group) if around_ring else 0,
+        kernels=_kernels(backend),
         num_heads=query.shape[2],
         group=query.shape[2] // key.shape[2],
         order=order,
@@ -151,6 +160,14 @@ def ring_attention(
     if group is not None and around_ring:
         return ring_function(query, key, value, part, group, config.overlap_communication, pool)
     return blockwise_function(query, key, value, part)
+
+
+def _kernels(backend: str) -> Kernels:
+    if backend == "triton":
+        from .variants.triton import TritonKernels  # Triton is optional
+
+        return TritonKernels()
+    return SdpaKernels()
 
 
 def device_of(query: object) -> torch.device:

@@ -1,0 +1,129 @@
+"""The forward: one pass over each query's keys, whichever branches offer them, in one online softmax.
+
+FlashAttention-2 (arXiv:2307.08691, algorithm 1), its scores in base 2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .walk import (
+    block_of,
+    columns_of,
+    load_matrix,
+    pointers_to,
+    program_of,
+    run_of,
+    served_by,
+    start_of,
+    store_matrix,
+    tile_of,
+)
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+INF = tl.constexpr(float("inf"))
+
+
+@triton.jit(do_not_specialize=["extent", "batch_strides", "lse_strides", "scale"])
+def forward_kernel(
+    query,  # [b, rows, h, d]
+    key,  # [b, columns, g, d]
+    value,  # [b, columns, g, d]
+    out,  # [b, rows, h, d]
+    lse,  # [b, h, rows], float32
+    padding,  # [b, columns], uint8, 1 = ignore; or None
+    index,  # Index or None
+    times,  # Times or None
+    strides,  # of rows and heads: query, key, value, out
+    batch_strides,  # of the same
+    lse_strides,
+    extent,
+    scale,
+    VISITS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CONTINUES: tl.constexpr,  # out and lse already hold the result for other keys
+    ALIGNED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONCE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """One tile of queries of one head: grid (tiles * b, h)."""
+    tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
+    # Where neither is given, the columns of a run come in the order of their times.
+    IN_ORDER: tl.constexpr = index is None and times is None
+
+    rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
+    global_head = extent.first_head + head
+    served = served_by(lowest, highest, global_head, index, extent, VISITS)
+    query = start_of(query, batch, head, batch_strides[0], strides[0], ALIGNED)
+    key = start_of(key, batch, head // extent.group, batch_strides[1], strides[1], ALIGNED)
+    value = start_of(value, batch, head // extent.group, batch_strides[2], strides[2], ALIGNED)
+    out = start_of(out, batch, head, batch_strides[3], strides[3], ALIGNED)
+    lse += batch.to(tl.int64) * lse_strides[0] + head.to(tl.int64) * lse_strides[1]
+    lse += rows.to(tl.int64) * lse_strides[2]
+
+    query = pointers_to(query, rows, strides[0], BLOCK_D)
+    out = pointers_to(out, rows, strides[3], BLOCK_D)
+    q = load_matrix(query, exist, False, HEAD_DIM, UPCAST)
+    if CONTINUES:
+        top = tl.load(lse, mask=exist, other=-INF) * LOG2E
+        total = tl.where(top > -INF, 1.0, 0.0)
+        sums = load_matrix(out, exist, False, HEAD_DIM, False)
+    else:
+        top = tl.full((BLOCK_ROWS,), -INF, tl.float32)
+        total = tl.zeros((BLOCK_ROWS,), tl.float32)
+        sums = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+
+    low, high = extent.column_origin, extent.column_origin + extent.num_columns
+    if CAUSAL and IN_ORDER:
+        high = tl.minimum(high, highest + 1)
+    for run in range(len(VISITS.rates) * (1 if index is not None else 2)):
+        first, step, count, phases, absorbed = run_of(
+            run, tile, item, lowest, served, global_head, low, high, index, extent, VISITS, ONCE
+        )
+        seen_by_all = count
+        if CAUSAL:
+            seen_by_all = tl.minimum(count, tl.maximum(lowest - first + step, 0) // step) if IN_ORDER else 0
+        full_blocks = seen_by_all // (phases * BLOCK_COLUMNS) * phases
+        blocks = tl.cdiv(count, phases * BLOCK_COLUMNS) * phases
+        for MASKED in tl.static_range(2):  # first the blocks that need no mask
+            begin, end = (full_blocks, blocks) if MASKED else (0, full_blocks)
+            for block in tl.range(begin, end, num_stages=1 if MASKED else None):
+                places, there, bias = block_of(
+                    block, lowest, first, step, count, phases, absorbed, VISITS, ONCE, BLOCK_COLUMNS
+                )
+                columns, column_times = columns_of(places, there, run, item, index, times, extent, VISITS)
+                if padding is not None:
+                    ignored = padding + batch.to(tl.int64) * extent.num_columns + columns
+                    there = there & (tl.load(ignored, mask=there, other=1) == 0)
+                ALL: tl.constexpr = not MASKED and padding is None
+                k = pointers_to(key, columns, strides[1], BLOCK_D)
+                k = load_matrix(k, there, ALL, HEAD_DIM, UPCAST)
+                v = pointers_to(value, columns, strides[2], BLOCK_D)
+                v = load_matrix(v, there, ALL, HEAD_DIM, UPCAST)
+                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+                if not ALL:
+                    scores += tl.where(there, bias, -INF)[None, :]
+                    if CAUSAL and MASKED:
+                        scores = tl.where(row_times[:, None] >= column_times[None, :], scores, -INF)
+                    new_top = tl.maximum(top, tl.max(scores, 1))
+                    shift = tl.where(new_top == -INF, 0.0, new_top)
+                    weights = tl.exp2(scores - shift[:, None])
+                else:
+                    new_top = tl.maximum(top, tl.max(scores, 1) + bias)
+                    shift = new_top
+                    weights = tl.exp2(scores - (shift - bias)[:, None])
+                fading = tl.exp2(top - shift)
+                total = total * fading + tl.sum(weights, 1)
+                sums = tl.dot(weights.to(v.dtype), v, sums * fading[:, None], input_precision=PRECISION)
+                top = new_top
+
+    divisor = tl.where(total == 0, 1.0, total)
+    store_matrix(out, sums / divisor[:, None], exist, HEAD_DIM)
+    tl.store(lse, tl.where(total == 0, -INF, (top + tl.log2(divisor)) * LN2), mask=exist)

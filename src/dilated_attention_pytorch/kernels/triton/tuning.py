@@ -1,0 +1,128 @@
+"""How large a kernel's blocks are: a default for each architecture, or the fastest on this device.
+
+Every default for 16-bit numbers of head_dim up to 128 compiles without spilling to memory: benchmarks/results
+has the table. Larger blocks reuse more of what they load and need more registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+from .visits import Visits
+
+Blocks = dict[str, Any]
+"""BLOCK_ROWS, BLOCK_COLUMNS, ONCE, num_warps, num_stages."""
+
+FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+# (rows, columns, warps, stages) by the bytes of a row of d numbers (d rounded up to a power of two) and, in
+# the order of FAMILIES, by architecture.
+_DEFAULTS: dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]] = {
+    "forward_kernel": {
+        128: ((128, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        256: ((64, 32, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
+        512: ((64, 16, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 16, 4, 1)),
+        1024: ((32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1)),
+    },
+    "query_gradient_kernel": {
+        128: ((64, 32, 4, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
+        256: ((64, 32, 4, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
+        512: ((32, 16, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
+        1024: ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    },
+    "key_gradient_kernel": {
+        128: ((32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+        256: ((32, 32, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+        512: ((16, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
+        1024: ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    },
+}
+
+_INTERPRETED = (16, 16, 1, 1)  # what the interpreter takes per operation hardly depends on the size
+
+_CANDIDATES = (
+    (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (128, 32, 8, 2), (128, 32, 4, 3),
+    (64, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2),
+)  # fmt: skip
+
+
+def default_blocks(kernel: Any, visits: Visits, row_bytes: int, family: str | None) -> Blocks:
+    """What runs where tuning does not pay.
+
+    Args:
+        kernel: of forward.py or backward.py.
+        visits: the branches.
+        row_bytes: of d numbers, d rounded up to a power of two.
+        family: one of ``FAMILIES``; None: the interpreter.
+    """
+    if family is None:
+        return _blocks(_INTERPRETED, scores_once(visits, _INTERPRETED[1]))
+    size = next(limit for limit in (128, 256, 512, 1024) if row_bytes <= limit)
+    chosen = _DEFAULTS[kernel.__name__][size][FAMILIES.index(family)]
+    return _blocks(chosen, scores_once(visits, chosen[1]))
+
+
+def scores_once(visits: Visits, columns: int) -> bool:
+    """Whether to score a key once for all branches: where its phases fill blocks of ``columns``."""
+    shared = [
+        w // (r * phases)
+        for w, r, phases in zip(visits.segments, visits.rates, visits.phases, strict=True)
+        if phases > 1
+    ]
+    return bool(shared) and min(shared) >= 2 * columns
+
+
+def _blocks(sizes: Sequence[int], once: bool) -> Blocks:
+    names = ("BLOCK_ROWS", "BLOCK_COLUMNS", "num_warps", "num_stages")
+    return {**dict(zip(names, sizes, strict=True)), "ONCE": once}
+
+
+@cache
+def family_of(device: torch.device) -> str:
+    """The member of ``FAMILIES`` whose defaults a device gets."""
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+
+
+def is_worth_tuning(programs: int, device: torch.device) -> bool:
+    """Whether a launch fills the device several times, and may take what was fastest when measured.
+
+    Not under ``torch.use_deterministic_algorithms``: other blocks add up in another order.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    return programs >= 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def tuned(kernel: Any) -> Any:
+    """The kernel with the blocks that are fastest for its pattern, head_dim, dtypes and causality.
+
+    Measured at the first call of its kind and kept on disk, in Triton's cache.
+    """
+    configs = [
+        triton.Config(
+            {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "ONCE": once}, num_warps=warps, num_stages=stages
+        )
+        for rows, columns, warps, stages in _CANDIDATES
+        for once in (True, False)
+    ]
+    return triton.autotune(
+        configs,
+        key=["VISITS", "HEAD_DIM", "CAUSAL"],
+        prune_configs_by={"early_config_prune": _without_repeats},
+        cache_results=not triton.knobs.runtime.interpret,
+    )(kernel)
+
+
+def _without_repeats(configs: list[Any], named: dict[str, Any], **constants: Any) -> list[Any]:
+    """Without the configurations that differ in ``ONCE`` alone where no branch absorbs another."""
+    visits = constants["VISITS"]
+    return [config for config in configs if any(visits.absorbed) or not config.kwargs["ONCE"]]

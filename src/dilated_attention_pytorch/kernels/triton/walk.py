@@ -1,0 +1,232 @@
+"""What every kernel does the same way: which rows are a tile's own, and which columns it visits.
+
+Rows are what a program keeps (queries in the forward and for their gradient, keys for theirs), columns what
+it walks over. The relation "offered to" is symmetric, so one walk serves both directions.
+
+A tile's rows are every ``CLASSES``-th position (the least common multiple of the dilation rates) in a *cell*,
+between two ends of segments. So one place stands for all of them: they are in the same segments, and served
+by the same branches. Places are global positions, int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Extent(NamedTuple):
+    """The numbers of a call that no kernel is specialised on."""
+
+    num_cells: int
+    """Cells; with an index: tiles."""
+    cell: int
+    """Length of the cells."""
+    base: int
+    """Where the first cell begins."""
+    num_rows: int
+    num_columns: int
+    row_origin: int
+    """The place of row 0."""
+    column_origin: int
+    first_head: int
+    """Global index of query head 0."""
+    group: int
+    """Query heads to a key/value head."""
+    per_item: int
+    """1 if each batch element has tables of its own, else 0."""
+
+
+class Times(NamedTuple):
+    """What causality compares, where it is not the place: int64, one number for each row and column."""
+
+    rows: Any
+    columns: Any
+
+
+@triton.jit
+def program_of(index, extent, VISITS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's tile, batch element, head and set of tables; the grid is (tiles * b, heads)."""
+    tiles = extent.num_cells
+    if index is None:
+        classes = tl.minimum(VISITS.classes, extent.cell)
+        tiles = tiles * classes * tl.cdiv(tl.cdiv(extent.cell, VISITS.classes), BLOCK)
+    batch = tl.program_id(0) // tiles
+    return tl.program_id(0) % tiles, batch, tl.program_id(1), (batch * extent.per_item).to(tl.int64)
+
+
+@triton.jit
+def tile_of(tile, item, index, times, extent, VISITS: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile's rows, their times and which of them exist, ``[BLOCK]``; its lowest and its highest place.
+
+    The lowest place stands for the tile (it may lie before the first row). With an index there are no places.
+    """
+    if index is not None:
+        entry = index.tiles + (item * extent.num_cells + tile) * 2
+        exist = tl.arange(0, BLOCK) < tl.load(entry + 1)
+        slots = item * extent.num_rows + tl.load(entry) + tl.arange(0, BLOCK)
+        rows = tl.load(index.rows + slots, mask=exist, other=0)
+        return rows, rows, exist, 0, 0
+    else:
+        cell = extent.cell
+        classes = tl.minimum(VISITS.classes, cell)
+        tiles_per_class = tl.cdiv(tl.cdiv(cell, VISITS.classes), BLOCK)
+        start = extent.base + tile // (tiles_per_class * classes) * cell
+        end = tl.minimum(start + cell, extent.row_origin + extent.num_rows)
+        lowest = start + tile // tiles_per_class % classes
+        lowest += tile % tiles_per_class * (BLOCK * VISITS.classes)
+        highest = tl.minimum(lowest + (BLOCK - 1) * VISITS.classes, end - 1)
+        places = lowest + tl.arange(0, BLOCK) * VISITS.classes
+        exist = (places >= extent.row_origin) & (places < end)
+        rows = places - extent.row_origin
+        if times is not None:
+            return rows, tl.load(times.rows + rows, mask=exist, other=0), exist, lowest, highest
+        else:
+            return rows, places, exist, lowest, highest
+
+
+@triton.jit
+def served_by(lowest, highest, head, index, extent, VISITS: tl.constexpr):
+    """The branches that serve a tile for a head (by its global index), one bit each."""
+    served = 0
+    if index is None:
+        for k in tl.static_range(len(VISITS.rates)):
+            is_served = (lowest % VISITS.segments[k]) % VISITS.rates[k] == head % VISITS.rates[k]
+            served = served | (is_served.to(tl.int32) << k)
+        served = tl.where(highest >= tl.maximum(lowest, extent.row_origin), served, 0)
+    return served
+
+
+@triton.jit
+def run_of(
+    run, tile, item, place, served, head, low, high, index, extent, VISITS: tl.constexpr, ONCE: tl.constexpr
+):
+    """Run 2k and 2k + 1: what branch k shows in [low, high), before and after the segments of its absorbers.
+
+    Returns the first place, the step to the next, how many there are, of how many phases, and the absorbed
+    branches (bits) that have some of them too. With an index run k is all of branch k, and places are slots.
+    """
+    if index is not None:
+        return indexed_run(run, tile, item, head, index, extent, VISITS)
+    else:
+        return strided_run(run, place, served, low, high, VISITS, ONCE)
+
+
+@triton.jit
+def indexed_run(branch, tile, item, head, index, extent, VISITS: tl.constexpr):
+    entry = index.runs + ((item * extent.num_cells + tile) * len(VISITS.rates) + branch) * 3
+    first, count, offset = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    rate = 1
+    for k in tl.static_range(len(VISITS.rates)):
+        rate = tl.where(branch == k, VISITS.rates[k], rate)
+    return first, 1, tl.where(head % rate == offset, count, 0), 1, 0
+
+
+@triton.jit
+def strided_run(run, place, served, low, high, VISITS: tl.constexpr, ONCE: tl.constexpr):
+    branch = run // 2
+    begin, end, step, phases, absorbed, absorbers = 0, 0, 1, 1, 0, 0
+    for k in tl.static_range(len(VISITS.rates)):
+        chosen = branch == k
+        begin = tl.where(chosen, place - place % VISITS.segments[k], begin)
+        end = tl.where(chosen, place - place % VISITS.segments[k] + VISITS.segments[k], end)
+        step = tl.where(chosen, VISITS.rates[k], step)
+        if ONCE:
+            phases = tl.where(chosen, VISITS.phases[k], phases)
+            absorbed = tl.where(chosen, VISITS.absorbed[k] & served, absorbed)
+            absorbers = tl.where(chosen, VISITS.absorbers[k] & served, absorbers)
+    # Absorbers are a chain, each's segment inside the next one's: the last covers what all have shown.
+    hole_begin, hole_end = high, high
+    if ONCE:
+        phases = tl.where(absorbed == 0, 1, phases)
+        for a in tl.static_range(len(VISITS.rates) - 1):
+            absorbs = (absorbers >> a) & 1 == 1
+            hole_begin = tl.where(absorbs, place - place % VISITS.segments[a], hole_begin)
+            hole_end = tl.where(absorbs, place - place % VISITS.segments[a] + VISITS.segments[a], hole_end)
+    low, high = tl.maximum(low, begin), tl.minimum(high, end)
+    if run % 2 == 0:
+        high = tl.minimum(high, hole_begin)
+    else:
+        low = tl.maximum(low, hole_end)
+    first = low + ((place - low) % step + step) % step
+    count = tl.maximum((high - first + step - 1) // step, 0) * ((served >> branch) & 1)
+    return first, step, count, phases, absorbed
+
+
+@triton.jit
+def block_of(
+    block,
+    place,
+    first,
+    step,
+    count,
+    phases,
+    absorbed,
+    VISITS: tl.constexpr,
+    ONCE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of a run: its places ``[BLOCK]``, which exist, and log2 of how often each is offered."""
+    phase = block % phases
+    within = (block // phases * BLOCK + tl.arange(0, BLOCK)) * phases + phase
+    bias = 0.0
+    if ONCE:
+        offered = 1
+        for c in tl.static_range(1, len(VISITS.rates)):
+            also = (first + phase * step - place) % VISITS.rates[c] == 0
+            offered += (absorbed >> c) & also.to(tl.int32)
+        bias = tl.log2(offered.to(tl.float32))
+    return first + within * step, within < count, bias
+
+
+@triton.jit
+def columns_of(places, exist, run, item, index, times, extent, VISITS: tl.constexpr):
+    """The columns at places of a run, and their times."""
+    if index is not None:
+        start = (item * len(VISITS.rates) + run) * extent.num_columns
+        columns = tl.load(index.columns + start + places, mask=exist, other=0)
+        return columns, columns
+    else:
+        columns = places - extent.column_origin
+        if times is not None:
+            return columns, tl.load(times.columns + columns, mask=exist, other=0)
+        else:
+            return columns, places
+
+
+@triton.jit
+def pointers_to(start, rows, strides, BLOCK_D: tl.constexpr):
+    """``[rows, BLOCK_D]`` of a matrix whose last dimension is contiguous."""
+    return start + rows.to(tl.int64)[:, None] * strides[0] + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def load_matrix(pointers, exist, ALL: tl.constexpr, HEAD_DIM: tl.constexpr, UPCAST: tl.constexpr):
+    """The numbers at pointers ``[rows, BLOCK_D]``, 0 where there is nothing. ``ALL``: all rows exist."""
+    mask = exist[:, None]
+    if pointers.shape[1] != HEAD_DIM:
+        mask = mask & (tl.arange(0, pointers.shape[1]) < HEAD_DIM)[None, :]
+    if ALL and pointers.shape[1] == HEAD_DIM:
+        values = tl.load(pointers)
+    else:
+        values = tl.load(pointers, mask=mask, other=0.0)
+    if UPCAST:  # the interpreter's dot misreads bfloat16
+        values = values.to(tl.float32)
+    return values
+
+
+@triton.jit
+def store_matrix(pointers, values, exist, HEAD_DIM: tl.constexpr):
+    """The inverse of ``load_matrix``."""
+    mask = exist[:, None] & (tl.arange(0, pointers.shape[1]) < HEAD_DIM)[None, :]
+    tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def start_of(tensor, batch, head, stride_batch, strides, ALIGNED: tl.constexpr):
+    """Where a batch element's head begins. (Batch strides grow with the length: not specialised on.)"""
+    offset = batch.to(tl.int64) * stride_batch + head.to(tl.int64) * strides[1]
+    if ALIGNED:  # to 16 elements, which loads of 16 bytes need
+        offset = tl.multiple_of(offset, 16)
+    return tensor + offset
