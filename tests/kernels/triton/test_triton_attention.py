@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -50,11 +51,17 @@ def compute(problem: Problem, dtype: torch.dtype) -> tuple[list[Tensor], list[Te
     *inputs, grad = (x.detach() for x in problem.tensors(dtype))
     mine = [on_device(x).requires_grad_() for x in inputs]
     arguments = {name: on_device(x) for name, x in problem.arguments.items()}
-    out, lse = dilated_attention(*mine, **arguments, backend="triton", return_lse=True)
+
+    def run() -> list[Tensor]:
+        out, lse = dilated_attention(*mine, **arguments, backend="triton", return_lse=True)
+        return [out, lse, *torch.autograd.grad(out, mine, on_device(grad))]
+
+    # A thread of its own: deep in Hypothesis's frames CPython maps and unmaps memory at every call.
+    with ThreadPoolExecutor(1) as thread:
+        out, lse, *grads = thread.submit(run).result()
     assert out.dtype == dtype
     assert out.is_contiguous()
     assert lse.dtype == torch.float32
-    grads = torch.autograd.grad(out, mine, on_device(grad))
     assert all(x.is_contiguous() and x.dtype == dtype for x in grads)
     exact = [x.double().requires_grad_() for x in inputs]
     expected, expected_lse = oracle.attention(
@@ -68,13 +75,10 @@ def compute(problem: Problem, dtype: torch.dtype) -> tuple[list[Tensor], list[Te
     return [x.cpu() for x in (out, lse, *grads)], [expected, expected_lse, *expected_grads]
 
 
-def assert_close(got: list[Tensor], expected: list[Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Within float32's rounding, and for 16 bits that of the result and of the weights in the products."""
-    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+def assert_close(got: list[Tensor], expected: list[Tensor]) -> None:
     for x, y in zip(got, expected, strict=True):
-        difference = (x.double() - y).masked_fill(x == y, 0.0).abs()  # -inf equals -inf
         size = max(1.0, y.detach().nan_to_num(neginf=0.0).abs().max().item())
-        assert (difference <= (2e-5 + 4 * half) * size).all(), (difference.max(), size)
+        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=2e-5 * size)
 
 
 @settings(interpreted, max_examples=25)
@@ -93,10 +97,32 @@ def test_scoring_shared_keys_once_equals_the_oracle(problem: Problem):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@settings(interpreted, max_examples=8)
+@settings(interpreted, max_examples=12)
 @given(problem=small_problems)
 def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype):
-    assert_close(*compute(problem, dtype), dtype)
+    got, expected = compute(problem, dtype)
+    query, key, _, grad = (x.detach().double().abs() for x in problem.tensors(dtype))
+    half_unit = 0.51 * torch.finfo(dtype).eps
+    if dtype == torch.bfloat16 and DEVICE.type == "cpu":
+        half_unit *= 2  # the interpreter cuts bfloat16 off, it does not round
+    # The backward starts from the rounded output: its rowsum(grad * out) is off by as much.
+    rowsum_error = (grad * half_unit * expected[0].abs()).sum(-1)
+    scale = problem.head_dim**-0.5
+    inherited = (
+        0.0,
+        0.0,
+        rowsum_error[..., None] * scale * key.max(),
+        rowsum_error.sum() * scale * query.max(),
+        0.0,
+    )
+    for x, y, slack in zip(got, expected, inherited, strict=True):
+        size = max(1.0, y.detach().nan_to_num(neginf=0.0).abs().max().item())
+        own = 0.0 if x.dtype == torch.float32 else half_unit * y.abs()
+        # The weights in the products are rounded too; interpreted, those of bfloat16 are kept in float32.
+        exact_weights = DEVICE.type == "cpu" and dtype == torch.bfloat16
+        weights = 0.0 if exact_weights else 2 * half_unit * size
+        difference = (x.double() - y).masked_fill(x == y, 0.0).abs()  # -inf equals -inf
+        assert (difference <= own + slack + weights + 2e-5 * size).all()
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
@@ -111,6 +137,7 @@ def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dt
         pytest.param(30, 2, 1, 256, ((8, 1), (30, 2)), id="wide-heads"),
     ],
 )
+@pytest.mark.overflow
 def test_readable_cases(seq, heads, kv_heads, head_dim, branches, is_causal):
     problem = Problem(1, seq, heads, kv_heads, head_dim, branches, is_causal, False, "none", LAYOUTS[0], 1)
     assert_close(*compute(problem, torch.float32))
@@ -160,7 +187,9 @@ def test_unserved_queries_give_zero_and_zero_gradients():
 def test_ignored_keys_may_hold_anything():
     query, key, value = inputs(20)
     padding = torch.arange(20, device=DEVICE)[None] % 3 == 1
-    expected = dilated_attention(query, key, value, [8, 20], [1, 2], key_padding_mask=padding, backend="triton")
+    expected = dilated_attention(
+        query, key, value, [8, 20], [1, 2], key_padding_mask=padding, backend="triton"
+    )
     key[padding], value[padding] = torch.nan, INF
     out = dilated_attention(query, key, value, [8, 20], [1, 2], key_padding_mask=padding, backend="triton")
     assert torch.equal(out, expected)

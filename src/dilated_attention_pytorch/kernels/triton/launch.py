@@ -94,7 +94,7 @@ def launch(
         *statistics,
         None if problem.padding is None else problem.padding.contiguous().view(torch.uint8),
         index,
-        None if times is None else Times(*times),
+        None if times is None else Times(*(x.contiguous() for x in times)),
         tuple((x.stride(1), x.stride(2)) for x in matrices),
         tuple(x.stride(0) for x in matrices),
         tuple(stride for x in statistics for stride in x.stride()),
