@@ -19,6 +19,8 @@ Chosen = Literal["reference", "sdpa", "triton"]
 _MAX_PLACES = 2**30
 _MAX_CLASSES = 4096
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 _log = logging.getLogger("dilated_attention_pytorch")
 
 
@@ -55,7 +57,7 @@ def can_run_triton(
         branches: (w, r) pairs.
         places: the length of the whole sequence.
     """
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "Triton is not installed (pip install triton)"
     if not is_interpreted():
         if device.type != "cuda":
@@ -105,13 +107,13 @@ def choose_backend(
             return "triton"
         if backend == "triton":
             raise ValueError(f"backend='triton' cannot run: {reason}; backend='auto' takes one that can")
-        _log_once(logging.INFO, f"dilated_attention does not use backend 'triton': {reason}")
+        _tell(logging.INFO, f"dilated_attention does not use backend 'triton': {reason}")
     reason = can_run_sdpa(device, dtype)
     if reason is None:
         return "sdpa"
     if backend == "sdpa":
         raise ValueError(f"backend='sdpa' cannot run: {reason}; backend='reference' can")
-    _log_once(logging.WARNING, f"dilated_attention uses backend 'reference', dense in the sequence: {reason}")
+    _tell(logging.WARNING, f"dilated_attention uses backend 'reference', dense in the sequence: {reason}")
     return "reference"
 
 
@@ -132,13 +134,13 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _capability(device: torch.device) -> str:
     return ".".join(map(str, torch.cuda.get_device_capability(device)))
+
+
+def _tell(level: int, message: str) -> None:
+    if not torch.compiler.is_compiling():  # it cannot trace a logger
+        _log_once(level, message)
 
 
 @cache

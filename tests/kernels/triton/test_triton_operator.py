@@ -90,7 +90,7 @@ def test_devices_without_the_kernels_say_so(monkeypatch: pytest.MonkeyPatch):
 def test_without_triton_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch):
     from dilated_attention_pytorch.kernels import backends
 
-    monkeypatch.setattr(backends, "_has_triton", lambda: False)
+    monkeypatch.setattr(backends, "_HAS_TRITON", False)
     assert can_run_triton(DEVICE, torch.float32) == "Triton is not installed (pip install triton)"
 
 
