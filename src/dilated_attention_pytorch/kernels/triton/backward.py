@@ -11,8 +11,12 @@ import triton.language as tl
 
 from .forward import INF, LOG2E
 from .walk import (
+    RUNTIME,
+    Extent,
+    batch_strides,
     block_of,
     columns_of,
+    head_strides,
     load_matrix,
     pointers_to,
     program_of,
@@ -24,7 +28,13 @@ from .walk import (
 )
 
 
-@triton.jit(do_not_specialize=["extent", "batch_strides", "lse_strides", "scale"])
+@triton.jit(
+    do_not_specialize=[
+        *RUNTIME,
+        *batch_strides("query", "key", "value", "out", "grad_out", "grad_query"),
+        *head_strides("lse", "delta"),
+    ]
+)
 def query_gradient_kernel(
     query,  # [b, rows, h, d]
     key,  # [b, columns, g, d]
@@ -38,10 +48,29 @@ def query_gradient_kernel(
     index,  # Index or None
     times,  # Times or None
     strides,  # of rows and heads: the first six
-    batch_strides,  # of the same
-    lse_strides,  # of lse, then of delta
-    extent,
-    scale,
+    query_batch: tl.int64,
+    key_batch: tl.int64,
+    value_batch: tl.int64,
+    out_batch: tl.int64,
+    grad_out_batch: tl.int64,
+    grad_query_batch: tl.int64,
+    lse_batch: tl.int64,
+    lse_head: tl.int64,
+    lse_row,
+    delta_batch: tl.int64,
+    delta_head: tl.int64,
+    delta_row,
+    num_cells: tl.int32,
+    cell: tl.int32,
+    base: tl.int32,
+    num_rows: tl.int32,
+    num_columns: tl.int32,
+    row_origin: tl.int32,
+    column_origin: tl.int32,
+    first_head: tl.int32,
+    group: tl.int32,
+    per_item: tl.int32,
+    scale: tl.float32,
     VISITS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -55,20 +84,23 @@ def query_gradient_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """One tile of queries of one head: grid (tiles * b, h). It walks as the forward does."""
+    extent = Extent(
+        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
+    )  # fmt: skip
     tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     IN_ORDER: tl.constexpr = index is None and times is None
 
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
     global_head = extent.first_head + head
     served = served_by(lowest, highest, global_head, index, extent, VISITS)
-    query = start_of(query, batch, head, batch_strides[0], strides[0], ALIGNED)
-    key = start_of(key, batch, head // extent.group, batch_strides[1], strides[1], ALIGNED)
-    value = start_of(value, batch, head // extent.group, batch_strides[2], strides[2], ALIGNED)
-    out = start_of(out, batch, head, batch_strides[3], strides[3], ALIGNED)
-    grad_out = start_of(grad_out, batch, head, batch_strides[4], strides[4], ALIGNED)
-    grad_query = start_of(grad_query, batch, head, batch_strides[5], strides[5], ALIGNED)
-    lse += batch.to(tl.int64) * lse_strides[0] + head.to(tl.int64) * lse_strides[1]
-    delta += batch.to(tl.int64) * lse_strides[3] + head.to(tl.int64) * lse_strides[4]
+    query = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
+    key = start_of(key, batch, head // extent.group, key_batch, strides[1], ALIGNED)
+    value = start_of(value, batch, head // extent.group, value_batch, strides[2], ALIGNED)
+    out = start_of(out, batch, head, out_batch, strides[3], ALIGNED)
+    grad_out = start_of(grad_out, batch, head, grad_out_batch, strides[4], ALIGNED)
+    grad_query = start_of(grad_query, batch, head, grad_query_batch, strides[5], ALIGNED)
+    lse += batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head
+    delta += batch.to(tl.int64) * delta_batch + head.to(tl.int64) * delta_head
 
     query = pointers_to(query, rows, strides[0], BLOCK_D)
     out = pointers_to(out, rows, strides[3], BLOCK_D)
@@ -77,8 +109,8 @@ def query_gradient_kernel(
     o = load_matrix(out, exist, False, HEAD_DIM, UPCAST)
     grad = load_matrix(grad_out, exist, False, HEAD_DIM, UPCAST)
     rowsum = tl.sum(grad.to(tl.float32) * o.to(tl.float32), 1)
-    tl.store(delta + rows.to(tl.int64) * lse_strides[5], rowsum, mask=exist)
-    top = tl.load(lse + rows.to(tl.int64) * lse_strides[2], mask=exist, other=INF) * LOG2E
+    tl.store(delta + rows.to(tl.int64) * delta_row, rowsum, mask=exist)
+    top = tl.load(lse + rows.to(tl.int64) * lse_row, mask=exist, other=INF) * LOG2E
     top = tl.where(top == -INF, INF, top)  # without keys: all weights 0
     sums = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
@@ -125,7 +157,13 @@ def query_gradient_kernel(
     store_matrix(grad_query, sums, exist, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["extent", "batch_strides", "lse_strides", "scale"])
+@triton.jit(
+    do_not_specialize=[
+        *RUNTIME,
+        *batch_strides("query", "key", "value", "grad_out", "grad_key", "grad_value"),
+        *head_strides("lse", "delta"),
+    ]
+)
 def key_gradient_kernel(
     query,  # [b, columns, h, d]
     key,  # [b, rows, g, d]
@@ -139,10 +177,29 @@ def key_gradient_kernel(
     index,  # Index or None
     times,  # Times or None
     strides,  # of rows and heads: the first six
-    batch_strides,  # of the same
-    lse_strides,  # of lse, then of delta
-    extent,
-    scale,
+    query_batch: tl.int64,
+    key_batch: tl.int64,
+    value_batch: tl.int64,
+    grad_out_batch: tl.int64,
+    grad_key_batch: tl.int64,
+    grad_value_batch: tl.int64,
+    lse_batch: tl.int64,
+    lse_head: tl.int64,
+    lse_row,
+    delta_batch: tl.int64,
+    delta_head: tl.int64,
+    delta_row,
+    num_cells: tl.int32,
+    cell: tl.int32,
+    base: tl.int32,
+    num_rows: tl.int32,
+    num_columns: tl.int32,
+    row_origin: tl.int32,
+    column_origin: tl.int32,
+    first_head: tl.int32,
+    group: tl.int32,
+    per_item: tl.int32,
+    scale: tl.float32,
     VISITS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -155,14 +212,17 @@ def key_gradient_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """One tile of keys of one key/value head: grid (tiles * b, g). Rows are keys here, columns queries."""
+    extent = Extent(
+        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
+    )  # fmt: skip
     tile, batch, kv_head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     IN_ORDER: tl.constexpr = index is None and times is None
 
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
-    key = start_of(key, batch, kv_head, batch_strides[1], strides[1], ALIGNED)
-    value = start_of(value, batch, kv_head, batch_strides[2], strides[2], ALIGNED)
-    grad_key = start_of(grad_key, batch, kv_head, batch_strides[4], strides[4], ALIGNED)
-    grad_value = start_of(grad_value, batch, kv_head, batch_strides[5], strides[5], ALIGNED)
+    key = start_of(key, batch, kv_head, key_batch, strides[1], ALIGNED)
+    value = start_of(value, batch, kv_head, value_batch, strides[2], ALIGNED)
+    grad_key = start_of(grad_key, batch, kv_head, grad_key_batch, strides[4], ALIGNED)
+    grad_value = start_of(grad_value, batch, kv_head, grad_value_batch, strides[5], ALIGNED)
     key = pointers_to(key, rows, strides[1], BLOCK_D)
     value = pointers_to(value, rows, strides[2], BLOCK_D)
     k = load_matrix(key, exist, False, HEAD_DIM, UPCAST)
@@ -177,10 +237,10 @@ def key_gradient_kernel(
         head = kv_head * extent.group + member
         global_head = extent.first_head + head
         served = served_by(lowest, highest, global_head, index, extent, VISITS)
-        q_start = start_of(query, batch, head, batch_strides[0], strides[0], ALIGNED)
-        grad_start = start_of(grad_out, batch, head, batch_strides[3], strides[3], ALIGNED)
-        lse_start = lse + batch.to(tl.int64) * lse_strides[0] + head.to(tl.int64) * lse_strides[1]
-        delta_start = delta + batch.to(tl.int64) * lse_strides[3] + head.to(tl.int64) * lse_strides[4]
+        q_start = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
+        grad_start = start_of(grad_out, batch, head, grad_out_batch, strides[3], ALIGNED)
+        lse_start = lse + batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head
+        delta_start = delta + batch.to(tl.int64) * delta_batch + head.to(tl.int64) * delta_head
         for run in range(len(VISITS.rates) * (1 if index is not None else 2)):
             first, step, count, phases, absorbed = run_of(
                 run, tile, item, lowest, served, global_head, low, high, index, extent, VISITS, ONCE
@@ -208,9 +268,9 @@ def key_gradient_kernel(
                     grad = pointers_to(grad_start, columns, strides[3], BLOCK_D)
                     grad = load_matrix(grad, there, not MASKED, HEAD_DIM, UPCAST)
                     offsets = columns.to(tl.int64)
-                    top = tl.load(lse_start + offsets * lse_strides[2], mask=there, other=INF) * LOG2E
+                    top = tl.load(lse_start + offsets * lse_row, mask=there, other=INF) * LOG2E
                     top = tl.where(top == -INF, INF, top)  # without keys: all weights 0
-                    rowsum = tl.load(delta_start + offsets * lse_strides[5], mask=there, other=0.0)
+                    rowsum = tl.load(delta_start + offsets * delta_row, mask=there, other=0.0)
                     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
                     weights = tl.exp2(scores - (top - bias)[None, :])
                     if CAUSAL and MASKED:

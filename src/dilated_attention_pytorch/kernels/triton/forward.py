@@ -9,8 +9,12 @@ import triton
 import triton.language as tl
 
 from .walk import (
+    RUNTIME,
+    Extent,
+    batch_strides,
     block_of,
     columns_of,
+    head_strides,
     load_matrix,
     pointers_to,
     program_of,
@@ -26,7 +30,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 INF = tl.constexpr(float("inf"))
 
 
-@triton.jit(do_not_specialize=["extent", "batch_strides", "lse_strides", "scale"])
+@triton.jit(
+    do_not_specialize=[*RUNTIME, *batch_strides("query", "key", "value", "out"), *head_strides("lse")]
+)
 def forward_kernel(
     query,  # [b, rows, h, d]
     key,  # [b, columns, g, d]
@@ -37,10 +43,24 @@ def forward_kernel(
     index,  # Index or None
     times,  # Times or None
     strides,  # of rows and heads: query, key, value, out
-    batch_strides,  # of the same
-    lse_strides,
-    extent,
-    scale,
+    query_batch: tl.int64,
+    key_batch: tl.int64,
+    value_batch: tl.int64,
+    out_batch: tl.int64,
+    lse_batch: tl.int64,
+    lse_head: tl.int64,
+    lse_row,
+    num_cells: tl.int32,
+    cell: tl.int32,
+    base: tl.int32,
+    num_rows: tl.int32,
+    num_columns: tl.int32,
+    row_origin: tl.int32,
+    column_origin: tl.int32,
+    first_head: tl.int32,
+    group: tl.int32,
+    per_item: tl.int32,
+    scale: tl.float32,
     VISITS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -54,6 +74,9 @@ def forward_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """One tile of queries of one head: grid (tiles * b, h)."""
+    extent = Extent(
+        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
+    )  # fmt: skip
     tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     # Where neither is given, the columns of a run come in the order of their times.
     IN_ORDER: tl.constexpr = index is None and times is None
@@ -61,12 +84,12 @@ def forward_kernel(
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
     global_head = extent.first_head + head
     served = served_by(lowest, highest, global_head, index, extent, VISITS)
-    query = start_of(query, batch, head, batch_strides[0], strides[0], ALIGNED)
-    key = start_of(key, batch, head // extent.group, batch_strides[1], strides[1], ALIGNED)
-    value = start_of(value, batch, head // extent.group, batch_strides[2], strides[2], ALIGNED)
-    out = start_of(out, batch, head, batch_strides[3], strides[3], ALIGNED)
-    lse += batch.to(tl.int64) * lse_strides[0] + head.to(tl.int64) * lse_strides[1]
-    lse += rows.to(tl.int64) * lse_strides[2]
+    query = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
+    key = start_of(key, batch, head // extent.group, key_batch, strides[1], ALIGNED)
+    value = start_of(value, batch, head // extent.group, value_batch, strides[2], ALIGNED)
+    out = start_of(out, batch, head, out_batch, strides[3], ALIGNED)
+    lse += batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head
+    lse += rows.to(tl.int64) * lse_row
 
     query = pointers_to(query, rows, strides[0], BLOCK_D)
     out = pointers_to(out, rows, strides[3], BLOCK_D)

@@ -63,9 +63,8 @@ def launch(
     batch, num_rows, heads, head_dim = rows.shape
     visits = visits_of(problem.branches)
     interpreted = triton.knobs.runtime.interpret
-    block_d = max(16, triton.next_power_of_2(head_dim))
     family = None if interpreted else family_of(rows.device)
-    blocks = default_blocks(kernel, visits, block_d * rows.element_size(), family)
+    blocks = default_blocks(kernel, visits, rows.element_size(), head_dim, family)
 
     index = None
     if problem.positions is None:
@@ -96,15 +95,15 @@ def launch(
         index,
         None if times is None else Times(*(x.contiguous() for x in times)),
         tuple((x.stride(1), x.stride(2)) for x in matrices),
-        tuple(x.stride(0) for x in matrices),
-        tuple(stride for x in statistics for stride in x.stride()),
-        extent,
+        *(x.stride(0) for x in matrices),
+        *(stride for x in statistics for stride in x.stride()),
+        *extent,
         problem.scale,
     )
     constants |= {
         "VISITS": visits,
         "HEAD_DIM": head_dim,
-        "BLOCK_D": block_d,
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "CAUSAL": problem.is_causal,
         "ALIGNED": aligned,
         "UPCAST": interpreted and rows.dtype == torch.bfloat16,
@@ -119,7 +118,7 @@ def launch(
         return tiles * batch, heads
 
     # What a kernel adds to must not be measured on.
-    tunable = index is None and not interpreted and not constants.get("CONTINUES", False)
+    tunable = index is None and not constants.get("CONTINUES", False)
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
         if tunable and is_worth_tuning(prod(grid(blocks)), rows.device):
             tuned(kernel)[grid](*arguments, **constants)

@@ -20,26 +20,37 @@ Blocks = dict[str, Any]
 
 FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
-# (rows, columns, warps, stages) by the bytes of a row of d numbers (d rounded up to a power of two) and, in
-# the order of FAMILIES, by architecture.
-_DEFAULTS: dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]] = {
+# (rows, columns, warps, stages) by the bytes of a number and d, up to that d; for each of FAMILIES.
+_DEFAULTS: dict[str, dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]]] = {
     "forward_kernel": {
-        128: ((128, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
-        256: ((64, 32, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
-        512: ((64, 16, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 16, 4, 1)),
-        1024: ((32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1)),
+        (2, 32): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        (2, 64): ((128, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        (2, 128): ((64, 32, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
+        (2, 256): ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+        (4, 32): ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2)),
+        (4, 64): ((64, 16, 8, 2), (64, 16, 8, 2), (64, 16, 8, 2), (64, 32, 4, 2)),
+        (4, 128): ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (32, 32, 4, 1)),
+        (4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1)),
     },
     "query_gradient_kernel": {
-        128: ((64, 32, 4, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
-        256: ((64, 32, 4, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
-        512: ((32, 16, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
-        1024: ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+        (2, 32): ((64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 3), (128, 64, 8, 2)),
+        (2, 64): ((64, 32, 4, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
+        (2, 128): ((64, 32, 4, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
+        (2, 256): ((64, 32, 8, 1), (64, 32, 8, 1), (64, 32, 8, 1), (32, 16, 4, 1)),
+        (4, 32): ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2)),
+        (4, 64): ((64, 16, 8, 2), (64, 16, 8, 2), (64, 16, 8, 2), (64, 32, 4, 2)),
+        (4, 128): ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (32, 16, 4, 1)),
+        (4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1)),
     },
     "key_gradient_kernel": {
-        128: ((32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
-        256: ((32, 32, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
-        512: ((16, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
-        1024: ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+        (2, 32): ((64, 32, 4, 3), (64, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+        (2, 64): ((32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+        (2, 128): ((32, 32, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+        (2, 256): ((16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+        (4, 32): ((32, 16, 4, 2), (32, 16, 4, 2), (32, 16, 4, 2), (64, 32, 4, 2)),
+        (4, 64): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (64, 32, 4, 2)),
+        (4, 128): ((32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1)),
+        (4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1)),
     },
 }
 
@@ -51,19 +62,20 @@ _CANDIDATES = (
 )  # fmt: skip
 
 
-def default_blocks(kernel: Any, visits: Visits, row_bytes: int, family: str | None) -> Blocks:
+def default_blocks(kernel: Any, visits: Visits, item_bytes: int, head_dim: int, family: str | None) -> Blocks:
     """What runs where tuning does not pay.
 
     Args:
         kernel: of forward.py or backward.py.
         visits: the branches.
-        row_bytes: of d numbers, d rounded up to a power of two.
+        item_bytes: of a number of query, key and value.
+        head_dim: d.
         family: one of ``FAMILIES``; None: the interpreter.
     """
     if family is None:
         return _blocks(_INTERPRETED, scores_once(visits, _INTERPRETED[1]))
-    size = next(limit for limit in (128, 256, 512, 1024) if row_bytes <= limit)
-    chosen = _DEFAULTS[kernel.__name__][size][FAMILIES.index(family)]
+    limit = next(limit for limit in (32, 64, 128, 256) if head_dim <= limit)
+    chosen = _DEFAULTS[kernel.__name__][item_bytes, limit][FAMILIES.index(family)]
     return _blocks(chosen, scores_once(visits, chosen[1]))
 
 
@@ -96,7 +108,7 @@ def is_worth_tuning(programs: int, device: torch.device) -> bool:
 
     Not under ``torch.use_deterministic_algorithms``: other blocks add up in another order.
     """
-    if torch.are_deterministic_algorithms_enabled():
+    if triton.knobs.runtime.interpret or torch.are_deterministic_algorithms_enabled():
         return False
     return programs >= 4 * torch.cuda.get_device_properties(device).multi_processor_count
 

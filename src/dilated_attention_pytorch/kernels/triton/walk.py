@@ -17,7 +17,7 @@ import triton.language as tl
 
 
 class Extent(NamedTuple):
-    """The numbers of a call that no kernel is specialised on."""
+    """The numbers of a call: a kernel's arguments of these names. No kernel is specialised on them."""
 
     num_cells: int
     """Cells; with an index: tiles."""
@@ -43,6 +43,19 @@ class Times(NamedTuple):
 
     rows: Any
     columns: Any
+
+
+RUNTIME = (*Extent._fields, "scale")
+
+
+def batch_strides(*tensors: str) -> list[str]:
+    """Names of arguments that grow with the length: the batch strides of ``[b, ...]`` tensors."""
+    return [f"{name}_batch" for name in tensors]
+
+
+def head_strides(*tensors: str) -> list[str]:
+    """Names of arguments that grow with the length: the strides of ``[b, h, rows]`` tensors but the last."""
+    return [f"{name}_{dimension}" for name in tensors for dimension in ("batch", "head")]
 
 
 @triton.jit
@@ -225,7 +238,7 @@ def store_matrix(pointers, values, exist, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def start_of(tensor, batch, head, stride_batch, strides, ALIGNED: tl.constexpr):
-    """Where a batch element's head begins. (Batch strides grow with the length: not specialised on.)"""
+    """Where a batch element's head begins."""
     offset = batch.to(tl.int64) * stride_batch + head.to(tl.int64) * strides[1]
     if ALIGNED:  # to 16 elements, which loads of 16 bytes need
         offset = tl.multiple_of(offset, 16)
