@@ -102,8 +102,8 @@ def representative(family: str) -> Iterator[Configuration]:
 
 def every_configuration() -> Iterator[Configuration]:
     """The full sweep."""
-    for family, kernel, dtype, head_dim, pattern, is_causal in product(
-        TARGETS, KERNELS, ("bf16", "fp16", "fp32"), (32, 64, 128, 256), ("one", "five"), (False, True)
+    for family, kernel, dtype, head_dim, (pattern, is_causal) in product(
+        TARGETS, KERNELS, ITEM_BYTES, (32, 64, 128, 256), (("one", False), ("five", True))
     ):
         yield Configuration(
             kernel=kernel, family=family, dtype=dtype, head_dim=head_dim, pattern=pattern, is_causal=is_causal

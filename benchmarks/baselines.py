@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dilated_attention_pytorch.kernels.fused import fused_forward
+
 Branch = tuple[int, int]
 
 
@@ -38,13 +40,15 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) 
     """PyTorch's fused attention on ``[s, h, m, d]``, without the dispatch around it on CPU."""
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
-    return _flash_with_lse(query, key, value, is_causal)[0]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out: Tensor = flash(query, key, value, 0.0, is_causal)[0]
+    return out
 
 
 def gather_pad_scatter(
     query: Tensor, key: Tensor, value: Tensor, branches: list[Branch], is_causal: bool
 ) -> Tensor:
-    """Dilated attention forward the way LongNet describes it (arXiv:2307.02486, section 3.1), on CPU.
+    """Dilated attention forward the way LongNet describes it (arXiv:2307.02486, section 3.1).
 
     Each branch is gathered from dense to sparse, attended by the fused kernel, and scattered back to dense;
     the dense outputs of all branches are stacked and mixed by the softmax of their log-sum-exp (equation 10).
@@ -55,15 +59,11 @@ def gather_pad_scatter(
         is_causal: a query sees no later token.
     """
     outputs, lses = [], []
+    scale = query.shape[-1] ** -0.5
     for branch in branches:
         q, k, v = (gather(x, branch) for x in (query, key, value))
-        out, lse = _flash_with_lse(q, k, v, is_causal)
+        out, lse = fused_forward(q, k, v, is_causal=is_causal, scale=scale)
         outputs.append(scatter(out, branch, query.shape[0], 0.0))
         lses.append(scatter(lse[..., None], branch, query.shape[0], float("-inf")))
     weights = torch.stack(lses).softmax(0)
     return (torch.stack(outputs) * weights).sum(0).to(query.dtype)
-
-
-def _flash_with_lse(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal)
-    return out, lse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,40 @@ def interleave(
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
             times[which].append(seconds((first, second)[which]))
     return times
+
+
+def medians(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, max_seconds: float, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each call, one after the other in every round, after a warm-up of all.
+
+    On CUDA by the device's own events. Stops early after ``max_seconds``, but not before 3 rounds.
+    """
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= MIN_PAIRS and time.perf_counter() - start > max_seconds:
+            break
+        for name, call in calls.items():
+            times[name].append(_device_seconds(call) if device.type == "cuda" else _seconds(call))
+    return {name: float(np.median(some)) for name, some in times.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _device_seconds(call: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:

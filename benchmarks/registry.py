@@ -12,6 +12,10 @@ class UsageError(Exception):
     """An option that the benchmark cannot run with; the message is shown as it is."""
 
 
+class NumericsError(Exception):
+    """Numbers that are not right: nothing is printed but this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every benchmark is given."""

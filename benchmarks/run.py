@@ -1,11 +1,12 @@
 """``python -m benchmarks.run NAME ...``: check the numerics, measure, print the tables, write the results.
 
-Exit status: 0 measured (a missed target too), 1 the numerics tests failed, 2 bad usage.
+Exit status: 0 measured (a missed target too), 1 numbers are wrong, 2 bad usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ from pathlib import Path
 import torch
 
 from . import attention, hilbert, pool, ring  # noqa: F401  (they register themselves)
-from .registry import BENCHMARKS, Options, UsageError
+from .registry import BENCHMARKS, NumericsError, Options, UsageError
 from .report import document, hardware_name, slug
 from .verify import REPOSITORY, failure_of
+
+if importlib.util.find_spec("triton") is not None:
+    from . import ahead_of_time, triton_gpu  # noqa: F401
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tables = entry.measure(options)
         except UsageError as error:
             parser.error(str(error))
+        except NumericsError as error:
+            print(f"wrong result: {error}")
+            return 1
         text = document(name, tables, device=device, command=command, date=date)
         print(text)
         output.write_text(text)
