@@ -93,8 +93,15 @@ def representative(family: str) -> Iterator[Configuration]:
         for rest in (
             {"dtype": "bf16", "head_dim": 64, "pattern": "three", "is_causal": True},
             {"dtype": "fp16", "head_dim": 128, "pattern": "five", "is_causal": True},
-            {"dtype": "bf16", "head_dim": 128, "pattern": "one", "is_padded": True},
-            {"dtype": "bf16", "head_dim": 32, "pattern": "three", "is_causal": True, "is_indexed": True},
+            {"dtype": "bf16", "head_dim": 128, "pattern": "one"},
+            {
+                "dtype": "bf16",
+                "head_dim": 32,
+                "pattern": "three",
+                "is_causal": True,
+                "is_padded": True,
+                "is_indexed": True,
+            },
             {"dtype": "fp32", "head_dim": 64, "pattern": "three", "is_causal": True},
         ):
             yield Configuration(kernel=kernel, family=family, **rest)  # type: ignore[arg-type]

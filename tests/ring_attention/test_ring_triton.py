@@ -39,6 +39,7 @@ PLAIN = Problem(1, 24, 2, 1, 16, ((8, 1), (16, 2), (24, 3)), True, False, "none"
             3, "contiguous", replace(PLAIN, is_causal=False, padded=True), id="bidirectional-padded"
         ),
         pytest.param(2, "zigzag", PLAIN, id="zigzag-causal"),
+        pytest.param(2, "contiguous", replace(PLAIN, branches=((9, 1), (12, 2))), id="ends-apart"),
         pytest.param(2, "zigzag", replace(PLAIN, kv_heads=2, padded=True), id="zigzag-padded"),
     ],
 )

@@ -15,12 +15,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def unchecked_integers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter looks for overflow in every addition, which doubles its time; one test keeps that."""
-    if "overflow" not in request.keywords:
-        from triton.runtime.interpreter import interpreter_builder
+    """The interpreter can look for overflow in every addition, in twice the time: where marked it does."""
+    from triton.runtime.interpreter import interpreter_builder
 
-        options = replace(interpreter_builder.options, sanitize_overflow=False)
-        monkeypatch.setattr(interpreter_builder, "options", options)
+    checked = "overflow" in request.keywords
+    options = replace(interpreter_builder.options, sanitize_overflow=checked, debug=checked)
+    monkeypatch.setattr(interpreter_builder, "options", options)
 
 
 @pytest.fixture

@@ -143,6 +143,46 @@ def test_readable_cases(seq, heads, kv_heads, head_dim, branches, is_causal):
     assert_close(*compute(problem, torch.float32))
 
 
+@pytest.mark.overflow
+def test_ranks_and_segments_beyond_32_bits():
+    ranks = torch.tensor([0, 1, 2**31 - 2, 2**31 - 1, 2**31 + 4, 2**40 - 1, 2**40])
+    query, key, value = inputs(len(ranks))
+    arguments = {"segment_lengths": [2**40, 4], "dilation_rates": [1, 2], "positions": ranks.to(DEVICE)}
+    out = dilated_attention(query, key, value, **arguments, backend="triton")
+    expected = dilated_attention(query, key, value, **arguments, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.overflow
+@pytest.mark.usefixtures("once")
+@pytest.mark.parametrize(
+    "branches", [((2**40, 1), (2**40, 2)), ((2**31 - 1, 1), (8, 1), (2**31 - 1, 3))], ids=str
+)
+def test_segments_that_hold_everything(branches):
+    problem = Problem(1, 21, 3, 3, 16, branches, True, False, "none", LAYOUTS[0], 1)
+    assert_close(*compute(problem, torch.float32))
+
+
+@pytest.mark.parametrize("setting", ["legacy", "new"])
+def test_float32_products_follow_pytorchs_setting(setting: str):
+    """However TF32 was allowed, a call runs (PyTorch refuses to answer some of its own questions)."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        if setting == "legacy":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+        from dilated_attention_pytorch.kernels.triton.launch import _precision
+
+        assert (_precision(torch.float32), _precision(torch.bfloat16)) == ("tf32", "ieee")
+        dilated_attention(*inputs(5), [8], [1], backend="triton")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+    assert _precision(torch.float32) == "ieee"
+
+
 def inputs(n: int = 40, heads: int = 2) -> list[Tensor]:
     return [torch.randn(1, n, heads, 16, device=DEVICE) for _ in range(3)]
 

@@ -85,6 +85,33 @@ def test_shards_of_keys_by_their_places_add_up_to_the_whole(is_causal: bool):
         torch.testing.assert_close(x.cpu().double(), y.double(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("branches", "origin", "rows"),
+    [(((6, 1), (8, 1)), 8, 7), (((6, 1), (64, 1)), 64, 20), (((8, 2), (12, 3), (400, 1)), 29, 9)],
+    ids=str,
+)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+def test_segments_may_end_anywhere_before_the_rows(branches, origin: int, rows: int, is_causal: bool):
+    from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
+
+    n = origin + rows
+    query, grad = draw(1, n, 2, 16, requires_grad=True), draw(1, n, 2, 16)
+    key, value = (draw(1, n, 2, 16, requires_grad=True) for _ in range(2))
+    expected, expected_lse = oracle.attention(query, key, value, branches, is_causal=is_causal)
+    mine = slice(origin, n)
+    expected_grads = torch.autograd.grad(expected[:, mine], (query, key, value), grad.double()[:, mine])
+
+    q, k, v, g = on_device(query, key, value, grad)
+    problem = Problem(branches, is_causal, 0.25, origin=origin)
+    out, lse = partial_forward(q[:, mine], k, v, problem, key_origin=0)
+    torch.testing.assert_close(out.cpu().double(), expected[:, mine].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse[:, :, mine], rtol=0, atol=1e-5)
+    grads = partial_backward(g[:, mine], q[:, mine], k, v, out, lse, problem, key_origin=0)
+    wanted = (expected_grads[0][:, mine], *expected_grads[1:])
+    for x, y in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(x.cpu(), y, rtol=0, atol=1e-5)
+
+
 def test_causality_by_times_of_their_own():
     from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
 

@@ -2,8 +2,9 @@
 
 Letters: b batch, n rows (queries), m columns (keys), h query heads, g key/value heads, d head dimension.
 
-A key/value head's rows are read where they stand, and nothing is allocated but the results and, in the
-backward, one float32 number for each query and head. No result depends on the order in which programs run.
+Rows are read where they stand, and nothing is allocated but the results, in the backward one float32 number
+for each query and head, and with positions the tables of index.py. No result depends on the order in which
+programs run.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def partial_forward(
         problem: its padding is that of the keys, ``[b, m]``; positions are for n keys with the queries' own.
         key_origin: the place of key 0; default that of query 0.
         times: int64 ``[n]`` and ``[m]``, what causality compares instead of places.
-        into: a float32 out and lse over other keys (any strides), to which these are added in place.
+        into: a float32 out and lse over other keys, to which these are added in place; any strides, but the
+            last dimension of out contiguous.
     """
     if into is None:
         out = query.new_empty(query.shape, dtype=torch.float32)

@@ -62,6 +62,7 @@ def query_gradient_kernel(
     delta_row,
     num_cells: tl.int32,
     cell: tl.int32,
+    cell_rows: tl.int32,
     base: tl.int32,
     num_rows: tl.int32,
     num_columns: tl.int32,
@@ -85,14 +86,24 @@ def query_gradient_kernel(
 ):
     """One tile of queries of one head: grid (tiles * b, h). It walks as the forward does."""
     extent = Extent(
-        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
-    )  # fmt: skip
+        num_cells,
+        cell,
+        cell_rows,
+        base,
+        num_rows,
+        num_columns,
+        row_origin,
+        column_origin,
+        first_head,
+        group,
+        per_item,
+    )
     tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     IN_ORDER: tl.constexpr = index is None and times is None
 
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
     global_head = extent.first_head + head
-    served = served_by(lowest, highest, global_head, index, extent, VISITS)
+    served = served_by(lowest, highest, global_head, index, VISITS)
     query = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
     key = start_of(key, batch, head // extent.group, key_batch, strides[1], ALIGNED)
     value = start_of(value, batch, head // extent.group, value_batch, strides[2], ALIGNED)
@@ -191,6 +202,7 @@ def key_gradient_kernel(
     delta_row,
     num_cells: tl.int32,
     cell: tl.int32,
+    cell_rows: tl.int32,
     base: tl.int32,
     num_rows: tl.int32,
     num_columns: tl.int32,
@@ -213,8 +225,18 @@ def key_gradient_kernel(
 ):
     """One tile of keys of one key/value head: grid (tiles * b, g). Rows are keys here, columns queries."""
     extent = Extent(
-        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
-    )  # fmt: skip
+        num_cells,
+        cell,
+        cell_rows,
+        base,
+        num_rows,
+        num_columns,
+        row_origin,
+        column_origin,
+        first_head,
+        group,
+        per_item,
+    )
     tile, batch, kv_head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     IN_ORDER: tl.constexpr = index is None and times is None
 
@@ -236,7 +258,7 @@ def key_gradient_kernel(
     for member in range(extent.group):
         head = kv_head * extent.group + member
         global_head = extent.first_head + head
-        served = served_by(lowest, highest, global_head, index, extent, VISITS)
+        served = served_by(lowest, highest, global_head, index, VISITS)
         q_start = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
         grad_start = start_of(grad_out, batch, head, grad_out_batch, strides[3], ALIGNED)
         lse_start = lse + batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head

@@ -52,6 +52,7 @@ def forward_kernel(
     lse_row,
     num_cells: tl.int32,
     cell: tl.int32,
+    cell_rows: tl.int32,
     base: tl.int32,
     num_rows: tl.int32,
     num_columns: tl.int32,
@@ -75,15 +76,25 @@ def forward_kernel(
 ):
     """One tile of queries of one head: grid (tiles * b, h)."""
     extent = Extent(
-        num_cells, cell, base, num_rows, num_columns, row_origin, column_origin, first_head, group, per_item
-    )  # fmt: skip
+        num_cells,
+        cell,
+        cell_rows,
+        base,
+        num_rows,
+        num_columns,
+        row_origin,
+        column_origin,
+        first_head,
+        group,
+        per_item,
+    )
     tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
     # Where neither is given, the columns of a run come in the order of their times.
     IN_ORDER: tl.constexpr = index is None and times is None
 
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
     global_head = extent.first_head + head
-    served = served_by(lowest, highest, global_head, index, extent, VISITS)
+    served = served_by(lowest, highest, global_head, index, VISITS)
     query = start_of(query, batch, head, query_batch, strides[0], ALIGNED)
     key = start_of(key, batch, head // extent.group, key_batch, strides[1], ALIGNED)
     value = start_of(value, batch, head // extent.group, value_batch, strides[2], ALIGNED)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .visits import Visits
+from .visits import Branch, finest_first
 
 
 class Tables(NamedTuple):
@@ -27,18 +27,21 @@ class Tables(NamedTuple):
     """``[items, branches, n]``"""
 
 
-def tables_of(positions: Tensor, visits: Visits, block: int, *, is_causal: bool, of_keys: bool) -> Tables:
+def tables_of(
+    positions: Tensor, branches: tuple[Branch, ...], block: int, *, is_causal: bool, of_keys: bool
+) -> Tables:
     """The tables of one kernel.
 
     Args:
         positions: int64 ``[b, n]``; only one row is read where all are one.
-        visits: the branches.
+        branches: (w, r) pairs; the tables have them finest first.
         block: rows of a tile.
         is_causal: leave out columns that no row of a tile sees.
         of_keys: the rows are keys, which later columns see; else queries, which see earlier ones.
     """
     items = positions[:1] if positions.stride(0) == 0 else positions
-    tables = [_tables_of_one(item, visits, block, is_causal, of_keys) for item in items]
+    ordered = finest_first(branches)
+    tables = [_tables_of_one(item, ordered, block, is_causal, of_keys) for item in items]
     most = max(len(table.tiles) for table in tables)
     return Tables(
         *(
@@ -52,8 +55,9 @@ def _padded(x: Tensor, length: int) -> Tensor:
     return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])
 
 
-def _tables_of_one(positions: Tensor, visits: Visits, block: int, is_causal: bool, of_keys: bool) -> Tables:
-    branches = list(zip(visits.segments, visits.rates, strict=True))
+def _tables_of_one(
+    positions: Tensor, branches: list[Branch], block: int, is_causal: bool, of_keys: bool
+) -> Tables:
     # The first place of a class stands for it.
     classes = torch.stack([positions - positions % w + positions % w % r for w, r in branches])
     _, group, sizes = torch.unique(classes, dim=1, return_inverse=True, return_counts=True)

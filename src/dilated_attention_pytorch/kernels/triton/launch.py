@@ -69,15 +69,21 @@ def launch(
     index = None
     if problem.positions is None:
         num_cells, cell, base = _cells(origins[0], num_rows, visits)
+        cell_rows = min(cell, num_rows)
     else:
         index = tables_of(
-            problem.positions, visits, blocks["BLOCK_ROWS"], is_causal=problem.is_causal, of_keys=of_keys
+            problem.positions,
+            problem.branches,
+            blocks["BLOCK_ROWS"],
+            is_causal=problem.is_causal,
+            of_keys=of_keys,
         )
-        num_cells, cell, base = index.tiles.shape[1], 1, 0
+        num_cells, cell, cell_rows, base = index.tiles.shape[1], 1, 1, 0
     queries, keys = (columns, rows) if of_keys else (rows, columns)
     extent = Extent(
         num_cells=num_cells,
         cell=cell,
+        cell_rows=cell_rows,
         base=base,
         num_rows=num_rows,
         num_columns=columns.shape[1],
@@ -107,18 +113,19 @@ def launch(
         "CAUSAL": problem.is_causal,
         "ALIGNED": aligned,
         "UPCAST": interpreted and rows.dtype == torch.bfloat16,
-        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "PRECISION": _precision(rows.dtype),
     }
 
     def grid(chosen: dict[str, Any]) -> tuple[int, int]:
         tiles = num_cells
         if index is None:
-            per_class = triton.cdiv(triton.cdiv(cell, visits.classes), chosen["BLOCK_ROWS"])
-            tiles *= min(visits.classes, cell) * per_class
+            per_class = triton.cdiv(triton.cdiv(cell_rows, visits.classes), chosen["BLOCK_ROWS"])
+            tiles *= min(visits.classes, cell_rows) * per_class
         return tiles * batch, heads
 
-    # What a kernel adds to must not be measured on.
-    tunable = index is None and not constants.get("CONTINUES", False)
+    # What a kernel adds to must not be measured on. Blocks of wide rows leave nothing to choose.
+    row_bytes = rows.element_size() * head_dim
+    tunable = index is None and not constants.get("CONTINUES", False) and row_bytes <= 256
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
         if tunable and is_worth_tuning(prod(grid(blocks)), rows.device):
             tuned(kernel)[grid](*arguments, **constants)
@@ -126,8 +133,14 @@ def launch(
             kernel[grid](*arguments, **constants, **blocks)
 
 
+def _precision(dtype: torch.dtype) -> str:
+    # This setting can be read whichever of PyTorch's ways to allow TF32 was used.
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
 def _cells(origin: int, num_rows: int, visits: Visits) -> tuple[int, int, int]:
-    """How many cells, how long, and where the first begins: no segment ends inside one."""
+    """How many cells, how long, and where the first begins: no segment ends between rows of one."""
     length = 0
     for w in visits.segments:
         if (origin + num_rows - 1) // w > origin // w:

@@ -23,9 +23,9 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # (rows, columns, warps, stages) by the bytes of a number and d, up to that d; for each of FAMILIES.
 _DEFAULTS: dict[str, dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]]] = {
     "forward_kernel": {
-        (2, 32): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
-        (2, 64): ((128, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
-        (2, 128): ((64, 32, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
+        (2, 32): ((128, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        (2, 64): ((128, 32, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (128, 64, 8, 3)),
+        (2, 128): ((64, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
         (2, 256): ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
         (4, 32): ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2)),
         (4, 64): ((64, 16, 8, 2), (64, 16, 8, 2), (64, 16, 8, 2), (64, 32, 4, 2)),
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]
     },
     "query_gradient_kernel": {
         (2, 32): ((64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 3), (128, 64, 8, 2)),
-        (2, 64): ((64, 32, 4, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
+        (2, 64): ((64, 32, 4, 2), (128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 4, 2)),
         (2, 128): ((64, 32, 4, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
         (2, 256): ((64, 32, 8, 1), (64, 32, 8, 1), (64, 32, 8, 1), (32, 16, 4, 1)),
         (4, 32): ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2)),
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]
         (4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1)),
     },
     "key_gradient_kernel": {
-        (2, 32): ((64, 32, 4, 3), (64, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+        (2, 32): ((64, 32, 4, 3), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 4, 2)),
         (2, 64): ((32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
         (2, 128): ((32, 32, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
         (2, 256): ((16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
@@ -120,22 +120,24 @@ def tuned(kernel: Any) -> Any:
 
     Measured at the first call of its kind and kept on disk, in Triton's cache.
     """
-    configs = [
-        triton.Config(
-            {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "ONCE": once}, num_warps=warps, num_stages=stages
-        )
-        for rows, columns, warps, stages in _CANDIDATES
-        for once in (True, False)
-    ]
+
+    def worth_measuring(configs: list[Any], named: dict[str, Any], **constants: Any) -> list[Any]:
+        """The default, and the candidates that differ in more than a ``ONCE`` without effect."""
+        visits, query = constants["VISITS"], named["query"]
+        family = None if triton.knobs.runtime.interpret else family_of(query.device)
+        head_dim = constants["HEAD_DIM"]
+        default = _config(default_blocks(kernel, visits, query.element_size(), head_dim, family))
+        some = [config for config in configs if any(visits.absorbed) or not config.kwargs["ONCE"]]
+        return [default, *(config for config in some if config != default)]
+
     return triton.autotune(
-        configs,
-        key=["VISITS", "HEAD_DIM", "CAUSAL"],
-        prune_configs_by={"early_config_prune": _without_repeats},
+        [_config(_blocks(sizes, once)) for sizes in _CANDIDATES for once in (True, False)],
+        key=["VISITS", "HEAD_DIM", "CAUSAL", "PRECISION"],
+        prune_configs_by={"early_config_prune": worth_measuring},
         cache_results=not triton.knobs.runtime.interpret,
     )(kernel)
 
 
-def _without_repeats(configs: list[Any], named: dict[str, Any], **constants: Any) -> list[Any]:
-    """Without the configurations that differ in ``ONCE`` alone where no branch absorbs another."""
-    visits = constants["VISITS"]
-    return [config for config in configs if any(visits.absorbed) or not config.kwargs["ONCE"]]
+def _config(blocks: Blocks) -> Any:
+    options = {name: blocks[name] for name in ("num_warps", "num_stages")}
+    return triton.Config({name: x for name, x in blocks.items() if name not in options}, **options)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 Branch = tuple[int, int]
 
-# Segments of this length hold every position a kernel can count (see backends.py).
-_WHOLE = 2**31 - 1
+# Segments of this length hold every place that a kernel can count (backends.py).
+WHOLE = 2**30
 
 
 class Visits(NamedTuple):
@@ -39,10 +39,15 @@ class Visits(NamedTuple):
     """Places that differ by a multiple of this are served alike inside common segments."""
 
 
+def finest_first(branches: tuple[Branch, ...]) -> list[Branch]:
+    """The order of the branches in :class:`Visits`."""
+    return sorted(branches, key=lambda branch: branch[::-1])
+
+
 @lru_cache(maxsize=256)
 def visits_of(branches: tuple[Branch, ...]) -> Visits:
     """The visits of ``(w, r)`` pairs."""
-    ordered = sorted(((min(w, _WHOLE), r) for w, r in branches), key=lambda branch: branch[::-1])
+    ordered = [(min(w, WHOLE), r) for w, r in finest_first(branches)]
     chains: list[list[int]] = []
     for c, coarse in enumerate(ordered):
         chain: list[int] = []
@@ -65,4 +70,4 @@ def visits_of(branches: tuple[Branch, ...]) -> Visits:
 
 
 def _absorbs(fine: Branch, coarse: Branch) -> bool:
-    return coarse[1] % fine[1] == 0 and (coarse[0] == _WHOLE or coarse[0] % fine[0] == 0)
+    return coarse[1] % fine[1] == 0 and (coarse[0] == WHOLE or coarse[0] % fine[0] == 0)

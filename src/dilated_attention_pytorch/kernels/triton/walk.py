@@ -23,8 +23,10 @@ class Extent(NamedTuple):
     """Cells; with an index: tiles."""
     cell: int
     """Length of the cells."""
+    cell_rows: int
+    """Rows of a cell at the most."""
     base: int
-    """Where the first cell begins."""
+    """Where the first cell begins, at row 0 or before."""
     num_rows: int
     num_columns: int
     row_origin: int
@@ -63,8 +65,8 @@ def program_of(index, extent, VISITS: tl.constexpr, BLOCK: tl.constexpr):
     """This program's tile, batch element, head and set of tables; the grid is (tiles * b, heads)."""
     tiles = extent.num_cells
     if index is None:
-        classes = tl.minimum(VISITS.classes, extent.cell)
-        tiles = tiles * classes * tl.cdiv(tl.cdiv(extent.cell, VISITS.classes), BLOCK)
+        classes = tl.minimum(VISITS.classes, extent.cell_rows)
+        tiles = tiles * classes * tl.cdiv(tl.cdiv(extent.cell_rows, VISITS.classes), BLOCK)
     batch = tl.program_id(0) // tiles
     return tl.program_id(0) % tiles, batch, tl.program_id(1), (batch * extent.per_item).to(tl.int64)
 
@@ -73,7 +75,7 @@ def program_of(index, extent, VISITS: tl.constexpr, BLOCK: tl.constexpr):
 def tile_of(tile, item, index, times, extent, VISITS: tl.constexpr, BLOCK: tl.constexpr):
     """A tile's rows, their times and which of them exist, ``[BLOCK]``; its lowest and its highest place.
 
-    The lowest place stands for the tile (it may lie before the first row). With an index there are no places.
+    The lowest place stands for the tile. With an index there are no places.
     """
     if index is not None:
         entry = index.tiles + (item * extent.num_cells + tile) * 2
@@ -82,16 +84,16 @@ def tile_of(tile, item, index, times, extent, VISITS: tl.constexpr, BLOCK: tl.co
         rows = tl.load(index.rows + slots, mask=exist, other=0)
         return rows, rows, exist, 0, 0
     else:
-        cell = extent.cell
-        classes = tl.minimum(VISITS.classes, cell)
-        tiles_per_class = tl.cdiv(tl.cdiv(cell, VISITS.classes), BLOCK)
-        start = extent.base + tile // (tiles_per_class * classes) * cell
-        end = tl.minimum(start + cell, extent.row_origin + extent.num_rows)
-        lowest = start + tile // tiles_per_class % classes
+        classes = tl.minimum(VISITS.classes, extent.cell_rows)
+        tiles_per_class = tl.cdiv(tl.cdiv(extent.cell_rows, VISITS.classes), BLOCK)
+        begin = extent.base + tile // (tiles_per_class * classes) * extent.cell
+        end = tl.minimum(begin + extent.cell, extent.row_origin + extent.num_rows)
+        # No earlier: a segment that ends before the first row need not end where a cell does.
+        lowest = tl.maximum(begin, extent.row_origin) + tile // tiles_per_class % classes
         lowest += tile % tiles_per_class * (BLOCK * VISITS.classes)
         highest = tl.minimum(lowest + (BLOCK - 1) * VISITS.classes, end - 1)
         places = lowest + tl.arange(0, BLOCK) * VISITS.classes
-        exist = (places >= extent.row_origin) & (places < end)
+        exist = places < end
         rows = places - extent.row_origin
         if times is not None:
             return rows, tl.load(times.rows + rows, mask=exist, other=0), exist, lowest, highest
@@ -100,14 +102,14 @@ def tile_of(tile, item, index, times, extent, VISITS: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def served_by(lowest, highest, head, index, extent, VISITS: tl.constexpr):
+def served_by(lowest, highest, head, index, VISITS: tl.constexpr):
     """The branches that serve a tile for a head (by its global index), one bit each."""
     served = 0
     if index is None:
         for k in tl.static_range(len(VISITS.rates)):
             is_served = (lowest % VISITS.segments[k]) % VISITS.rates[k] == head % VISITS.rates[k]
             served = served | (is_served.to(tl.int32) << k)
-        served = tl.where(highest >= tl.maximum(lowest, extent.row_origin), served, 0)
+        served = tl.where(highest >= lowest, served, 0)
     return served
 
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from ...kernels.sdpa import Problem, Tile
 from ...kernels.triton.attention import partial_backward, partial_forward
+from ...kernels.triton.visits import WHOLE
 from ..computation import KeyValue, Part, Saved, tile_rows
 from ..schedule import Block
 
 # One segment that holds everything: a block's queries see all of its keys, causality aside.
-_EVERYTHING = ((2**31 - 1, 1),)
+_EVERYTHING = ((WHOLE, 1),)
 
 
 class TritonKernels:
