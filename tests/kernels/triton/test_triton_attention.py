@@ -92,6 +92,8 @@ def test_equals_the_oracle(problem: Problem):
 @given(small_problems)
 @example(Problem(1, 64, 2, 2, 16, LONG_NET, True, False, "none", "contiguous", 0))
 @example(Problem(1, 40, 2, 1, 16, ((8, 1), (8, 1), (16, 2), (100, 4)), False, True, "none", "contiguous", 1))
+@example(Problem(1, 70, 2, 1, 16, ((64, 1), (128, 2)), False, False, "none", "contiguous", 2))  # whole blocks
+@example(Problem(1, 40, 4, 4, 16, ((5, 2), (10, 4)), True, False, "none", "contiguous", 3))  # 4 without 2
 def test_scoring_shared_keys_once_equals_the_oracle(problem: Problem):
     assert_close(*compute(replace(problem, ranked="none"), torch.float32))
 
@@ -135,6 +137,8 @@ def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dt
         pytest.param(41, 3, 1, 16, ((7, 3), (41, 7), (9, 1)), id="incommensurate"),
         pytest.param(12, 4, 4, 16, ((3, 5), (4, 9)), id="rates-above-segments"),
         pytest.param(30, 2, 1, 256, ((8, 1), (30, 2)), id="wide-heads"),
+        # A tile that begins at 14 sees 15 keys, one less than a block.
+        pytest.param(32, 1, 1, 16, ((32, 1), (32, 15)), id="one-key-short-of-a-block"),
     ],
 )
 @pytest.mark.overflow
@@ -233,6 +237,16 @@ def test_ignored_keys_may_hold_anything():
     key[padding], value[padding] = torch.nan, INF
     out = dilated_attention(query, key, value, [8, 20], [1, 2], key_padding_mask=padding, backend="triton")
     assert torch.equal(out, expected)
+
+
+def test_a_mask_need_not_be_contiguous():
+    qkv = inputs(20)
+    padding = (torch.arange(40, device=DEVICE) % 3 == 1)[None, ::2]
+    masks = (padding, padding.contiguous())
+    outs = [
+        dilated_attention(*qkv, [8, 20], [1, 2], key_padding_mask=mask, backend="triton") for mask in masks
+    ]
+    assert torch.equal(*outs)
 
 
 def test_a_nan_is_not_hidden():

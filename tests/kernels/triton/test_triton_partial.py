@@ -129,7 +129,8 @@ def test_causality_by_times_of_their_own():
     expected_grads = torch.autograd.grad(expected[:, ~blind], (query, key, value), grad.double()[:, ~blind])
 
     q, k, v, g = on_device(query, key, value, grad)
-    times = tuple(on_device(row_times, column_times))
+    # Every other one of a tensor, as the rows of a dilated block are.
+    times = tuple(x.repeat_interleave(2)[::2] for x in on_device(row_times, column_times))
     problem = Problem(((2**31 - 1, 1),), True, 0.25)
     out, found_lse = partial_forward(q, k, v, problem, times=times)
     torch.testing.assert_close(out.cpu().double(), expected.detach(), rtol=0, atol=1e-5)
@@ -154,7 +155,7 @@ def test_going_on_from_nothing_is_starting():
 
 
 def test_no_keys_leave_what_was_there():
-    from dilated_attention_pytorch.kernels.triton.attention import partial_forward
+    from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
 
     q = draw(1, 4, 2, 16).to(DEVICE)
     nothing = q[:, :0]
@@ -166,3 +167,22 @@ def test_no_keys_leave_what_was_there():
     out, lse = partial_forward(q, nothing, nothing, problem, into=before)
     assert (out == 1).all()
     assert (lse == 1).all()
+    grads = partial_backward(q, q, nothing, nothing, out, lse, problem, into=torch.ones_like(q))
+    assert (grads[0] == 1).all()
+    assert grads[1].shape == nothing.shape
+
+
+def test_offsets_follow_the_global_index_of_a_head():
+    from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
+
+    query, key, value = (draw(1, 20, 4, 16, requires_grad=True) for _ in range(3))
+    grad, branches, heads = draw(1, 20, 4, 16), ((8, 2), (20, 3)), slice(1, 4)
+    expected, expected_lse = oracle.attention(query, key, value, branches)
+    wanted = torch.autograd.grad(expected, (query, key, value), grad.double())
+    q, k, v, g = (x[:, :, heads] for x in on_device(query, key, value, grad))
+    problem = Problem(branches, False, 0.25, first_head=1)
+    out, lse = partial_forward(q, k, v, problem)
+    torch.testing.assert_close(out.cpu().double(), expected[:, :, heads].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse[:, heads], rtol=0, atol=1e-5)
+    for x, y in zip(partial_backward(g, q, k, v, out, lse, problem), wanted, strict=True):
+        torch.testing.assert_close(x.cpu(), y[:, :, heads], rtol=0, atol=1e-5)

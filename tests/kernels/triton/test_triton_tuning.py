@@ -44,8 +44,13 @@ def test_there_is_a_default_for_everything_that_can_run():
 
 @pytest.mark.parametrize(
     ("branches", "once"),
-    [(((2048, 1), (4096, 2)), True), (((64, 1), (128, 2)), False), (((2048, 1),), False)],
-    ids=["long-segments", "short-segments", "nothing-shared"],
+    [
+        pytest.param(((2048, 1), (4096, 2)), True, id="long-segments"),
+        pytest.param(((256, 1), (512, 2)), True, id="two-blocks-a-phase"),
+        pytest.param(((254, 1), (508, 2)), False, id="one-key-less"),
+        pytest.param(((64, 1), (128, 2), (4096, 4)), False, id="one-short-segment"),
+        pytest.param(((2048, 1),), False, id="nothing-shared"),
+    ],
 )
 def test_keys_are_scored_once_where_their_phases_fill_blocks(branches, once: bool):
     from dilated_attention_pytorch.kernels.triton.tuning import scores_once
@@ -82,3 +87,30 @@ def test_tuning_runs_what_was_fastest(
             assert tuning.tuned(kernel).best_config.kwargs["BLOCK_ROWS"] == 16
     finally:
         tuning.tuned.cache_clear()
+
+
+def test_some_calls_are_never_tuned(monkeypatch: pytest.MonkeyPatch):
+    """What adds to a result must not be repeated; an index is made for one size; wide rows leave one size."""
+    from dilated_attention_pytorch.kernels.sdpa import Problem
+    from dilated_attention_pytorch.kernels.triton import launch
+    from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
+
+    class TunedError(Exception):
+        pass
+
+    def refuse(kernel):
+        raise TunedError
+
+    monkeypatch.setattr(launch, "is_worth_tuning", lambda programs, device: True)
+    monkeypatch.setattr(launch, "tuned", refuse)
+    q = torch.randn(1, 8, 1, 16)
+    problem = Problem(((8, 1),), False, 0.25)
+    with pytest.raises(TunedError):
+        partial_forward(q, q, q, problem)
+    out, lse = torch.zeros_like(q), torch.zeros(1, 1, 8)
+    partial_forward(q, q, q, problem, into=(out, lse))
+    with pytest.raises(TunedError):  # at the kernel for keys, not before
+        partial_backward(q, q, q, q, out, lse, problem, into=torch.full_like(q, torch.nan))
+    partial_forward(q, q, q, Problem(((8, 1),), False, 0.25, positions=torch.arange(8)[None]))
+    wide = torch.randn(1, 8, 1, 72)
+    partial_forward(wide, wide, wide, problem)

@@ -21,6 +21,11 @@ def test_nested_branches_absorb_one_another():
     assert visits.classes == 4
 
 
+def test_phases_tell_all_absorbed_branches_apart():
+    visits = visits_of(((2048, 1), (8192, 4), (16384, 6)))
+    assert visits.phases == (12, 1, 1)
+
+
 def test_absorbers_form_a_chain():
     """Of LongNet's branches 4 does not divide 6, so 12 is absorbed by one of the two only."""
     visits = visits_of(((2048, 1), (4096, 2), (8192, 4), (16384, 6), (32768, 12)))
