@@ -83,6 +83,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor]) -> None:
 
 @settings(interpreted, max_examples=25)
 @given(small_problems)
+@example(Problem(2, 20, 2, 1, 16, ((6, 1), (12, 2)), True, False, "row each", "contiguous", 0))
 def test_equals_the_oracle(problem: Problem):
     assert_close(*compute(problem, torch.float32))
 

@@ -118,3 +118,26 @@ def test_auto_leaves_a_pattern_that_would_fill_no_tiles(caplog: pytest.LogCaptur
     assert "leave 2 positions between them, 1 for each of 2 dilated classes" in caplog.text
     assert choose_backend("triton", CUDA, torch.bfloat16, branches=branches, places=5000) == "triton"
     assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=1000) == "triton"
+
+
+@pytest.mark.usefixtures("modern_gpu")
+@pytest.mark.parametrize(
+    ("branches", "places", "chosen"),
+    [
+        pytest.param(((32, 1), (64, 2)), 5000, "triton", id="16-rows-a-class"),
+        pytest.param(((30, 1), (60, 2)), 5000, "sdpa", id="15-rows"),
+        pytest.param(((1000, 1), (1002, 2)), 1002, "triton", id="the-last-end-cuts-nothing"),
+    ],
+)
+def test_auto_wants_16_rows(branches, places: int, chosen: str):
+    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=places) == chosen
+
+
+def test_what_is_just_allowed_runs(monkeypatch: pytest.MonkeyPatch):
+    assert can_run_triton(DEVICE, torch.float32, places=2**30, head_dim=256) is None
+    assert can_run_triton(DEVICE, torch.float32, branches=((4096, 64), (4096, 4096))) is None
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert can_run_triton(CUDA, torch.float32) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "needs compute capability 8.0, this device has 7.5" in (can_run_triton(CUDA, torch.float32) or "")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import oracle
@@ -114,3 +115,27 @@ def test_some_calls_are_never_tuned(monkeypatch: pytest.MonkeyPatch):
     partial_forward(q, q, q, Problem(((8, 1),), False, 0.25, positions=torch.arange(8)[None]))
     wide = torch.randn(1, 8, 1, 72)
     partial_forward(wide, wide, wide, problem)
+
+
+@pytest.mark.parametrize(("major", "family"), [(8, "sm_80"), (9, "sm_90"), (10, "sm_100"), (12, "sm_80")])
+def test_a_device_gets_the_blocks_of_its_family(monkeypatch: pytest.MonkeyPatch, major: int, family: str):
+    from dilated_attention_pytorch.kernels.triton.tuning import family_of
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    assert family_of.__wrapped__(torch.device("cuda")) == family
+
+
+def test_tuning_wants_a_full_device_and_freedom_to_choose(monkeypatch: pytest.MonkeyPatch):
+    import triton
+
+    from dilated_attention_pytorch.kernels.triton.tuning import is_worth_tuning
+
+    device = torch.device("cuda")
+    properties = SimpleNamespace(multi_processor_count=10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    assert not is_worth_tuning(40, device)  # the tests run with deterministic algorithms
+    torch.use_deterministic_algorithms(False)
+    assert is_worth_tuning(40, device)
+    assert not is_worth_tuning(39, device)

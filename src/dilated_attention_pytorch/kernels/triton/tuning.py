@@ -101,7 +101,8 @@ def family_of(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)
-    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+    # Others, sm_120 among them, have the shared memory of sm_80's relatives.
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def is_worth_tuning(programs: int, device: torch.device) -> bool:
