@@ -214,20 +214,8 @@ class SdpaKernels:
         # In float32 where a CPU kernel would lose precision in 16 bits.
         return x if x.is_cuda else x.to(_accumulation(x))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        return partial_forward(query, key, value, problem)
-
-    def backward(
-        self,
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        problem: Problem,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return partial_backward(grad_out, query, key, value, out, lse, problem)
+    forward = staticmethod(partial_forward)
+    backward = staticmethod(partial_backward)
 
     def absorb(
         self,

@@ -3,7 +3,7 @@
 Rows are what a program keeps (queries in the forward and for their gradient, keys for theirs), columns what
 it walks over. The relation "offered to" is symmetric, so one walk serves both directions.
 
-A tile's rows are every ``CLASSES``-th position (the least common multiple of the dilation rates) in a *cell*,
+A tile's rows are every R-th position (R the least common multiple of the dilation rates) in a *cell*,
 between two ends of segments. So one place stands for all of them: they are in the same segments, and served
 by the same branches. Places are global positions, int32.
 """

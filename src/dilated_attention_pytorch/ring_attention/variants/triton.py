@@ -20,20 +20,8 @@ class TritonKernels:
     def cast(self, x: Tensor) -> Tensor:
         return x
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        return partial_forward(query, key, value, problem)
-
-    def backward(
-        self,
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        problem: Problem,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return partial_backward(grad_out, query, key, value, out, lse, problem)
+    forward = staticmethod(partial_forward)
+    backward = staticmethod(partial_backward)
 
     def absorb(
         self,
