@@ -11,7 +11,21 @@ import pytest
 
 import dilated_attention_pytorch
 
-SOURCE = Path(dilated_attention_pytorch.__file__).parent
+SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
+LOWER = SOURCES / "kernel_pytorch"
+TORCH_ALONE = ("kernel_pytorch.machine.measure", "kernel_pytorch.machine.torch_devices")
+SHIMS = ("hardware_adaptation",)
+HEAVY = (
+    "torch",
+    "triton",
+    "pynvml",
+    "amdsmi",
+    "zeus",
+    "prometheus_client",
+    "matplotlib",
+    "rich",
+    "kubernetes",
+)
 
 
 def test_exported_names():
@@ -55,33 +69,56 @@ def test_factories():
 
 
 def test_import_is_silent_and_light():
-    heavy = ("matplotlib", "rich", "kubernetes", "pynvml")
+    heavy = ("matplotlib", "rich", "kubernetes", "kernel_pytorch")
     script = (
-        "import sys; sys.modules['triton'] = None\n"  # importing it now raises ImportError
+        # Importing these now raises ImportError; torch itself imports pynvml where it is.
+        "import sys; sys.modules['triton'] = sys.modules['pynvml'] = None\n"
         f"import dilated_attention_pytorch; print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
+def test_the_lower_floor_imports_light():
+    """All of it but what computes with torch (``machine/measure.py``, ``machine/torch_devices.py``)."""
+    names = [
+        module
+        for path in sorted(LOWER.rglob("*.py"))
+        if (module := module_name(path)) not in TORCH_ALONE and not module.endswith((*SHIMS, "__main__"))
+    ]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {HEAVY}: sys.modules[name] = None\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_lower_floor_never_imports_the_upper():
+    for path in LOWER.rglob("*.py"):
+        assert "dilated_attention_pytorch" not in path.read_text().replace("dilated-attention", ""), path
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports when it is loaded (not inside functions)."""
-    package = path.relative_to(SOURCE.parent).parent.parts
+    """Modules of the same package that a file imports when it is loaded (not inside functions)."""
+    package = path.relative_to(SOURCES).parent.parts
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + tuple((node.module or "").split("."))
             for alias in node.names:
-                inner = SOURCE.parent.joinpath(*base, alias.name + ".py")
+                inner = SOURCES.joinpath(*base, alias.name + ".py")
                 found.add(".".join([*base, alias.name] if inner.exists() else base).strip("."))
     return found
 
 
 def test_no_import_cycles():
-    graph = {}
-    for path in SOURCE.rglob("*.py"):
-        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-        graph[".".join(parts).removesuffix(".__init__")] = imports_of(path)
+    graph = {module_name(path): imports_of(path) for path in SOURCES.rglob("*.py")}
     assert "dilated_attention_pytorch.kernels.fused" in graph["dilated_attention_pytorch.kernels.sdpa"]
     finished: set[str] = set()
 

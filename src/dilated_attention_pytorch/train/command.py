@@ -23,6 +23,7 @@ from ..ring_attention.utils.communication import RingError
 from .checkpoint import load_checkpoint, write_atomically
 from .data import Corpus, read_corpus
 from .device import keep_freed_memory, resolve_device
+from .energy import TokenEnergy
 from .errors import CommandError, RankError
 from .generate import continue_bytes, load_model
 from .loop import NonFiniteLossError, make_optimizer, training_steps
@@ -252,8 +253,18 @@ def _take_steps(
     run: Run, job: _Job, place: Place, metrics: BinaryIO | None, rows: list[dict[str, Any]], stop: StopRequest
 ) -> None:
     options, ranks = run.options, run.ranks
-    with show_progress(options.steps, run.step) as progress:
+    measured = run.step
+    with (
+        show_progress(options.steps, run.step) as progress,
+        TokenEnergy(job.device, ranks) as energy,
+    ):
         for row in training_steps(run.model, run.optimizer, job.corpus, options, run.step, place):
+            if "val_bits_per_byte" in row:
+                tokens = (row["step"] - measured) * options.batch_size * options.seq_len
+                joules_per_token = energy.per_token(tokens)
+                measured = row["step"]
+                if joules_per_token is not None:
+                    row["joules_per_token"] = joules_per_token
             rows.append(row)
             run.step = row["step"]
 

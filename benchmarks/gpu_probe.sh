@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A GPU node: what it is, what it reaches, 30 seconds of readings and what the health rules say of them; then every
+# static fact against nvidia-smi. Exit status 0 only if all agree. PYTHON chooses another Python.
+set -eu
+cd "$(dirname "$0")/.."
+export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+fi
+trace="$(mktemp --suffix .jsonl)"
+trap 'rm -f "$trace"' EXIT
+"$PYTHON" -m kernel_pytorch.cli probe --measure
+"$PYTHON" -m kernel_pytorch.cli probe --record "$trace" --seconds 30
+"$PYTHON" -m kernel_pytorch.cli probe --replay "$trace"
+"$PYTHON" -m benchmarks.gpu_probe

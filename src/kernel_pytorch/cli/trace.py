@@ -1,0 +1,159 @@
+"""Recording readings, and judging a recording."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..machine.facts import DeviceInfo
+from ..machine.health import ComponentHealth, HealthState, MachineHealth
+from ..machine.live import Machine
+from ..machine.readings import Snapshot
+from ..machine.telemetry import Telemetry
+from ..machine.trace import TraceWriter, read_trace
+from .errors import CommandError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A component that came to a state, or about which something new was seen."""
+
+    at_s: float
+    """Since the first reading."""
+    component: str
+    state: HealthState | None
+    what: tuple[str, ...]
+    """What was seen, or why the state is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What ``probe --replay --json`` prints."""
+
+    format: Literal["kernel-pytorch replay"] = "kernel-pytorch replay"
+    version: Literal[1] = 1
+    readings: int
+    seconds: float
+    truncated: bool
+    """The recording was cut off in the middle of its last line."""
+    findings: tuple[Finding, ...]
+    components: dict[str, ComponentHealth]
+    """At the end."""
+
+
+class Watch:
+    """Follows the health of all components, and notes what changes."""
+
+    def __init__(self, devices: tuple[DeviceInfo, ...]) -> None:
+        self._health = MachineHealth(devices)
+        self._before: dict[str, tuple[HealthState | None, frozenset[str]]] = {}
+        self._first_s: float | None = None
+        self.last_s = 0.0
+        self.readings = 0
+
+    def take(self, snapshot: Snapshot) -> Iterator[Finding]:
+        """Take in a snapshot; what it changed."""
+        self._first_s = snapshot.time_s if self._first_s is None else self._first_s
+        self.last_s = snapshot.time_s - self._first_s
+        self.readings += 1
+        self._health.update(snapshot)
+        for name, health in self._health.components().items():
+            now = (health.state, frozenset(item.kind for item in health.evidence))
+            before = self._before.get(name, (HealthState.HEALTHY, frozenset()))
+            self._before[name] = now
+            if now != before and now[0] is not None:
+                yield Finding(at_s=self.last_s, component=name, state=health.state, what=_seen(health))
+
+    def components(self) -> Mapping[str, ComponentHealth]:
+        return self._health.components()
+
+
+def record(machine: Machine, path: Path, seconds: float, interval_s: float) -> int:
+    """Record readings into ``path``, for ``seconds`` or until Ctrl-C.
+
+    Raises:
+        CommandError: the file is there already, or nothing could be recorded.
+    """
+    if path.exists():
+        raise CommandError(f"{path} exists; --record does not write over it")
+    devices = machine.node.devices
+    watch = Watch(devices)
+    telemetry = Telemetry(machine, [device.device_id for device in devices], interval_s=interval_s)
+
+    def tell(snapshot: Snapshot) -> None:
+        for finding in watch.take(snapshot):
+            print(_line(finding), flush=True)
+
+    with TraceWriter(path, machine.node) as writer:
+        telemetry.listeners += [writer.write, tell]
+        try:
+            telemetry.start()
+            print(f"recording into {path} for {seconds:g} s; Ctrl-C ends it", flush=True)
+            _wait(telemetry, watch, seconds)
+        except KeyboardInterrupt:
+            print("interrupted: what was read so far is kept", file=sys.stderr)
+        finally:
+            telemetry.stop()
+    if telemetry.error is not None:
+        raise CommandError(f"{path}: {telemetry.error}")
+    print(f"{path}: {watch.readings} readings of {len(devices)} devices in {watch.last_s:.0f} s")
+    return 0
+
+
+def _wait(telemetry: Telemetry, watch: Watch, seconds: float) -> None:
+    """Until the seconds are over or a reading fails; tells on a terminal how far it is."""
+    never, until = threading.Event(), time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and telemetry.error is None:
+        never.wait(min(left, 0.5))
+        if sys.stderr.isatty():
+            end = "\n" if left <= 0.5 else ""
+            print(f"\r{watch.readings} readings, {left:3.0f} s left", end=end, file=sys.stderr, flush=True)
+
+
+def replay(path: Path, *, as_json: bool) -> int:
+    """Judge the recording in ``path`` and print what the health rules say of it.
+
+    Raises:
+        CommandError: it is not a recording, or a damaged one.
+    """
+    try:
+        reader = read_trace(path)
+        watch = Watch(tuple(reader.topology.devices))
+        findings = tuple(finding for snapshot in reader for finding in watch.take(snapshot))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    report = ReplayReport(
+        readings=watch.readings,
+        seconds=watch.last_s,
+        truncated=reader.truncated,
+        findings=findings,
+        components=dict(watch.components()) if watch.readings else {},
+    )
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+        return 0
+    for finding in findings:
+        print(_line(finding))
+    cut = ", cut off at the end" if report.truncated else ""
+    print(f"{path}: {report.readings} readings in {report.seconds:.0f} s{cut}; at the end")
+    for name, health in report.components.items():
+        state = "unknown" if health.state is None else health.state.value
+        print(f"  {name:<12} {state}" + "".join(f"; {text}" for text in _seen(health)))
+    return 0
+
+
+def _seen(health: ComponentHealth) -> tuple[str, ...]:
+    texts = tuple(item.text for item in health.evidence)
+    return texts or ((health.reason,) if health.reason else ())
+
+
+def _line(finding: Finding) -> str:
+    state = "unknown" if finding.state is None else finding.state.value
+    return f"{finding.at_s:8.1f} s  {finding.component:<12} {state}" + "".join(f"; {w}" for w in finding.what)

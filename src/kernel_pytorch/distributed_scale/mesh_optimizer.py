@@ -1,0 +1,116 @@
+"""Meshes of a job's ranks, by the links between their devices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..machine.health import HealthState
+from ..machine.launch_hints import LaunchHints, launch_hints
+from ..machine.mesh import create_device_mesh, gather_health
+from ..machine.placement import PlacementRequest, place
+from .hardware_discovery import HardwareTopologyManager
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+logger = logging.getLogger(__name__)
+States = Callable[[], Mapping[int, HealthState | None]]
+
+
+class DeviceMeshOptimizer:
+    """Arranges ranks in meshes by the links between their devices.
+
+    Args:
+        topology_manager: has the topology, and the ranks where it was discovered inside a process group.
+        health: tells the state of this node's devices by id; None: unknown.
+    """
+
+    def __init__(self, topology_manager: HardwareTopologyManager, *, health: States | None = None) -> None:
+        self._manager, self._health = topology_manager, health
+
+    def create_optimal_mesh(
+        self,
+        world_size: int,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        context_parallel_size: int = 1,
+        data_parallel_size: int | None = None,
+    ) -> DeviceMesh:
+        """A mesh of all ranks with dimensions dp, pp, cp and tp: see :func:`.mesh.create_device_mesh`.
+
+        Every rank calls it with the same arguments, after ``init_process_group``. Machines and health are
+        gathered from all ranks first, and rank 0 logs how to start so that no rank need be moved.
+
+        Args:
+            data_parallel_size: default: what the other sizes leave of ``world_size``.
+
+        Raises:
+            ValueError: sizes that do not multiply to ``world_size``, or another one than the process group's;
+                a device has failed.
+            RuntimeError: no process group runs, or the ranks disagree.
+        """
+        import torch.distributed as dist
+
+        request = _request(
+            world_size,
+            tensor_parallel_size,
+            pipeline_parallel_size,
+            context_parallel_size,
+            data_parallel_size,
+        )
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "a mesh needs a process group: call torch.distributed.init_process_group first"
+            )
+        topology = self._manager.cluster_topology
+        if not topology.ranks:
+            topology = self._manager.discover_topology()
+        health = gather_health({} if self._health is None else self._health())
+        mesh = create_device_mesh(topology, request, health)
+        own = [rank.device_id for rank in topology.ranks if rank.device_id is not None]
+        if dist.get_rank() == 0 and len(set(own)) == world_size:
+            best = place(topology, replace(request, devices=own), health)
+            logger.info("to start ranks in the order of the mesh:\n%s", launch_hints(topology, best))
+        return mesh
+
+    def launch_hints(
+        self,
+        world_size: int,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        context_parallel_size: int = 1,
+        data_parallel_size: int | None = None,
+    ) -> LaunchHints:
+        """How to start a job on the best devices, to be printed: commands, NUMA binding, CPUs of each rank.
+
+        Raises:
+            ValueError: as of :func:`.placement.place`.
+        """
+        request = _request(
+            world_size,
+            tensor_parallel_size,
+            pipeline_parallel_size,
+            context_parallel_size,
+            data_parallel_size,
+        )
+        topology = self._manager.cluster_topology
+        return launch_hints(
+            topology, place(topology, request, {} if self._health is None else self._health())
+        )
+
+
+def create_device_mesh_optimizer(topology_manager: HardwareTopologyManager) -> DeviceMeshOptimizer:
+    return DeviceMeshOptimizer(topology_manager)
+
+
+def _request(world_size: int, tp: int, pp: int, cp: int, dp: int | None) -> PlacementRequest:
+    return PlacementRequest(
+        num_devices=world_size,
+        data_parallel_size=dp,
+        pipeline_parallel_size=pp,
+        context_parallel_size=cp,
+        tensor_parallel_size=tp,
+    )

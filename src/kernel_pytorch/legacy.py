@@ -1,0 +1,28 @@
+"""Modules of earlier versions, kept alive with a warning."""
+
+from __future__ import annotations
+
+import warnings
+
+REMOVED_IN = "v0.3.0"
+
+_SCALE = "kernel_pytorch.distributed_scale"
+
+# Old module -> the modules that its names live in now.
+MOVED = {
+    f"{_SCALE}.hardware_adaptation": (
+        f"{_SCALE}.hardware_discovery",
+        f"{_SCALE}.thermal_power_management",
+        f"{_SCALE}.fault_tolerance",
+        f"{_SCALE}.hardware_adapter",
+    ),
+}
+
+
+def warn_moved(module: str) -> None:
+    """Tell whoever imports ``module``, which calls this when it is loaded, where its names are now."""
+    *others, last = MOVED[module]
+    homes = f"{', '.join(others)} and {last}" if others else last
+    warnings.warn(
+        f"{module} is now {homes}; the old module is removed in {REMOVED_IN}", FutureWarning, stacklevel=3
+    )

@@ -1,0 +1,1 @@
+"""The machine: facts read once, readings taken over and over, and what follows from both."""

@@ -1,0 +1,79 @@
+"""One topology of all processes of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .facts import ClusterTopology, NodeTopology, RankPlace, same_gpu_uuid
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """What a rank tells the others: the node it sees, and the UUID of its GPU if it has one."""
+
+    node: NodeTopology
+    uuid: str | None
+
+
+def gather_topology(node: NodeTopology, process_group: ProcessGroup | None = None) -> ClusterTopology:
+    """Every rank's node in one topology, the same on all ranks.
+
+    Args:
+        node: what this rank sees of its machine.
+        process_group: whose ranks are gathered; default: all.
+    """
+    import torch.distributed as dist
+
+    from .torch_devices import own_gpu_uuid
+
+    mine = msgspec.json.encode(RankReport(node=node, uuid=own_gpu_uuid()))
+    reports: list[bytes] = [b""] * dist.get_world_size(process_group)
+    dist.all_gather_object(reports, mine, group=process_group)
+    return merge_reports([msgspec.json.decode(report, type=RankReport) for report in reports])
+
+
+def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
+    """The topology of the ranks that report, in order of rank.
+
+    Ranks are on one host if their boot id and network namespace are the same, whatever it is called; a rank
+    that cannot tell them is a host of its own. Nodes and devices are numbered in order of their first rank.
+    """
+    hosts: dict[object, list[int]] = {}
+    for rank, report in enumerate(reports):
+        boot, namespace = report.node.boot_id, report.node.network_namespace
+        key = (boot, namespace) if boot and namespace else rank
+        hosts.setdefault(key, []).append(rank)
+    nodes: dict[int, NodeTopology] = {}
+    places: dict[int, RankPlace] = {}
+    first = 0
+    for node_id, ranks in enumerate(hosts.values()):
+        node = _numbered(reports[ranks[0]].node, node_id, first)
+        cpus = {cpu for rank in ranks for cpu in reports[rank].node.limits.cpus}
+        nodes[node_id] = replace(node, limits=replace(node.limits, cpus=tuple(sorted(cpus))))
+        for local_rank, rank in enumerate(ranks):
+            device = _device_of(node, reports[rank].uuid, local_rank, len(ranks))
+            places[rank] = RankPlace(rank=rank, node_id=node_id, local_rank=local_rank, device_id=device)
+        first += len(node.devices)
+    return ClusterTopology(nodes=nodes, ranks=tuple(places[rank] for rank in range(len(reports))))
+
+
+def _numbered(node: NodeTopology, node_id: int, first: int) -> NodeTopology:
+    devices = tuple(replace(device, device_id=first + device.device_id) for device in node.devices)
+    links = tuple(replace(link, a=first + link.a, b=first + link.b) for link in node.links)
+    return replace(node, node_id=node_id, devices=devices, links=links)
+
+
+def _device_of(node: NodeTopology, uuid: str | None, local_rank: int, local_size: int) -> int | None:
+    """The GPU with the rank's UUID, else the CPU package in its turn if there is one for each."""
+    for device in node.devices:
+        if same_gpu_uuid(device.uuid, uuid):
+            return device.device_id
+    packages = [device.device_id for device in node.devices if device.kind == "cpu"]
+    return packages[local_rank] if local_size <= len(packages) else None

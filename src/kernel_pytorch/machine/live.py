@@ -1,0 +1,89 @@
+"""This machine as a source of snapshots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import msgspec
+
+from .cpu import read_packages
+from .cpu_readings import CpuReader
+from .discover import open_drivers, read_node
+from .facts import DeviceInfo, Missing, NodeTopology
+from .files import Files
+from .host_readings import HostReader
+from .readings import DeviceReading, Snapshot
+
+
+class Machine:
+    """Facts and readings of this machine. Its drivers stay open until :meth:`close`.
+
+    Args:
+        root: folder that holds ``proc`` and ``sys``.
+        mounts: mount points whose space is read; by default those of block devices and of RAM disks.
+        load_torch: whether torch may be imported for GPUs that only it can read.
+    """
+
+    def __init__(
+        self, root: str = "/", *, mounts: Iterable[str] | None = None, load_torch: bool = True
+    ) -> None:
+        self._files = Files(root)
+        self._drivers = open_drivers(self._files, load_torch=load_torch)
+        self._devices = [(driver, index) for driver in self._drivers.opened for index in range(driver.count)]
+        self._xids: dict[int, tuple[int, ...]] = {}
+        self._host, self._cpus = HostReader(root, mounts), CpuReader(read_packages(self._files), root)
+        self._first = 0
+        self._closed = False
+        self.node = self.refresh()
+
+    def refresh(self) -> NodeTopology:
+        """Read the facts anew."""
+        node = read_node(self._files, self._drivers)
+        readings = self._device_readings(node.devices)
+        for number, reading in readings.items():  # the driver reports them once; the next snapshot has them
+            self._xids[number] = self._xids.get(number, ()) + reading.xids
+        devices = tuple(replace(device, reading=readings[device.device_id]) for device in node.devices)
+        missing = (
+            node.missing if self._devices else (*node.missing, *self._unread_sensors(devices[0].reading))
+        )
+        self.node = replace(node, devices=devices, missing=missing)
+        return self.node
+
+    def _unread_sensors(self, reading: DeviceReading) -> Iterator[Missing]:
+        """What is not known of a CPU; virtual machines seldom have sensors."""
+        if reading.temperature_c is None:
+            yield Missing(what="CPU temperature", why="no sensor in /sys/class/hwmon or /sys/class/thermal")
+        if reading.energy_j is None and self._files.names("sys/class/powercap"):
+            yield Missing(what="CPU energy and power", why="energy_uj cannot be read", fix="run as root")
+        elif reading.energy_j is None:
+            yield Missing(what="CPU energy and power", why="no RAPL counter in /sys/class/powercap")
+
+    def number_from(self, first: int) -> None:
+        """Let device ids start at ``first``, as they do for a node of a cluster."""
+        self._first = first
+
+    def read(self) -> Snapshot:
+        readings = self._device_readings(self.node.devices)
+        for number, xids in self._xids.items():
+            readings[number] = msgspec.structs.replace(readings[number], xids=xids + readings[number].xids)
+        self._xids.clear()
+        return Snapshot(
+            time_s=time.time(),
+            devices={self._first + number: reading for number, reading in readings.items()},
+            host=self._host.read(),
+        )
+
+    def _device_readings(self, devices: tuple[DeviceInfo, ...]) -> dict[int, DeviceReading]:
+        """By id in this node: accelerators, or without any the CPU packages."""
+        if self._devices:
+            return {number: driver.read(index) for number, (driver, index) in enumerate(self._devices)}
+        packages = self._cpus.read()
+        return {device.device_id: packages.get(device.index, DeviceReading()) for device in devices}
+
+    def close(self) -> None:
+        """Close the drivers. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._drivers.close()

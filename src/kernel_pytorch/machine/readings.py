@@ -1,0 +1,88 @@
+"""What is read over and over: a :class:`Snapshot` each interval, the same from hardware as from a trace.
+
+A value is None where it could not be read. Counters only grow, from any start (the boot, the driver's load).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class DeviceReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    utilization: float | None = None
+    """Share of the time that it computed, 0 to 1."""
+    memory_used_bytes: int | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Names from :data:`THROTTLE_REASONS`; empty: not slowed down."""
+    energy_j: float | None = None
+    """Counter."""
+    ecc_corrected: int | None = None
+    """Counter of memory errors that were corrected."""
+    ecc_uncorrected: int | None = None
+    """Counter of memory errors that were not."""
+    retired_pages: int | None = None
+    """Counter of retired pages, or of remapped rows on GPUs that remap (Ampere and later)."""
+    remap_failed: bool | None = None
+    """A faulty row could not be remapped."""
+    nvlink_errors: int | None = None
+    """Counter of replays, recoveries and CRC errors on all its NVLinks."""
+    pcie_replays: int | None = None
+    """Counter."""
+    xids: tuple[int, ...] = ()
+    """Numbers of the driver's error reports (Xid) since the reading before."""
+
+    @property
+    def silent(self) -> bool:
+        """Nothing could be read."""
+        return self == DeviceReading()
+
+
+class NicReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    carrier: bool | None = None
+    errors: int | None = None
+    """Counter of receive and transmit errors."""
+
+
+class DiskReading(msgspec.Struct, frozen=True, kw_only=True):
+    total_bytes: int
+    free_bytes: int
+    """Free for users without privileges."""
+
+
+class HostReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    memory_available_bytes: int | None = None
+    memory_stall_s: float | None = None
+    """Counter of seconds in which some task waited for memory (pressure stall information, "some")."""
+    cpu_stall_s: float | None = None
+    """Counter of seconds in which some task waited for a CPU."""
+    oom_kills: int | None = None
+    """Counter."""
+    nics: dict[str, NicReading] = {}
+    disks: dict[str, DiskReading] = {}
+    """By mount point."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    time_s: float
+    """Seconds since 1970."""
+    devices: dict[int, DeviceReading]
+    """By device id."""
+    host: HostReading | None = None
+
+
+THROTTLE_REASONS = (
+    "power_cap",
+    "hw_slowdown",
+    "hw_thermal",
+    "hw_power_brake",
+    "sw_thermal",
+    "sync_boost",
+    "clocks_setting",
+)
+"""NVML's reasons for clocks below the highest, idle aside; CPUs use ``hw_thermal``."""

@@ -1,0 +1,72 @@
+"""From where on a reading tells of a fault."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Each is the smallest value that counts. ``_share`` is of 1; ``_s`` is seconds without a break.
+
+    Raises:
+        ValueError: a value that is not positive, a share above 1, or disk shares in the wrong order.
+        TypeError: a value that is not a number.
+    """
+
+    temperature_c: float = 85.0
+    temperature_sustained_s: float = 30.0
+    """Also for the memory's."""
+    memory_temperature_c: float = 95.0
+    """What nvidia-smi calls "Memory Max Operating Temp" of an A100 or H100."""
+    throttle_sustained_s: float = 30.0
+    """Slowed down by heat or by a brake on power; a power limit, someone's choice, does not count."""
+    clock_loss_share: float = 0.15
+    """Below the median clock of the devices of the same name that are loaded, three or more, most of which
+    agree. Equal GPUs at a power limit differ by up to a tenth."""
+    clock_loss_sustained_s: float = 30.0
+    """Under load; idle time does not count."""
+    load_share: float = 0.5
+    """Utilization from which a device is loaded."""
+    silent_s: float = 5.0
+    """No answer from a device that has answered."""
+    ecc_corrected_per_hour: float = 100.0
+    ecc_uncorrected: float = 1.0
+    """Since the first reading, or the reset."""
+    retired_pages: float = 1.0
+    """Pages or rows given up since the first reading, or the reset."""
+    nvlink_errors_per_minute: float = 100.0
+    pcie_replays_per_minute: float = 9.0
+    """NVIDIA's DCGM tolerates 8."""
+    memory_stall_share: float = 0.1
+    """Time in which some task waited for memory."""
+    cpu_stall_share: float = 0.5
+    """Time in which some task waited for a CPU."""
+    pressure_window_s: float = 30.0
+    """Over which the two shares are taken; Linux brings its counters up to date every 2 s."""
+    oom_kills_per_hour: float = 1.0
+    disk_full_share: float = 0.9
+    disk_failed_share: float = 0.98
+    """As good as full: the next checkpoint will not fit."""
+    nic_errors_per_minute: float = 60.0
+    carrier_lost_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in self.names():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+            if name.endswith("_share") and value > 1:
+                raise ValueError(f"{name} is a share of 1, got {value}")
+        if self.disk_full_share > self.disk_failed_share:
+            raise ValueError(
+                f"disk_full_share must not exceed disk_failed_share, "
+                f"got {self.disk_full_share} and {self.disk_failed_share}"
+            )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))

@@ -1,0 +1,125 @@
+"""What the rules remember of the readings before: how long something has held, how much a counter grew."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evidence import Evidence, HealthState
+
+Numbers = NDArray[np.float64]
+Truths = NDArray[np.bool_]
+MINUTE_S, HOUR_S = 60.0, 3600.0
+
+
+class Sustained:
+    """For each of ``count`` devices, how long a condition has held from one reading to the next.
+
+    A reading that does not tell (unknown) neither counts nor ends it.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.seconds: Numbers = np.zeros(count)
+        self.since_s: Numbers = np.full(count, np.nan)
+        """When it began; NaN where it does not hold."""
+        self.seen: Truths = np.zeros(count, dtype=bool)
+        """Where it was ever known."""
+        self._before: Truths = np.zeros(count, dtype=bool)
+        self._time_s = np.nan
+
+    def update(self, now: float, holds: Truths, known: Truths) -> None:
+        """``now``: seconds, not less than before; ``holds`` counts where ``known``."""
+        holds = holds & known
+        over = known & ~holds
+        self.seconds = np.where(holds & self._before, self.seconds + (now - self._time_s), self.seconds)
+        self.seconds[over] = 0.0
+        self.since_s = np.where(holds & np.isnan(self.since_s), now, self.since_s)
+        self.since_s[over] = np.nan
+        self.seen = self.seen | known
+        self._before, self._time_s = holds, now
+
+    @property
+    def holds(self) -> Truths:
+        """Where it held when it was last known."""
+        return ~np.isnan(self.since_s)
+
+    def reset(self, index: int) -> None:
+        self.seconds[index], self.since_s[index], self._before[index] = 0.0, np.nan, False
+
+
+class Increases:
+    """How much counters of ``count`` devices grew in the last ``window_s`` seconds, and since a baseline.
+
+    A counter that is smaller than before began anew at zero (a driver was loaded, a machine booted): what it
+    shows was added since. An unknown value adds nothing; the next known one is compared with the last.
+    The window is right to a 60th of its length and one reading.
+    """
+
+    _PARTS = 60
+
+    def __init__(self, count: int, window_s: float) -> None:
+        self.window_s = window_s
+        self.total: Numbers = np.zeros(count)
+        self._last: Numbers = np.full(count, np.nan)
+        self._baseline: Numbers = np.zeros(count)
+        self._marks: deque[tuple[float, Numbers]] = deque()
+
+    def update(self, now: float, values: Numbers) -> None:
+        """``now``: seconds, not less than before; ``values``: NaN where unknown."""
+        known = ~np.isnan(values)
+        grown = np.where(values >= self._last, values - self._last, values)
+        self.total = self.total + np.where(known & self.known, grown, 0.0)
+        self._last = np.where(known, values, self._last)
+        if not self._marks or now - self._marks[-1][0] >= self.window_s / self._PARTS:
+            self._marks.append((now, self.total.copy()))
+        while len(self._marks) > 1 and self._marks[1][0] <= now - self.window_s:
+            self._marks.popleft()
+
+    @property
+    def known(self) -> Truths:
+        """Where the counter was ever read."""
+        return ~np.isnan(self._last)
+
+    def in_window(self) -> Numbers:
+        return self.total - self._marks[0][1] if self._marks else np.zeros_like(self.total)
+
+    def since_baseline(self) -> Numbers:
+        return self.total - self._baseline
+
+    def reset(self, index: int) -> None:
+        """Forget what was added so far."""
+        self._baseline[index] = self.total[index]
+        for _, total in self._marks:
+            total[index] = self.total[index]
+
+
+class Counter:
+    """One counter, and since when it has grown too much in its window."""
+
+    def __init__(self, window_s: float) -> None:
+        self._grown, self._too_much = Increases(1, window_s), Sustained(1)
+
+    def update(self, now: float, value: float | None, threshold: float) -> None:
+        self._grown.update(now, np.array([value], dtype=np.float64))
+        self._too_much.update(now, self._grown.in_window() >= threshold, self._grown.known)
+
+    @property
+    def known(self) -> bool:
+        """It was ever read."""
+        return bool(self._grown.known[0])
+
+    def evidence(self, kind: str, threshold: float, text: str) -> Iterator[Evidence]:
+        """One that makes the component degraded, if it has grown by ``threshold`` or more."""
+        if self._too_much.holds[0]:
+            value = float(self._grown.in_window()[0])
+            yield Evidence(
+                kind=kind,
+                state=HealthState.DEGRADED,
+                value=value,
+                threshold=threshold,
+                since_s=float(self._too_much.since_s[0]),
+                text=f"{value:g} {text} (from {threshold:g} on)",
+            )

@@ -1,0 +1,122 @@
+"""The manager: this machine by itself, and the machines of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import topologies
+from worlds import World
+
+from kernel_pytorch.distributed_scale.hardware_discovery import (
+    DeviceCapability,
+    HardwareTopologyManager,
+    ThermalState,
+    create_hardware_manager,
+)
+from kernel_pytorch.machine.readings import DeviceReading, Snapshot
+
+
+class Readings:
+    """A source that has the same readings over and over."""
+
+    def __init__(self, **devices: DeviceReading) -> None:
+        self.devices = {int(name[1:]): reading for name, reading in devices.items()}
+
+    def read(self) -> Snapshot:
+        return Snapshot(time_s=0.0, devices=self.devices)
+
+
+def test_this_machine():
+    manager = create_hardware_manager(enable_monitoring=False)
+    try:
+        topology = manager.cluster_topology
+        assert list(topology.nodes) == [0]
+        assert topology.total_devices == len(list(topology.devices)) >= 1
+        assert manager.telemetry.latest is None
+        assert set(manager.telemetry.sample().devices) == {device.device_id for device in topology.devices}
+        assert manager.discover_topology().nodes[0].packages == topology.nodes[0].packages
+        assert manager.get_optimal_device_placement(1) == [0]
+        with pytest.raises(ValueError, match="10000"):
+            manager.get_optimal_device_placement(10000)
+    finally:
+        manager.shutdown()
+        manager.shutdown()
+
+
+def test_monitoring_runs_until_the_shutdown():
+    manager = create_hardware_manager()
+    assert manager.telemetry.running
+    manager.shutdown()
+    assert not manager.telemetry.running
+
+
+def test_a_given_topology():
+    topology = topologies.dgx_h100()
+    source = Readings(_3=DeviceReading(temperature_c=50.0))
+    manager = HardwareTopologyManager(False, topology=topology, source=source)
+    assert manager.telemetry.sample().devices[3].temperature_c == 50
+    assert manager.discover_topology() is topology
+    assert len(manager.get_optimal_device_placement(4, [80.0] * 4)) == 4
+    with pytest.raises(ValueError, match="90 GB"):
+        manager.get_optimal_device_placement(4, [90.0] * 4)
+
+
+@pytest.mark.parametrize("given", ["topology", "source"])
+def test_topology_and_source_go_together(given):
+    argument = {"topology": topologies.dgx_h100(), "source": Readings()}[given]
+    with pytest.raises(ValueError, match="topology and source go together"):
+        HardwareTopologyManager(False, **{given: argument})
+
+
+@pytest.mark.parametrize(
+    ("temperature_c", "state"),
+    [
+        (None, None),
+        (69.9, ThermalState.OPTIMAL),
+        (70, ThermalState.WARM),
+        (80, ThermalState.HOT),
+        (90, ThermalState.CRITICAL),
+    ],
+)
+def test_thermal_states(temperature_c, state):
+    assert ThermalState.of(temperature_c) is state
+
+
+def test_capabilities():
+    assert DeviceCapability.of("9.0") is DeviceCapability.COMPUTE_9_0
+    assert DeviceCapability.of("99.0") is None
+    assert DeviceCapability.of(None) is None
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(2) as world:
+        yield world
+
+
+def discovered(group):
+    """Each rank says it is on a host of its own; the second's devices are then numbered after the first's."""
+    import dataclasses
+
+    manager = HardwareTopologyManager(enable_monitoring=False)
+    machine = manager._machine
+    refresh = machine.refresh
+    machine.refresh = lambda: dataclasses.replace(refresh(), boot_id=f"boot {group.rank()}")
+    seen = []
+    manager.telemetry.listeners.append(lambda snapshot: seen.append(sorted(snapshot.devices)))
+    topology = manager.discover_topology()
+    manager.telemetry.sample()
+    manager.shutdown()
+    return topology, seen
+
+
+@pytest.mark.xdist_group("worlds")
+def test_all_ranks_discover_one_topology(world):
+    (first, seen_first), (second, seen_second) = world.results(discovered)
+    assert first == second
+    each = len(first.nodes[0].devices)
+    assert [node.boot_id for node in first.nodes.values()] == ["boot 0", "boot 1"]
+    assert [place.node_id for place in first.ranks] == [0, 1]
+    assert seen_first == [list(range(each))]
+    assert seen_second == [list(range(each, 2 * each))]

@@ -1,0 +1,95 @@
+"""Old module paths: the same objects, one warning; everything else is silent and light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kernel_pytorch import distributed_scale, legacy
+
+# Old module -> names that users import from it.
+SHIMS = {
+    "kernel_pytorch.distributed_scale.hardware_adaptation": [
+        "HardwareVendor",
+        "DeviceCapability",
+        "ThermalState",
+        "DeviceInfo",
+        "NodeTopology",
+        "ClusterTopology",
+        "HardwareTopologyManager",
+        "create_hardware_manager",
+        "ThermalAwareScheduler",
+        "PowerEfficiencyOptimizer",
+        "create_thermal_scheduler",
+        "HardwareHealthMonitor",
+        "HardwareAdapter",
+        "DeviceMeshOptimizer",
+        "create_device_mesh_optimizer",
+    ],
+}
+
+
+def run(script: str, action: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", action, "-c", script], capture_output=True, text=True)
+
+
+def test_every_shim_is_tested():
+    assert set(SHIMS) == set(legacy.MOVED)
+
+
+@pytest.mark.parametrize("module", SHIMS)
+def test_a_shim_warns_once_where_it_is_imported(module: str):
+    done = run(f"import {module}\nimport {module}\nfrom {module} import {SHIMS[module][0]}", "always")
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert warning.startswith(f"<string>:1: FutureWarning: {module} is now ")
+    assert warning.endswith("; the old module is removed in v0.3.0")
+    for home in legacy.MOVED[module]:
+        assert home in warning
+
+
+@pytest.mark.parametrize("module", SHIMS)
+def test_a_shim_has_the_same_objects(module: str):
+    script = f"""
+import warnings; warnings.simplefilter("ignore")
+import importlib, {module} as old
+homes = [importlib.import_module(home) for home in {legacy.MOVED[module]}]
+for name in {SHIMS[module]} + [name for home in homes for name in home.__all__]:
+    found = [getattr(home, name) for home in homes if hasattr(home, name)]
+    assert found and all(getattr(old, name) is one for one in found), name
+"""
+    done = run(script, "error")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", sorted({home for homes in legacy.MOVED.values() for home in homes}))
+def test_the_new_modules_are_silent_and_import_nothing_heavy(module: str):
+    heavy = ("torch", "pynvml", "amdsmi", "zeus", "prometheus_client", "matplotlib", "rich")
+    script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = run(script, "error")
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_the_package_loads_names_when_they_are_used():
+    script = """
+import sys, kernel_pytorch.distributed_scale as scale
+print([name for name in sys.modules if name.startswith("kernel_pytorch.") and name != scale.__name__])
+scale.HardwareAdapter
+from kernel_pytorch.distributed_scale import *
+print(HardwareVendor.AMD.value, "hardware_adaptation" in dir(scale))
+"""
+    done = run(script, "error")
+    assert (done.returncode, done.stdout) == (0, "[]\namd False\n"), done.stderr
+
+
+def test_the_package_has_all_public_names():
+    every = [name for names in SHIMS.values() for name in names]
+    assert sorted(every) == distributed_scale.__all__
+    assert set(every) <= set(dir(distributed_scale))
+    for name in every:
+        assert getattr(distributed_scale, name).__name__ == name
+    message = "module 'kernel_pytorch.distributed_scale' has no attribute 'Nothing'"
+    with pytest.raises(AttributeError, match=message):
+        _ = distributed_scale.Nothing
