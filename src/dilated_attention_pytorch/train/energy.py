@@ -7,9 +7,9 @@ from types import TracebackType
 
 import torch
 
-from kernel_pytorch.machine.energy import EnergyMeter
 from kernel_pytorch.machine.facts import DeviceInfo, NodeTopology, same_gpu_uuid
 from kernel_pytorch.machine.live import Machine
+from kernel_pytorch.machine.power.energy import EnergyMeter
 
 from .ranks import Ranks
 

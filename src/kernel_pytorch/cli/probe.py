@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..machine.hwloc import differences, lstopo_xml, read_hwloc_xml
+from ..machine.host.hwloc import differences, lstopo_xml, read_hwloc_xml
 from ..machine.live import Machine
 from .errors import CommandError
 from .report import ProbeReport, SecondOpinion

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import DeviceInfo
 from ..machine.health import ComponentHealth, HealthState, MachineHealth, Thresholds
-from ..machine.performance import performance_of
+from ..machine.health.performance import performance_of
 from ..machine.readings import Snapshot
 from ..machine.telemetry import EndOfTrace
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..machine.health import HealthState
-from ..machine.launch_hints import LaunchHints, launch_hints
-from ..machine.mesh import create_device_mesh, gather_health
 from ..machine.placement import PlacementRequest, place
+from ..machine.placement.launch_hints import LaunchHints, launch_hints
+from ..machine.placement.mesh import create_device_mesh, gather_health
 from .hardware_discovery import HardwareTopologyManager
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..machine.condition import DeviceCondition, condition_of, read_now
-from ..machine.energy import EnergyMeter
 from ..machine.facts import DeviceInfo
-from ..machine.power import LimitChoice, PowerMeasurement, Workload, carbon_g_h, share_budget
-from ..machine.power_limit import PowerLimitError, PowerLimits
-from ..machine.thermal import committed_w
+from ..machine.power.condition import DeviceCondition, condition_of, read_now
+from ..machine.power.efficiency import LimitChoice, PowerMeasurement, Workload, carbon_g_h, share_budget
+from ..machine.power.energy import EnergyMeter
+from ..machine.power.limits import PowerLimitError, PowerLimits
+from ..machine.power.thermal import committed_w
 
 if TYPE_CHECKING:
     from .hardware_discovery import HardwareTopologyManager
@@ -116,7 +116,7 @@ class PowerEfficiencyOptimizer:
     def optimize_power_distribution(
         self, workload_priorities: Mapping[str, float], efficiency_target: float = 0.8, apply: bool = False
     ) -> dict[str, Any]:
-        """Choose a limit for each workload: see :func:`~..machine.power.share_budget`.
+        """Choose a limit for each workload: see :func:`~..machine.power.efficiency.share_budget`.
 
         The budget is what remains of ``power_budget_w`` beside the devices that have no workload, where the
         devices of all workloads were told; else it is shared by the workloads alone.

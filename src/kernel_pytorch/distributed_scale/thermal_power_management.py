@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..machine.condition import DeviceCondition, condition_of, read_now, with_past
 from ..machine.facts import ThermalState
 from ..machine.health import HealthState
-from ..machine.thermal import (
+from ..machine.power.condition import DeviceCondition, condition_of, read_now, with_past
+from ..machine.power.thermal import (
     THERMAL_THROTTLING,
     DeviceRequest,
     PlacedJob,
@@ -33,7 +33,7 @@ class _Look:
 
 
 class ThermalAwareScheduler:
-    """Gives jobs devices of their own, the coolest first: see :func:`~..machine.thermal.choose_devices`.
+    """Gives jobs devices of their own, the coolest first: see :func:`~..machine.power.thermal.choose_devices`.
 
     It knows the jobs that it placed itself, in this process. Any thread may call it.
 

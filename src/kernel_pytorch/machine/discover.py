@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .amd import AmdDriver
-from .cpu import meminfo_bytes, read_caches, read_numa_nodes, read_packages
-from .driver import Driver, DriverUnavailableError
+from .drivers.amd import AmdDriver
+from .drivers.driver import Driver, DriverUnavailableError
+from .drivers.intel import IntelDriver
+from .drivers.nvidia import NvidiaDriver
 from .facts import (
     CpuPackage,
     DeviceInfo,
@@ -24,13 +25,12 @@ from .facts import (
     NumaNode,
 )
 from .files import Files
-from .intel import IntelDriver
-from .limits import read_limits
-from .network import read_network_interfaces
-from .nvidia import NvidiaDriver
-from .pci import PciFunction, accelerators
+from .host.cpu import meminfo_bytes, read_caches, read_numa_nodes, read_packages
+from .host.limits import read_limits
+from .host.network import read_network_interfaces
+from .host.pci import PciFunction, accelerators
+from .host.storage import read_storage
 from .peaks import peaks_of
-from .storage import read_storage
 
 
 @dataclass(frozen=True)

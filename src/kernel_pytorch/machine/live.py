@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import msgspec
 
-from .cpu import read_packages
-from .cpu_readings import CpuReader
 from .discover import open_drivers, read_node
 from .facts import DeviceInfo, Missing, NodeTopology
 from .files import Files
-from .host_readings import HostReader
+from .host.cpu import read_packages
+from .host.cpu_readings import CpuReader
+from .host.host_readings import HostReader
 from .readings import DeviceReading, Snapshot
 
 

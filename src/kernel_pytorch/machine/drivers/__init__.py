@@ -1,0 +1,1 @@
+"""The vendors' drivers: NVIDIA's NVML, AMD SMI, torch.xpu."""

@@ -1,0 +1,44 @@
+"""What the readers of the vendors' drivers have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..facts import DeviceInfo, DeviceLink, Missing
+from ..readings import DeviceReading
+
+
+class Driver(Protocol):
+    """A vendor's driver, open. Device ids are indices here; the node numbers them anew."""
+
+    @property
+    def missing(self) -> list[Missing]:
+        """What the driver would not tell."""
+
+    @property
+    def count(self) -> int:
+        """How many devices it has."""
+
+    def devices(self) -> list[DeviceInfo]:
+        """Their facts, without a reading."""
+
+    def links(self) -> list[DeviceLink]:
+        """What is known of the ways between them."""
+
+    def read(self, index: int) -> DeviceReading:
+        """One reading; a silent one of a device that does not answer."""
+
+    def close(self) -> None: ...
+
+
+class DriverUnavailableError(Exception):
+    """A vendor's driver or its Python binding is not there, or may not be used.
+
+    Args:
+        why: the reason, one line.
+        fix: what would help.
+    """
+
+    def __init__(self, why: str, fix: str) -> None:
+        super().__init__(f"{why}: {fix}")
+        self.why, self.fix = why, fix

@@ -1,0 +1,47 @@
+"""What a history tells of a device: means, extremes, and where its temperature is going."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..history import History
+from .windows import HOUR_S, Numbers
+
+_REPORTED = ("temperature_c", "utilization", "power_w")
+
+
+def performance_of(history: History, device_id: int, hours: float) -> dict[str, float | int | None]:
+    """Of the last ``hours`` before the newest sample.
+
+    Returns:
+        ``avg_`` and ``max_`` of ``temperature_c``, ``utilization`` (a share of 1) and ``power_w``;
+        ``temperature_trend_c_per_hour``, the slope of the straight line nearest to the temperatures (least
+        squares), of three at least; ``samples`` and ``covered_s``, the seconds from the first to the last.
+        None where nothing is known.
+    """
+    if device_id not in history.device_ids:  # a device of another node
+        times, series = np.empty(0), {metric: np.empty(0) for metric in _REPORTED}
+    else:
+        column = history.device_ids.index(device_id)
+        times, values = history.timed_series(_REPORTED)
+        recent = times >= times[-1] - hours * HOUR_S if len(times) else np.zeros(0, dtype=bool)
+        times = times[recent]
+        series = {metric: values[metric][recent, column] for metric in _REPORTED}
+    found: dict[str, float | int | None] = {}
+    for metric, value in series.items():
+        known = value[~np.isnan(value)]
+        found[f"avg_{metric}"] = float(known.mean()) if len(known) else None
+        found[f"max_{metric}"] = float(known.max()) if len(known) else None
+    found["temperature_trend_c_per_hour"] = _slope_per_hour(times, series["temperature_c"])
+    found["samples"] = len(times)
+    found["covered_s"] = float(times[-1] - times[0]) if len(times) else None
+    return found
+
+
+def _slope_per_hour(times: Numbers, values: Numbers) -> float | None:
+    known = ~np.isnan(values)
+    if known.sum() < 3:
+        return None
+    since = times[known] - times[known].mean()
+    spread = float(since @ since)
+    return float(since @ values[known]) / spread * HOUR_S if spread > 0 else None

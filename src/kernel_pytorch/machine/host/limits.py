@@ -1,0 +1,90 @@
+"""What this process may use of the machine: its CPU affinity and the limits of its control groups.
+
+Both cgroup hierarchies, as in the kernel's admin-guide/cgroup-v2 and admin-guide/cgroup-v1. A group's
+ancestors limit it too, so the narrowest limit on the way up counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from ..facts import Limits
+from ..files import Files, parse_cpu_list
+from .cpu import online_cpus
+
+_V1_NO_LIMIT = 1 << 62  # cgroup v1 has no word for "none" but a number near 2**63
+
+
+def read_limits(files: Files) -> Limits:
+    quotas: list[float] = []
+    memory: list[int] = []
+    for folder in _groups(files, "cpu"):
+        quotas.extend(_quota(files, folder))
+    for folder in _groups(files, "memory"):
+        limits = (files.number(f"{folder}/{name}") for name in ("memory.max", "memory.limit_in_bytes"))
+        memory.extend(limit for limit in limits if limit is not None and limit < _V1_NO_LIMIT)
+    return Limits(
+        cpus=_affinity(files),
+        cpu_quota=min(quotas, default=None),
+        memory_bytes=min(memory, default=None),
+    )
+
+
+def _affinity(files: Files) -> tuple[int, ...]:
+    """Affinity and cpuset in one: the kernel lists what is left of both."""
+    online = online_cpus(files)
+    for line in (files.text("proc/self/status") or "").splitlines():
+        if line.startswith("Cpus_allowed_list:"):
+            allowed = set(parse_cpu_list(line.partition(":")[2]))
+            return tuple(cpu for cpu in online if cpu in allowed)
+    return online
+
+
+def _quota(files: Files, folder: str) -> Iterator[float]:
+    quota, period = [*(files.text(f"{folder}/cpu.max") or "").split(), "", ""][:2]
+    if quota.isdecimal() and period.isdecimal():
+        yield int(quota) / int(period)
+    v1_quota, v1_period = (files.number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if v1_quota is not None and v1_period and v1_quota > 0:
+        yield v1_quota / v1_period
+
+
+def _groups(files: Files, controller: str) -> Iterator[str]:
+    """Folders of this process's group and its ancestors, as far as they can be seen."""
+    paths = _own_paths(files)
+    for line in (files.text("proc/self/mountinfo") or "").splitlines():
+        # 36 35 98:0 /root /mount/point options - type source super,options
+        before, _, after = line.partition(" - ")
+        kind, _, options = [*after.split(maxsplit=2), "", "", ""][:3]
+        if kind == "cgroup2":
+            path = paths.get("")
+        elif kind == "cgroup" and controller in options.split(","):
+            path = paths.get(controller)
+        else:
+            continue
+        root, mount = before.split()[3:5]
+        if path is not None:
+            yield from _way_up(mount, root, path)
+
+
+def _own_paths(files: Files) -> dict[str, str]:
+    """The group of this process by controller; cgroup v2 is the controller ""."""
+    found = {}
+    for line in (files.text("proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            found[controller] = path
+    return found
+
+
+def _way_up(mount: str, root: str, path: str) -> Iterator[str]:
+    """A container's mount shows the hierarchy from ``root`` down; what is outside cannot be seen."""
+    group = PurePosixPath(path)
+    inside = (
+        group.relative_to(root) if group.is_relative_to(root) and ".." not in group.parts else PurePosixPath()
+    )
+    for part in (inside, *inside.parents):
+        yield str(PurePosixPath(mount, part))
+        if part == PurePosixPath():
+            return

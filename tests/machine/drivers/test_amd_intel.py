@@ -1,0 +1,185 @@
+"""AMD's and Intel's drivers, read through modules that answer as theirs do (AMD SMI 7.0, torch.xpu)."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sysfs_trees import write
+
+from kernel_pytorch.machine.drivers.amd import AmdDriver
+from kernel_pytorch.machine.drivers.driver import DriverUnavailableError
+from kernel_pytorch.machine.drivers.intel import IntelDriver
+from kernel_pytorch.machine.facts import (
+    DeviceCapability,
+    DeviceInfo,
+    DeviceLink,
+    HardwareVendor,
+    LinkKind,
+    PciLink,
+)
+from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.readings import DeviceReading
+
+
+class AmdSmiError(Exception):
+    pass
+
+
+class Temperature(IntEnum):
+    EDGE, HOTSPOT, VRAM = 0, 1, 3
+
+
+class Clock(IntEnum):
+    GFX, MEM = 1, 5
+
+
+def answers(index: int) -> dict[str, object]:
+    """What AMD SMI tells of an MI300X; "N/A" is its word for unknown, power caps are in microwatts."""
+    return {
+        "get_gpu_asic_info": {
+            "market_name": "AMD Instinct MI300X",
+            "target_graphics_version": "gfx942",
+            "num_compute_units": 304,
+        },
+        "get_gpu_device_bdf": f"0000:{index + 1:02X}:00.0",
+        "get_gpu_device_uuid": f"uuid-{index}",
+        "get_gpu_memory_total": 206141652992,
+        "get_gpu_memory_usage": 297795584,
+        "get_clock_info": {
+            Clock.GFX: {"clk": 132, "max_clk": 2100},
+            Clock.MEM: {"clk": 900, "max_clk": "N/A"},
+        },
+        "get_power_cap_info": {"power_cap": 750_000_000, "min_power_cap": 0, "max_power_cap": 750_000_000},
+        "get_power_info": {"current_socket_power": "N/A", "average_socket_power": 143},
+        "get_pcie_info": {
+            "pcie_static": {"max_pcie_width": 16, "max_pcie_speed": 32000},
+            "pcie_metric": {"pcie_width": 16, "pcie_speed": 16000, "pcie_replay_count": 2},
+        },
+        "get_gpu_activity": {"gfx_activity": 87},
+        "get_energy_count": {"energy_accumulator": 1000, "counter_resolution": 15.3},
+        "get_gpu_total_ecc_count": {"correctable_count": 5, "uncorrectable_count": 1},
+        "get_gpu_bad_page_info": [{}, {}],
+        "get_temp_metric": {Temperature.HOTSPOT: 51, Temperature.VRAM: 44},
+    }
+
+
+@pytest.fixture
+def amd(monkeypatch, tmp_path):
+    gpus = [answers(index) for index in range(3)]
+    module = SimpleNamespace(
+        AmdSmiException=AmdSmiError,
+        AmdSmiTemperatureType=Temperature,
+        AmdSmiTemperatureMetric=SimpleNamespace(CURRENT=0),
+        AmdSmiMemoryType=SimpleNamespace(VRAM=0),
+        AmdSmiClkType=Clock,
+        AmdSmiLinkType=SimpleNamespace(AMDSMI_LINK_TYPE_XGMI=2),
+        amdsmi_init=lambda: None,
+        amdsmi_shut_down=lambda: None,
+        amdsmi_get_processor_handles=lambda: list(range(3)),
+        amdsmi_topo_get_link_type=lambda a, b: {"type": 2 if (a, b) == (0, 1) else 1, "hops": 1},
+    )
+
+    def installed(name):
+        def function(handle, *arguments):
+            answer = gpus[handle].get(name)
+            if answer is None:
+                raise AmdSmiError(name)
+            if name in ("get_clock_info", "get_temp_metric"):
+                return answer[arguments[0]]
+            return answer
+
+        return function
+
+    for name in gpus[0]:
+        setattr(module, f"amdsmi_{name}", installed(name))
+    monkeypatch.setitem(sys.modules, "amdsmi", module)
+    for bus, numa in (("01", 0), ("02", 0), ("03", 1)):
+        write(tmp_path, f"sys/bus/pci/devices/0000:{bus}:00.0/numa_node", numa)
+    return SimpleNamespace(gpus=gpus, driver=AmdDriver(Files(tmp_path)), module=module)
+
+
+def test_an_mi300x(amd):
+    assert amd.driver.devices()[0] == DeviceInfo(
+        device_id=0,
+        kind="gpu",
+        index=0,
+        vendor=HardwareVendor.AMD,
+        name="AMD Instinct MI300X",
+        uuid="uuid-0",
+        architecture="gfx942",
+        memory_bytes=206141652992,
+        compute_units=304,
+        boost_clock_mhz=2100,
+        power_limit_w=750,
+        power_limit_min_w=0,
+        power_limit_max_w=750,
+        pci=PciLink(address="0000:01:00.0", generation=4, generation_max=5, width=16, width_max=16),
+        numa_node=0,
+    )
+    assert amd.driver.devices()[0].capability is DeviceCapability.GFX942
+    assert amd.driver.read(0) == DeviceReading(
+        temperature_c=51,
+        memory_temperature_c=44,
+        power_w=143,
+        power_limit_w=750,
+        utilization=0.87,
+        memory_used_bytes=297795584,
+        sm_clock_mhz=132,
+        memory_clock_mhz=900,
+        energy_j=pytest.approx(0.0153),
+        ecc_corrected=5,
+        ecc_uncorrected=1,
+        retired_pages=2,
+        pcie_replays=2,
+    )
+
+
+def test_links_by_xgmi_and_by_numa_node(amd):
+    assert amd.driver.links() == [
+        DeviceLink(a=0, b=1, kind=LinkKind.NVLINK),
+        DeviceLink(a=0, b=2, kind=LinkKind.SOCKET),
+        DeviceLink(a=1, b=2, kind=LinkKind.SOCKET),
+    ]
+
+
+def test_what_amd_smi_refuses_is_unknown(amd):
+    amd.gpus[1].clear()
+    device = amd.driver.devices()[1]
+    assert (device.name, device.memory_bytes, device.pci) == ("AMD GPU", None, None)
+    assert amd.driver.read(1).silent
+    assert [note.what for note in amd.driver.missing] == ["AMD GPU 1"]
+
+
+def test_amd_smi_that_fails(amd, tmp_path):
+    def refuse():
+        raise AmdSmiError("driver not loaded")
+
+    amd.module.amdsmi_init = refuse
+    with pytest.raises(DriverUnavailableError, match="AMD SMI: driver not loaded: load the amdgpu driver"):
+        AmdDriver(Files(tmp_path))
+
+
+def test_intel_through_torch(monkeypatch):
+    properties = SimpleNamespace(
+        name="Intel(R) Data Center GPU Max 1550", total_memory=1000, uuid="u", gpu_subslice_count=128
+    )
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda index: (400, 1000))
+    driver = IntelDriver()
+    (device,) = driver.devices()
+    assert (device.vendor, device.memory_bytes, device.compute_units) == (HardwareVendor.INTEL, 1000, 128)
+    assert driver.read(0) == DeviceReading(memory_used_bytes=600)
+    assert "temperature" in driver.missing[0].what
+
+
+def test_intel_without_a_gpu():
+    if torch.xpu.is_available():
+        pytest.skip("needs a machine without an Intel GPU")
+    with pytest.raises(DriverUnavailableError, match=r"torch\.xpu sees no GPU"):
+        IntelDriver()

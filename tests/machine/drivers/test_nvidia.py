@@ -1,0 +1,242 @@
+"""NVIDIA's driver, read through nvidia-ml-py with the driver's answers in a table."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+from fake_nvml import FakeNvml, error, h100
+from sysfs_trees import write
+
+from kernel_pytorch.machine.discover import open_drivers, read_node
+from kernel_pytorch.machine.drivers.driver import DriverUnavailableError
+from kernel_pytorch.machine.drivers.nvidia import NvidiaDriver
+from kernel_pytorch.machine.facts import (
+    DeviceCapability,
+    DeviceInfo,
+    DeviceLink,
+    HardwareVendor,
+    LinkKind,
+    MigInstance,
+    PciLink,
+)
+from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.readings import DeviceReading
+
+
+def test_an_h100(monkeypatch, tmp_path):
+    FakeNvml(monkeypatch, [h100()])
+    write(tmp_path, "sys/bus/pci/devices/0000:1b:00.0/numa_node", 1)
+    driver = NvidiaDriver(Files(tmp_path))
+    (device,) = driver.devices()
+    reading = DeviceReading(
+        temperature_c=41,
+        memory_temperature_c=55,
+        power_w=123.456,
+        power_limit_w=650,
+        utilization=0.73,
+        memory_used_bytes=1 << 30,
+        sm_clock_mhz=1755,
+        memory_clock_mhz=2619,
+        throttle_reasons=("power_cap", "hw_thermal"),
+        energy_j=5000.25,
+        ecc_corrected=3,
+        ecc_uncorrected=0,
+        retired_pages=3,
+        remap_failed=False,
+        pcie_replays=4,
+    )
+    assert device == DeviceInfo(
+        device_id=0,
+        kind="gpu",
+        index=0,
+        vendor=HardwareVendor.NVIDIA,
+        name="NVIDIA H100 80GB HBM3",
+        uuid="GPU-00000000-0000-0000-0000-000000000000",
+        architecture="9.0",
+        memory_bytes=85520809984,
+        compute_units=132,
+        boost_clock_mhz=1980,
+        memory_clock_mhz=2619,
+        power_limit_w=700,
+        power_limit_min_w=200,
+        power_limit_max_w=700,
+        slowdown_temperature_c=87,
+        pci=PciLink(address="0000:1b:00.0", generation=1, generation_max=5, width=16, width_max=16),
+        numa_node=1,
+        mig_enabled=False,
+        ecc_enabled=True,
+        persistence_mode=True,
+    )
+    assert driver.read(0) == reading
+    assert device.capability is DeviceCapability.COMPUTE_9_0
+    assert driver.missing == []
+
+
+def test_what_the_driver_refuses_is_unknown_and_said_so(monkeypatch, tmp_path):
+    refused = error(pynvml.NVML_ERROR_NO_PERMISSION)
+    poor = h100(
+        GetMemoryInfo=refused,
+        GetAttributes_v2=error(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        GetRemappedRows=error(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        GetTotalEnergyConsumption=error(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        GetNumGpuCores=16896,
+    )
+    FakeNvml(monkeypatch, [poor])
+    driver = NvidiaDriver(Files(tmp_path))
+    (device,) = driver.devices()
+    reading = driver.read(0)
+    assert (device.memory_bytes, reading.memory_used_bytes) == (None, None)
+    assert (reading.energy_j, reading.retired_pages, reading.remap_failed) == (None, None, None)
+    assert device.compute_units == 132  # from 128 cores each
+    assert [(note.what, note.why, note.fix) for note in driver.missing] == [
+        ("NVIDIA GPU: memory", "NVML: Insufficient Permissions", "run as root")
+    ]
+
+
+def test_a_gpu_that_fell_off_the_bus_is_silent(monkeypatch, tmp_path):
+    gpu = h100()
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert not driver.read(0).silent
+    gpu.answers = {name: error(pynvml.NVML_ERROR_GPU_IS_LOST) for name in gpu.answers}
+    gpu.fields = {}
+    assert driver.read(0).silent
+
+
+def test_error_reports_reach_their_gpu_once(monkeypatch, tmp_path):
+    gpus = [h100(0), h100(1)]
+    nvml = FakeNvml(monkeypatch, gpus)
+    driver = NvidiaDriver(Files(tmp_path))
+    nvml.events = [(gpus[1], 79), (gpus[0], 31), (gpus[1], 48)]
+    assert [driver.read(index).xids for index in (0, 1, 0, 1)] == [(31,), (79, 48), (), ()]
+    driver.close()
+    assert nvml.shut_down == 1
+
+
+def test_pages_of_older_gpus(monkeypatch, tmp_path):
+    causes = {
+        pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS: [1, 2],
+        pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR: [3],
+    }
+    old = h100(
+        GetRemappedRows=error(pynvml.NVML_ERROR_NOT_SUPPORTED), GetRetiredPages=lambda cause: causes[cause]
+    )
+    FakeNvml(monkeypatch, [old])
+    assert NvidiaDriver(Files(tmp_path)).read(0).retired_pages == 3
+
+
+def test_mig_instances(monkeypatch, tmp_path):
+    instance = h100(
+        GetUUID="MIG-1", GetName="NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        GetAttributes_v2=SimpleNamespace(multiprocessorCount=16, memorySizeMB=9984),
+    )  # fmt: skip
+
+    def by_slot(slot):
+        if slot != 2:
+            raise error(pynvml.NVML_ERROR_NOT_FOUND)
+        return instance
+
+    gpu = h100(GetMigMode=[1, 1], GetMaxMigDeviceCount=7, GetMigDeviceHandleByIndex=by_slot)
+    FakeNvml(monkeypatch, [gpu])
+    (device,) = NvidiaDriver(Files(tmp_path)).devices()
+    assert device.mig_enabled is True
+    assert device.mig_instances == (
+        MigInstance(
+            uuid="MIG-1",
+            name="NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+            memory_bytes=9984 << 20,
+            compute_units=16,
+        ),
+    )
+
+
+def test_gpus_that_meet_in_switches(monkeypatch, tmp_path):
+    gpus = [h100(index, GetNvLinkVersion=lambda link: pynvml.NVML_NVLINK_VERSION_4_0) for index in range(3)]
+    for gpu, lanes in zip(gpus, (18, 18, 12), strict=True):
+        gpu.nvlinks = [None] * lanes
+    FakeNvml(monkeypatch, gpus)
+    links = NvidiaDriver(Files(tmp_path)).links()
+    assert [(link.a, link.b, link.lanes, link.version) for link in links] == [
+        (0, 1, 18, 4),
+        (0, 2, 12, 4),
+        (1, 2, 12, 4),
+    ]
+    assert links[0].gb_s == pytest.approx(18 * 26.562)
+
+
+def test_bridges_and_the_bus_between_the_others(monkeypatch, tmp_path):
+    gpus = [h100(index, GetNvLinkVersion=lambda link: pynvml.NVML_NVLINK_VERSION_3_1) for index in range(4)]
+    gpus[0].nvlinks, gpus[1].nvlinks = ["00000000:1C:00.0"] * 4, ["00000000:1B:00.0"] * 4
+    gpus[0].fields.clear()  # the rate is then the version's
+    nvml = FakeNvml(monkeypatch, gpus)
+    nvml.levels = {
+        (0, 1): pynvml.NVML_TOPOLOGY_NODE,
+        (0, 2): pynvml.NVML_TOPOLOGY_SYSTEM,
+        (1, 2): pynvml.NVML_TOPOLOGY_SYSTEM,
+        (2, 3): pynvml.NVML_TOPOLOGY_MULTIPLE,
+        (1, 3): pynvml.NVML_TOPOLOGY_HOSTBRIDGE,
+    }
+    assert NvidiaDriver(Files(tmp_path)).links() == [
+        DeviceLink(a=0, b=1, kind=LinkKind.NVLINK, lanes=4, version=3, gb_s=100),
+        DeviceLink(a=0, b=2, kind=LinkKind.SOCKET),
+        DeviceLink(a=1, b=2, kind=LinkKind.SOCKET),
+        DeviceLink(a=1, b=3, kind=LinkKind.HOST_BRIDGE),
+        DeviceLink(a=2, b=3, kind=LinkKind.PCIE_SWITCH),
+    ]
+
+
+def test_no_driver(monkeypatch, tmp_path):
+    def nvml_init():
+        raise error(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", nvml_init)
+    with pytest.raises(
+        DriverUnavailableError, match="NVML: NVML Shared Library Not Found: install NVIDIA's driver"
+    ):
+        NvidiaDriver(Files(tmp_path))
+
+
+def on_the_bus(root, vendor="0x10de"):
+    for name, value in (("vendor", vendor), ("class", "0x030200"), ("device", "0x2330"), ("numa_node", 0)):
+        write(root, f"sys/bus/pci/devices/0000:1b:00.0/{name}", value)
+
+
+def test_a_node_with_its_gpu(monkeypatch, tmp_path):
+    FakeNvml(monkeypatch, [h100()])
+    on_the_bus(tmp_path)
+    write(tmp_path, "sys/devices/system/cpu/online", "0-3")
+    write(tmp_path, "sys/devices/system/node/node0/cpulist", "0-3")
+    files = Files(tmp_path)
+    node = read_node(files, open_drivers(files, load_torch=False))
+    (device,) = node.devices
+    assert (device.numa_node, device.cpus) == (0, (0, 1, 2, 3))
+    assert device.memory_bandwidth_gb_s == 3350
+    assert "H100" in device.peaks.source
+    assert node.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "module", "why", "fix"),
+    [
+        ("0x10de", "pynvml", "nvidia-ml-py is not installed", "[nvidia]"),
+        ("0x1002", "amdsmi", "amdsmi is not installed", "[amd]"),
+    ],
+)
+def test_a_gpu_on_the_bus_without_a_reader(monkeypatch, tmp_path, vendor, module, why, fix):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    on_the_bus(tmp_path, vendor)
+    files = Files(tmp_path)
+    node = read_node(files, open_drivers(files, load_torch=False))
+    (note,) = [note for note in node.missing if "0000:1b:00.0" in note.what]
+    assert note.why == why
+    assert fix in note.fix
+    assert node.devices[0].kind == "cpu"
+
+
+def test_without_a_gpu_nothing_of_it_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    write(tmp_path, "sys/devices/system/cpu/online", "0")
+    files = Files(tmp_path)
+    assert read_node(files, open_drivers(files, load_torch=False)).missing == ()

@@ -1,0 +1,168 @@
+"""CPUs, caches and NUMA nodes: what we read is what hwloc reads, from the same files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sysfs_trees import write, write_host
+
+from kernel_pytorch.machine.facts import HardwareVendor
+from kernel_pytorch.machine.files import Files, format_cpu_list, parse_cpu_list
+from kernel_pytorch.machine.host.cpu import read_caches, read_numa_nodes, read_packages
+from kernel_pytorch.machine.host.hwloc import HwlocTopology, lstopo_xml, read_hwloc_xml
+
+needs_hwloc = pytest.mark.skipif(
+    shutil.which("lstopo-no-graphics") is None, reason="needs hwloc (apt-get install hwloc)"
+)
+
+
+def hwloc_of(root: Path) -> HwlocTopology:
+    environment = {
+        **os.environ,
+        "HWLOC_FSROOT": str(root),
+        "HWLOC_THISSYSTEM": "0",
+        "HWLOC_COMPONENTS": "linux,stop",
+    }
+    command = ["lstopo-no-graphics", "--of", "xml", "--no-io"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return read_hwloc_xml(done.stdout)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> dict[str, object]:
+    """Sockets with 1 to 4 cores of 1 or 2 threads, numbered as firmware likes, each cut into NUMA nodes."""
+    shape = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=3))
+    count = sum(cores * threads for cores, threads in shape)
+    numbers = iter(draw(st.permutations(range(count))))
+    packages = [
+        [sorted(next(numbers) for _ in range(threads)) for _ in range(cores)] for cores, threads in shape
+    ]
+    numa = []
+    for cores in packages:
+        cut = draw(st.integers(0, len(cores) - 1))
+        parts = [cores[:cut], cores[cut:]] if cut else [cores]
+        numa += [sorted(cpu for core in part for cpu in core) for part in parts]
+    offline = draw(st.lists(st.integers(1, count - 1), unique=True, max_size=2)) if count > 1 else []
+    # A socket or a NUMA node without any CPU online is a case of its own.
+    alive = [[cpu for cpu in own if cpu not in offline] for own in numa]
+    if not all(alive):
+        offline = []
+    return {
+        "packages": packages,
+        "numa": numa,
+        "offline": offline,
+        "memory_kb": draw(st.integers(1 << 14, 1 << 24)) // 4 * 4,
+        "huge_pages": draw(st.integers(0, 3)),
+    }
+
+
+@needs_hwloc
+@settings(max_examples=25)
+@given(hosts())
+@example({"packages": [[[0, 4], [1, 5]], [[2, 6], [3, 7]]], "numa": [[0, 1, 4, 5], [2, 3, 6, 7]]})
+@example({"packages": [[[0], [1], [2], [3], [4], [5]], [[6], [7]]], "numa": [[0, 1, 2, 3, 4, 5], [6, 7]]})
+@example({"packages": [[[0], [1], [2]]], "numa": [[0, 1], [2], []]})
+def test_the_same_as_hwloc(host):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_host(root, **host)
+        theirs, files = hwloc_of(root), Files(root)
+        # hwloc takes the vendor from the CPU that it runs on, not from the tree.
+        assert [(p.package_id, p.cores, p.model) for p in read_packages(files)] == [
+            (p.package_id, p.cores, p.model) for p in theirs.packages
+        ]
+        assert read_caches(files) == theirs.caches
+        ours = read_numa_nodes(files)
+        assert [(n.numa_id, n.cpus, n.memory_bytes) for n in ours] == [
+            (n.numa_id, n.cpus, n.memory_bytes) for n in theirs.numa_nodes
+        ]
+        if len(ours) > 1:  # hwloc leaves out a single node's distance to itself
+            assert [n.distances for n in ours] == [n.distances for n in theirs.numa_nodes]
+
+
+@needs_hwloc
+def test_this_host():
+    text = lstopo_xml(timeout_s=30)
+    assert text is not None
+    theirs, files = read_hwloc_xml(text), Files()
+    assert read_packages(files) == theirs.packages
+    assert read_caches(files) == theirs.caches
+    assert [node.cpus for node in read_numa_nodes(files)] == [node.cpus for node in theirs.numa_nodes]
+
+
+@needs_hwloc
+def test_synthetic_topology():
+    text = lstopo_xml("-i", "node:2 pack:2 core:4 pu:2", timeout_s=30)
+    assert text is not None
+    topology = read_hwloc_xml(text)
+    assert [numa.cpus for numa in topology.numa_nodes] == [tuple(range(16)), tuple(range(16, 32))]
+    assert len(topology.packages) == 4
+    assert topology.packages[1].cores == ((8, 9), (10, 11), (12, 13), (14, 15))
+
+
+def test_more_than_32_cpus_in_hwloc():
+    text = (
+        '<topology version="2.0"><object type="Machine"><object type="Package" os_index="0">'
+        '<object type="Core" cpuset="0x00000001,,0x80000000"/></object></object></topology>'
+    )
+    assert read_hwloc_xml(text).packages[0].cores == ((31, 64),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no XML", "not the XML of hwloc: "),
+        ("<topology version='1.11'/>", "not the XML of hwloc 2: <topology version='1.11'>"),
+        ("<topology version='2.0'/>", "has no machine"),
+    ],
+)
+def test_what_is_not_hwloc(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_hwloc_xml(text)
+
+
+def test_vendor_and_model(tmp_path):
+    write_host(tmp_path, packages=[[[0]]], numa=[[0]], vendor="AuthenticAMD", model="AMD EPYC 9654")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.vendor, package.model) == (HardwareVendor.AMD, "AMD EPYC 9654")
+
+
+def test_an_arm_host_names_no_model(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]])
+    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.vendor, package.model, package.cores) == (HardwareVendor.UNKNOWN, None, ((0,), (1,)))
+
+
+def test_a_kernel_without_numa_is_one_node(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]], memory_kb=4096)
+    shutil.rmtree(tmp_path / "sys/devices/system/node")
+    write(tmp_path, "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", 3)
+    write(tmp_path, "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", 1)
+    (numa,) = read_numa_nodes(Files(tmp_path))
+    assert (numa.cpus, numa.memory_bytes, numa.distances) == ((0, 1), 4096 * 1024, (10,))
+    assert [(page.size_bytes, page.total, page.free) for page in numa.huge_pages] == [(2 << 20, 3, 1)]
+
+
+def test_nothing_to_read(tmp_path):
+    files = Files(tmp_path)
+    assert (read_packages(files), read_caches(files), read_numa_nodes(files)) == ((), (), ())
+
+
+@given(st.sets(st.integers(0, 200)))
+def test_cpu_lists(cpus):
+    ordered = tuple(sorted(cpus))
+    assert parse_cpu_list(format_cpu_list(ordered)) == ordered
+
+
+@pytest.mark.parametrize("text", ["a", "1,,x", "-3", "0:4", "2-x"])
+def test_what_is_no_cpu_list(text):
+    with pytest.raises(ValueError, match="a list of CPUs looks like 0-3,8"):
+        parse_cpu_list(text)

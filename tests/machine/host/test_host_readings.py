@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from sysfs_trees import write
+
+from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.host.host_readings import HostReader, mount_points
+from kernel_pytorch.machine.readings import NicReading
+
+
+def write_all(root: Path, files: dict[str, str | int]) -> None:
+    for name, text in files.items():
+        write(root, name, text)
+
+
+def test_memory_and_pressure(tmp_path: Path):
+    write_all(
+        tmp_path,
+        {
+            "proc/pressure/memory": "some avg10=1.00 avg60=0.00 avg300=0.00 total=2500000\n"
+            "full avg10=0.00 avg60=0.00 avg300=0.00 total=7",
+            "proc/pressure/cpu": "some avg10=0.00 avg60=0.02 avg300=0.34 total=1939418878",
+            "proc/vmstat": "pgfault 7\noom_kill 3\noom_kill_other 9",
+            "proc/meminfo": "MemTotal: 1000 kB\nMemFree: 5 kB\nMemAvailable:  700 kB",
+        },
+    )
+    reading = HostReader(str(tmp_path)).read()
+    assert reading.memory_stall_s == 2.5
+    assert reading.cpu_stall_s == 1939.418878
+    assert reading.oom_kills == 3
+    assert reading.memory_available_bytes == 700 * 1024
+    assert (reading.nics, reading.disks) == ({}, {})
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path):
+    reading = HostReader(str(tmp_path)).read()
+    assert reading == type(reading)()
+
+
+def interface(
+    name: str,
+    state: str = "up",
+    carrier: int | str = 1,
+    errors: tuple[int, int] = (0, 0),
+    *,
+    device: bool = True,
+) -> dict[str, str | int]:
+    folder = f"sys/class/net/{name}"
+    files: dict[str, str | int] = {
+        f"{folder}/operstate": state,
+        f"{folder}/carrier": carrier,
+        f"{folder}/statistics/rx_errors": errors[0],
+        f"{folder}/statistics/tx_errors": errors[1],
+    }
+    return files | ({f"{folder}/device/vendor": "0x15b3"} if device else {})
+
+
+def test_interfaces(tmp_path: Path):
+    write_all(tmp_path, interface("eth0", errors=(3, 4)))
+    write_all(tmp_path, interface("eth1", "down", 0))
+    write_all(tmp_path, interface("eth2", "down", ""))  # set down: the kernel refuses to tell the carrier
+    write_all(tmp_path, interface("eth3", "unknown", ""))
+    write_all(tmp_path, interface("lo", "unknown", 1, device=False))
+    write_all(tmp_path, interface("docker0", device=False))
+    write_all(tmp_path, {"sys/class/net/bonding_masters": "bond0"})
+    (tmp_path / "sys/class/net/eth3/statistics/tx_errors").unlink()
+    reader = HostReader(str(tmp_path))
+    assert reader.read().nics == {
+        "eth0": NicReading(carrier=True, errors=7),
+        "eth1": NicReading(carrier=False, errors=0),
+        "eth2": NicReading(carrier=False, errors=0),
+        "eth3": NicReading(carrier=None, errors=None),
+    }
+    shutil.rmtree(tmp_path / "sys/class/net/eth0")
+    assert "eth0" not in reader.read().nics
+
+
+def test_interfaces_of_a_container(tmp_path: Path):
+    """They have no device; all count but the loopback."""
+    write_all(tmp_path, interface("eth0", device=False))
+    write_all(tmp_path, interface("lo", device=False))
+    assert HostReader(str(tmp_path)).read().nics.keys() == {"eth0"}
+
+
+MOUNTS = r"""22 27 0:21 / /proc rw - proc proc rw
+24 27 0:6 / /dev rw - devtmpfs devtmpfs rw
+25 24 0:23 / /dev/shm rw - tmpfs tmpfs rw
+27 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw
+28 27 254:0 /etc/hosts /etc/hosts rw - ext4 /dev/vda rw
+29 27 254:1 / /data\040sets rw - xfs /dev/nvme0n1 rw
+30 27 7:1 / /snap/core ro - squashfs /dev/loop1 ro
+31 27 254:2 / /cdrom ro - iso9660 /dev/sr0 ro
+32 27 0:50 / /home rw - nfs4 server:/home rw
+33 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+34 27 254:3 / /file rw - ext4 /dev/vdb rw
+35 27 254:4 / /gone rw - ext4 /dev/vdc rw
+36 27 254:1 /a /bound rw - xfs /dev/nvme0n1 rw
+37 27 7:2 / /image rw - ext4 /dev/loop2 rw"""
+
+
+def test_mount_points(tmp_path: Path):
+    write_all(tmp_path, {"proc/self/mountinfo": MOUNTS, "file": ""})
+    for folder in ("dev/shm", "data sets", "home", "snap/core", "cdrom", "sys/fs/cgroup", "bound", "image"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    assert list(mount_points(Files(tmp_path))) == ["/dev/shm", "/", "/data sets"]
+
+
+def test_the_root_of_a_container(tmp_path: Path):
+    write_all(tmp_path, {"proc/self/mountinfo": "1 0 0:50 / / rw - overlay overlay rw,lowerdir=/a"})
+    assert list(mount_points(Files(tmp_path))) == ["/"]
+
+
+def test_disks_as_df_shows_them(tmp_path: Path):
+    reading = HostReader(mounts=["/", str(tmp_path), "/no/such/mount"]).read()
+    assert reading.disks.keys() == {"/", str(tmp_path)}
+    shown = subprocess.run(
+        ["df", "--block-size=1", "--output=size", "/"], capture_output=True, text=True, check=True
+    )
+    assert reading.disks["/"].total_bytes == int(shown.stdout.split()[1])
+    assert 0 < reading.disks["/"].free_bytes <= reading.disks["/"].total_bytes
+
+
+def test_this_host_is_read():
+    reading = HostReader().read()
+    assert reading.memory_available_bytes is None or reading.memory_available_bytes > 0
+    assert all(disk.total_bytes >= disk.free_bytes for disk in reading.disks.values())

@@ -1,0 +1,152 @@
+"""Network interfaces, block devices and PCI functions, from folders and from a real pair of veths."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from sysfs_trees import write, write_link
+
+from kernel_pytorch.machine.facts import BlockDevice, HardwareVendor, NetworkInterface
+from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.host.network import read_network_interfaces
+from kernel_pytorch.machine.host.pci import accelerators
+from kernel_pytorch.machine.host.storage import read_storage
+
+
+def interface(root, name, *, type_, device=None, driver=None, rdma=None, numa=None, **files):
+    write(root, f"sys/class/net/{name}/type", type_)
+    for key, value in files.items():
+        write(root, f"sys/class/net/{name}/{key}", value)
+    if device:
+        write_link(root, f"sys/class/net/{name}/device", f"sys/devices/{device}")
+        if driver:
+            write_link(root, f"sys/devices/{device}/driver", f"sys/bus/pci/drivers/{driver}")
+        if numa is not None:
+            write(root, f"sys/devices/{device}/numa_node", numa)
+        if rdma:
+            (root / f"sys/devices/{device}/infiniband/{rdma}").mkdir(parents=True)
+
+
+def adapter(root, name, *, device, rate, state="4: ACTIVE", layer="InfiniBand", numa=0):
+    for file, text in (("rate", rate), ("state", state), ("link_layer", layer)):
+        write(root, f"sys/class/infiniband/{name}/ports/1/{file}", text)
+    write_link(root, f"sys/class/infiniband/{name}/device", f"sys/devices/{device}")
+    write(root, f"sys/devices/{device}/numa_node", numa)
+
+
+def test_interfaces(tmp_path):
+    interface(tmp_path, "lo", type_=772, mtu=65536, carrier=1)
+    interface(tmp_path, "docker0", type_=1, mtu=1500, carrier=0, speed=-1)
+    interface(
+        tmp_path, "eth0", type_=1, mtu=9000, carrier=1, speed=100000, device="a", driver="mlx5_core", numa=1
+    )
+    interface(tmp_path, "eth1", type_=1, mtu=9000, carrier=1, speed=-1, device="b", rdma="mlx5_1", numa=-1)
+    adapter(tmp_path, "mlx5_1", device="b2", rate="200 Gb/sec (4X HDR)", layer="Ethernet")
+    interface(tmp_path, "ib0", type_=32, mtu=2044, device="c", rdma="mlx5_2")
+    adapter(tmp_path, "mlx5_2", device="c2", rate="400 Gb/sec (4X NDR)")
+    adapter(tmp_path, "mlx5_3", device="d", rate="400 Gb/sec (4X NDR)", state="1: DOWN", numa=1)
+    write(tmp_path, "sys/class/net/bonding_masters", "")  # a file among the folders
+    assert {found.name: found for found in read_network_interfaces(Files(tmp_path))} == {
+        "lo": NetworkInterface(name="lo", kind="loopback", mtu=65536, carrier=True),
+        "docker0": NetworkInterface(name="docker0", kind="virtual", mtu=1500, carrier=False),
+        "eth0": NetworkInterface(
+            name="eth0",
+            kind="ethernet",
+            speed_gbit_s=100,
+            mtu=9000,
+            driver="mlx5_core",
+            carrier=True,
+            numa_node=1,
+        ),
+        "eth1": NetworkInterface(
+            name="eth1", kind="roce", speed_gbit_s=200, mtu=9000, carrier=True, rdma_device="mlx5_1"
+        ),
+        "ib0": NetworkInterface(
+            name="ib0", kind="infiniband", speed_gbit_s=400, mtu=2044, rdma_device="mlx5_2"
+        ),
+        "mlx5_3": NetworkInterface(
+            name="mlx5_3",
+            kind="infiniband",
+            speed_gbit_s=400,
+            carrier=False,
+            numa_node=1,
+            rdma_device="mlx5_3",
+        ),
+    }
+
+
+IN_A_NAMESPACE = """
+import subprocess
+from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.host.network import read_network_interfaces
+for command in ("link add left mtu 1234 type veth peer name right", "link set left up", "link set right up"):
+    subprocess.run(["ip", *command.split()], check=True)
+def show():
+    print([(n.name, n.kind, n.mtu, n.carrier) for n in read_network_interfaces(Files()) if n.name != "lo"])
+show()
+subprocess.run(["ip", "link", "set", "right", "down"], check=True)
+show()
+"""
+
+
+def test_a_real_pair_of_veths():
+    """In a network namespace of its own, with a sysfs that shows it."""
+    missing = [tool for tool in ("unshare", "ip") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (apt-get install util-linux iproute2)")
+    if subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a network namespace")
+    inside = 'mount -t sysfs sysfs /sys && exec "$0" -c "$1"'
+    command = ["unshare", "-n", "-m", "sh", "-c", inside, sys.executable, IN_A_NAMESPACE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    up, down = done.stdout.splitlines()
+    assert up == "[('left', 'virtual', 1234, True), ('right', 'virtual', 1500, True)]", done.stderr
+    assert down == "[('left', 'virtual', 1234, False), ('right', 'virtual', 1500, None)]"
+
+
+def test_block_devices(tmp_path):
+    def disk(name, sectors, *, rotational=None, device=True, **files):
+        write(tmp_path, f"sys/block/{name}/size", sectors)
+        if rotational is not None:
+            write(tmp_path, f"sys/block/{name}/queue/rotational", rotational)
+        for key, value in files.items():
+            write(tmp_path, f"sys/block/{name}/device/{key}", value)
+        if device:
+            (tmp_path / f"sys/block/{name}/device").mkdir(parents=True, exist_ok=True)
+
+    disk("nvme0n1", 2000, rotational=0, model="SAMSUNG MZ")
+    write(tmp_path, "sys/block/nvme0n1/device/device/numa_node", 1)
+    disk("sda", 1000, rotational=1, numa_node=-1)
+    disk("sdb", 1000, rotational=0)
+    disk("vda", 10, rotational=1)
+    disk("dm-0", 10, rotational=0, device=False)
+    disk("loop0", 10, device=False)
+    disk("sr0", 10)
+    disk("sdc", 0)
+    assert read_storage(Files(tmp_path)) == (
+        BlockDevice(name="dm-0", kind="virtual", size_bytes=5120),
+        BlockDevice(name="nvme0n1", kind="nvme", size_bytes=1024000, model="SAMSUNG MZ", numa_node=1),
+        BlockDevice(name="sda", kind="hdd", size_bytes=512000),
+        BlockDevice(name="sdb", kind="ssd", size_bytes=512000),
+        BlockDevice(name="vda", kind="virtual", size_bytes=5120),
+    )
+
+
+def test_accelerators_on_the_pci_bus(tmp_path):
+    def function(address, vendor, class_, device="0x2330", numa=-1):
+        for name, value in (("vendor", vendor), ("class", class_), ("device", device), ("numa_node", numa)):
+            write(tmp_path, f"sys/bus/pci/devices/{address}/{name}", value)
+
+    function("0000:1b:00.0", "0x10de", "0x030200", numa=1)
+    function("0000:1c:00.0", "0x10de", "0x040300")  # the GPU's audio function
+    function("0000:43:00.0", "0x1002", "0x120000", device="0x74a1")
+    function("0000:00:02.0", "0x8086", "0x030000")
+    function("0000:00:03.0", "0x1af4", "0x030000")  # a virtual machine's display
+    assert [(f.address, f.vendor, f.device, f.numa_node) for f in accelerators(Files(tmp_path))] == [
+        ("0000:00:02.0", HardwareVendor.INTEL, "0x2330", None),
+        ("0000:1b:00.0", HardwareVendor.NVIDIA, "0x2330", 1),
+        ("0000:43:00.0", HardwareVendor.AMD, "0x74a1", None),
+    ]
