@@ -33,7 +33,7 @@ class _Look:
 
 
 class ThermalAwareScheduler:
-    """Gives jobs devices of their own, the coolest first: see :func:`~..machine.power.thermal.choose_devices`.
+    """Gives jobs devices of their own, the coolest first: see :func:`.thermal.choose_devices`.
 
     It knows the jobs that it placed itself, in this process. Any thread may call it.
 
