@@ -8,8 +8,9 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
-trace="$(mktemp --suffix .jsonl)"
-trap 'rm -f "$trace"' EXIT
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+trace="$folder/trace.jsonl" # a new file: --record does not write over one
 "$PYTHON" -m kernel_pytorch.cli probe --measure
 "$PYTHON" -m kernel_pytorch.cli probe --record "$trace" --seconds 30
 "$PYTHON" -m kernel_pytorch.cli probe --replay "$trace"

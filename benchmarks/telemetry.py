@@ -30,7 +30,7 @@ BY_HAND = 2000
 TARGET_SHARE, TARGET_STOP_MS = 0.005, 100.0
 
 
-@benchmark("telemetry", numerics=("tests/machine/test_telemetry.py", "tests/machine/test_health.py"))
+@benchmark("telemetry", numerics=("tests/machine/test_telemetry.py", "tests/machine/health"))
 def telemetry(options: Options) -> list[Table]:
     """Sampler of 64 replayed devices with the rules of health: CPU time / wall at 1 Hz, time of stop()."""
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ NVMLError_NotSupported, as the driver's functions do.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ from typing import Any
 import pynvml
 import pytest
 
+_FIRST_HANDLE = 0x1000
 
-@dataclass
+
+@dataclass(eq=False)
 class Gpu:
     """One GPU: the answers by function name without ``nvmlDevice``; a callable is called, an error raised."""
 
@@ -70,7 +73,8 @@ class FakeNvml:
     """Puts GPUs behind nvidia-ml-py for a test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: Iterable[Gpu]) -> None:
-        self.gpus, self.events, self.shut_down = list(gpus), [], 0
+        self.gpus, self.events = list(gpus), []
+        self.initialised, self.shut_down, self.event_sets = 0, 0, 0
         self.levels: dict[tuple[int, int], int] = {}
 
         def install(name: str, function: Any) -> None:
@@ -80,28 +84,46 @@ class FakeNvml:
         for name in dir(pynvml):
             if name.startswith("nvmlDevice"):
                 install(name, self._answer(name.removeprefix("nvmlDevice")))
-        install("nvmlInit", lambda: None)
+        install("nvmlInit", self._initialise)
         install("nvmlShutdown", self._shut_down)
         install("nvmlDeviceGetCount", lambda: len(self.gpus))
-        install("nvmlDeviceGetHandleByIndex", lambda index: self.gpus[index])
-        install("nvmlEventSetCreate", lambda: "events")
-        install("nvmlEventSetFree", lambda events: None)
+        install("nvmlDeviceGetHandleByIndex", self.handle)
+        install("nvmlEventSetCreate", lambda: self._event_sets(1))
+        install("nvmlEventSetFree", lambda events: self._event_sets(-1))
         install("nvmlDeviceRegisterEvents", lambda gpu, kind, events: None)
         install("nvmlEventSetWait_v2", self._event)
         install("nvmlDeviceGetFieldValues", self._field_values)
         install("nvmlDeviceGetNvLinkState", lambda gpu, link: int(self._link(gpu, link) is not False))
         install("nvmlDeviceGetNvLinkRemoteDeviceType", self._remote_type)
         install(
-            "nvmlDeviceGetNvLinkRemotePciInfo", lambda gpu, link: SimpleNamespace(busId=gpu.nvlinks[link])
+            "nvmlDeviceGetNvLinkRemotePciInfo",
+            lambda handle, link: SimpleNamespace(busId=self._gpu(handle).nvlinks[link]),
         )
         install("nvmlDeviceGetTopologyCommonAncestor", self._level)
+
+    def _initialise(self) -> None:
+        self.initialised += 1
+
+    def handle(self, index: int) -> Any:
+        """A pointer, a new object each time, as NVML gives them."""
+        return ctypes.cast(ctypes.c_void_p(_FIRST_HANDLE + index), pynvml.c_nvmlDevice_t)
+
+    def _gpu(self, handle: Any) -> Gpu:
+        if isinstance(handle, Gpu):  # a MIG instance
+            return handle
+        return self.gpus[ctypes.cast(handle, ctypes.c_void_p).value - _FIRST_HANDLE]
 
     def _shut_down(self) -> None:
         self.shut_down += 1
 
+    def _event_sets(self, change: int) -> str:
+        assert change > 0 or self.shut_down < self.initialised, "freed after NVML was shut down"
+        self.event_sets += change
+        return "events"
+
     def _answer(self, name: str) -> Any:
-        def function(gpu: Gpu, *arguments: Any) -> Any:
-            answer = gpu.answers.get(name, error(pynvml.NVML_ERROR_NOT_SUPPORTED))
+        def function(handle: Any, *arguments: Any) -> Any:
+            answer = self._gpu(handle).answers.get(name, error(pynvml.NVML_ERROR_NOT_SUPPORTED))
             if isinstance(answer, Exception):
                 raise answer
             return answer(*arguments) if callable(answer) else answer
@@ -113,26 +135,32 @@ class FakeNvml:
         if not self.events:
             raise error(pynvml.NVML_ERROR_TIMEOUT)
         gpu, xid = self.events.pop(0)
-        return SimpleNamespace(device=gpu, eventType=pynvml.nvmlEventTypeXidCriticalError, eventData=xid)
+        device = self.handle(self.gpus.index(gpu))
+        return SimpleNamespace(device=device, eventType=pynvml.nvmlEventTypeXidCriticalError, eventData=xid)
 
-    def _field_values(self, gpu: Gpu, ids: list[int]) -> Any:
+    def _field_values(self, handle: Any, ids: list[int]) -> Any:
+        gpu = self._gpu(handle)
         values = (pynvml.c_nvmlFieldValue_t * len(ids))()
         for value, id in zip(values, ids, strict=True):
             if id in gpu.fields:
                 value.valueType, value.value.uiVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT, gpu.fields[id]
+                if gpu.fields[id] >> 32:
+                    value.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
+                    value.value.ullVal = gpu.fields[id]
             else:
                 value.nvmlReturn = pynvml.NVML_ERROR_NOT_SUPPORTED
         return values
 
-    def _link(self, gpu: Gpu, link: int) -> Any:
-        return gpu.nvlinks[link] if link < len(gpu.nvlinks) else False
+    def _link(self, handle: Any, link: int) -> Any:
+        links = self._gpu(handle).nvlinks
+        return links[link] if link < len(links) else False
 
-    def _remote_type(self, gpu: Gpu, link: int) -> int:
-        switch = gpu.nvlinks[link] is None
+    def _remote_type(self, handle: Any, link: int) -> int:
+        switch = self._gpu(handle).nvlinks[link] is None
         return pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH if switch else pynvml.NVML_NVLINK_DEVICE_TYPE_GPU
 
-    def _level(self, a: Gpu, b: Gpu) -> int:
-        pair = (self.gpus.index(a), self.gpus.index(b))
+    def _level(self, a: Any, b: Any) -> int:
+        pair = (self.gpus.index(self._gpu(a)), self.gpus.index(self._gpu(b)))
         if pair not in self.levels:
             raise error(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return self.levels[pair]

@@ -173,3 +173,10 @@ def test_markdown_is_aligned_to_be_read_as_text():
 
 def test_slug_is_part_of_a_file_name():
     assert slug("Intel(R) Xeon(R) CPU @ 2.60GHz") == "intel-r-xeon-r-cpu-2-60ghz"
+
+
+def test_the_numerics_of_each_benchmark_are_there():
+    missing = [
+        path for entry in BENCHMARKS.values() for path in entry.numerics if not (REPOSITORY / path).exists()
+    ]
+    assert missing == []

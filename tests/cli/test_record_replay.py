@@ -8,10 +8,14 @@ import subprocess
 import sys
 
 import msgspec
+import pytest
+import topologies
 
 from kernel_pytorch.cli import main
-from kernel_pytorch.cli.trace import ReplayReport
-from kernel_pytorch.machine.trace import read_trace
+from kernel_pytorch.cli.errors import CommandError
+from kernel_pytorch.cli.trace import ReplayReport, record
+from kernel_pytorch.machine.readings import DeviceReading, Snapshot
+from kernel_pytorch.machine.trace import TraceWriter, read_trace
 
 
 def test_a_recording_of_this_machine(tmp_path, capsys):
@@ -62,7 +66,8 @@ def test_a_trace_with_faults(faulty, capsys):
     assert main(["probe", "--replay", str(faulty)]) == 0
     out = capsys.readouterr().out
     assert "gpu:5        failed" in out
-    assert "120 readings in 119 s; at the end" in out
+    assert "120 readings in 119 s\n" in out
+    assert "  gpu:3        60 to 95 C\n" in out
 
 
 def test_a_recording_that_was_cut_off(faulty, capsys):
@@ -78,3 +83,67 @@ def test_what_is_not_a_trace(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert f"{path} is not a trace" in err
+
+
+def test_a_disk_that_runs_full(tmp_path):
+    """A file system of 64 kB, in a mount namespace of its own."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    inside = 'mount -t tmpfs -o size=64k tmpfs "$1" && cd "$1" && shift && exec "$@"'
+    record = ("probe", "--record", "trace.jsonl", "--seconds", "600", "--interval", "0.001")
+    command = ["unshare", "-m", "sh", "-c", inside, "sh", str(tmp_path)]
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "kernel_pytorch.cli", *record], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "kernel-pytorch probe: error: trace.jsonl: No space left on device"
+    assert "readings of" not in done.stdout
+
+
+def test_a_recording_without_a_reading(tmp_path, capsys):
+    path = tmp_path / "empty.jsonl"
+    with TraceWriter(path, topologies.dgx_h100()):
+        pass
+    assert main(["probe", "--replay", str(path), "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=ReplayReport)
+    assert (report.readings, report.seconds, report.truncated) == (0, 0, False)
+    assert (report.findings, report.components) == ((), {})
+
+
+def test_findings_are_told_once_and_the_unknown_at_the_end(tmp_path, capsys):
+    """Ten readings too hot, each with another text; GPU 1 is not read at all."""
+    path = tmp_path / "hot.jsonl"
+    with TraceWriter(path, topologies.dgx_h100()) as writer:
+        for second in range(100):
+            hot = DeviceReading(temperature_c=95 + second % 3, throttle_reasons=())
+            writer.write(Snapshot(time_s=5e8 + second, devices={0: hot}))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["probe", "--replay", str(path), "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=ReplayReport)
+    assert (report.readings, report.seconds, report.truncated) == (99, 98, True)
+    assert [finding.component for finding in report.findings] == ["gpu:0"]
+    assert 0 <= report.findings[0].at_s < 98
+    assert main(["probe", "--replay", str(path)]) == 0
+    assert "  gpu:1        unknown; " in capsys.readouterr().out
+
+
+class Broken:
+    """A machine whose third reading fails."""
+
+    node = topologies.dgx_h100_node()
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self) -> Snapshot:
+        self.reads += 1
+        if self.reads > 2:
+            raise OSError("the device went away")
+        return Snapshot(time_s=float(self.reads), devices={})
+
+
+def test_a_reading_that_fails_ends_the_recording(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    with pytest.raises(CommandError, match=f"{path}: the device went away"):
+        record(Broken(), path, 600.0, 0.01)
+    assert [snapshot.time_s for snapshot in read_trace(path)] == [1, 2]

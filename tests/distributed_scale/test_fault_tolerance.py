@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -279,3 +280,22 @@ def test_devices_that_are_numbered_anew():
     assert monitor.thresholds.temperature_c == 70
     with pytest.raises(ValueError, match="device_id 0: it is in another node"):
         monitor.reset_device_health(0)
+
+
+def test_what_was_seen_of_a_device_outlives_its_number():
+    manager = play(everywhere(FINE), everywhere(FINE, _3=BROKEN))
+    monitor = HardwareHealthMonitor(manager, False)
+    monitor.get_device_health_status()
+    assert monitor.get_device_health_status()["failed_devices"] == 1
+    own = manager.cluster_topology.nodes[0]
+    moved = dataclasses.replace(
+        own,
+        node_id=1,
+        devices=tuple(dataclasses.replace(gpu, device_id=8 + gpu.device_id) for gpu in own.devices),
+        links=(),
+    )
+    manager.cluster_topology = topologies.cluster(topologies.dgx_h100_node(0), moved)
+    readings = Play([{8 + number: gpu for number, gpu in everywhere(FINE, _3=BROKEN).items()}])
+    manager.telemetry = type(manager.telemetry)(readings, range(8, 16))
+    assert {number for number, state in monitor.states.items() if state is HealthState.FAILED} == {11}
+    assert monitor.get_device_health_status()["components"]["gpu:11"]["status"] == "failed"

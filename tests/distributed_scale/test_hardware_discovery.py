@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import topologies
+from fake_nvml import FakeNvml, h100
 from worlds import World
 
+from kernel_pytorch.distributed_scale.fault_tolerance import HardwareHealthMonitor
 from kernel_pytorch.distributed_scale.hardware_discovery import (
     DeviceCapability,
     HardwareTopologyManager,
@@ -51,6 +53,16 @@ def test_monitoring_runs_until_the_shutdown():
     assert not manager.telemetry.running
 
 
+def test_the_drivers_are_closed_by_the_shutdown(monkeypatch):
+    nvml = FakeNvml(monkeypatch, [h100()])
+    manager = create_hardware_manager(enable_monitoring=False)
+    assert [device.kind for device in manager.cluster_topology.devices] == ["gpu"]
+    assert nvml.shut_down == 0
+    manager.shutdown()
+    manager.shutdown()
+    assert nvml.shut_down == 1
+
+
 def test_a_given_topology():
     topology = topologies.dgx_h100()
     source = Readings(_3=DeviceReading(temperature_c=50.0))
@@ -60,6 +72,16 @@ def test_a_given_topology():
     assert len(manager.get_optimal_device_placement(4, [80.0] * 4)) == 4
     with pytest.raises(ValueError, match="90 GB"):
         manager.get_optimal_device_placement(4, [90.0] * 4)
+
+
+def test_a_failed_device_is_not_placed():
+    source = Readings(_0=DeviceReading(xids=(79,)), _1=DeviceReading(temperature_c=50.0))
+    manager = HardwareTopologyManager(False, topology=topologies.dgx_h100(), source=source)
+    assert manager.get_optimal_device_placement(2) == [0, 1]
+    HardwareHealthMonitor(manager, enable_monitoring=False)
+    assert 0 not in manager.get_optimal_device_placement(7)
+    with pytest.raises(ValueError, match="gpu:0 failed"):
+        manager.get_optimal_device_placement(8)
 
 
 @pytest.mark.parametrize("given", ["topology", "source"])
@@ -104,11 +126,24 @@ def discovered(group):
     refresh = machine.refresh
     machine.refresh = lambda: dataclasses.replace(refresh(), boot_id=f"boot {group.rank()}")
     seen = []
+    manager.telemetry.interval_s = 60.0
     manager.telemetry.listeners.append(lambda snapshot: seen.append(sorted(snapshot.devices)))
     topology = manager.discover_topology()
-    manager.telemetry.sample()
+    before = manager.telemetry
+    assert before.interval_s == 60
+    assert not before.running
+    before.sample()
+    before.start()
+    machine.refresh = lambda: dataclasses.replace(refresh(), boot_id="one boot")
+    manager.discover_topology()  # ranks 0 and 1 are on one host now: rank 1 has other ids, and keeps watching
+    assert manager.telemetry.running
+    assert (manager.telemetry is before) == (group.rank() == 0)
+    assert before.running == (group.rank() == 0)
+    assert [device.device_id for device in manager.cluster_topology.devices] == list(
+        manager.telemetry.history.device_ids
+    )
     manager.shutdown()
-    return topology, seen
+    return topology, seen[:1]
 
 
 @pytest.mark.xdist_group("worlds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import fake_power_nvml
@@ -207,6 +208,42 @@ def test_threads_never_share_a_device(attempt: int) -> None:
     finally:
         sys.setswitchinterval(before)
     assert sorted(found) == list(range(64))
+
+
+def number_anew(machine: SimpleNamespace, first: int, row: list[DeviceReading]) -> None:
+    """As a discovery does that finds another node with ``first`` devices."""
+    own = machine.cluster_topology.nodes[0]
+    moved = tuple(replace(gpu, device_id=first + gpu.device_id) for gpu in own.devices)
+    others = tuple(
+        DeviceInfo(device_id=n, index=n, kind="gpu", vendor=HardwareVendor.NVIDIA, name="other", uuid=f"x{n}")
+        for n in range(first)
+    )
+    nodes = {
+        0: replace(own, hostname="other", devices=others),
+        1: replace(own, node_id=1, devices=moved),
+    }
+    machine.cluster_topology = ClusterTopology(nodes=nodes)
+    ids = [gpu.device_id for gpu in moved]
+    snapshots = [Snapshot(time_s=2000.0 + n, devices=dict(zip(ids, row, strict=True))) for n in range(4)]
+    machine.telemetry = Telemetry(Listed(snapshots), ids)
+
+
+def test_jobs_keep_their_devices_when_these_are_numbered_anew() -> None:
+    machine = hardware([reading(50), reading(60)])
+    scheduler = create_thermal_scheduler(machine)
+    assert scheduler.schedule_job("a", 1)["devices"] == [0]
+    number_anew(machine, 2, [reading(50), reading(60)])
+    assert scheduler.get_thermal_report()["jobs"] == {"a": [2]}
+    result = scheduler.schedule_job("b", 1)
+    assert (result["devices"], result["reasons"][2]) == ([3], "taken by job 'a'")
+
+
+def test_workloads_keep_their_devices_when_these_are_numbered_anew() -> None:
+    machine = hardware([reading(), reading()])
+    optimizer = optimizer_of(machine, "train", "serve")
+    number_anew(machine, 2, [reading(), reading()])
+    result = optimizer.optimize_power_distribution({"train": 1, "serve": 1})
+    assert result["device_adjustments"] == {2: 200, 3: 200}
 
 
 def test_a_listener_of_the_telemetry_may_call_the_scheduler() -> None:

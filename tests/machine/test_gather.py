@@ -11,7 +11,14 @@ from sysfs_trees import write, write_host, write_link
 from worlds import World
 
 from kernel_pytorch.machine.discover import Drivers, read_node
-from kernel_pytorch.machine.facts import ClusterTopology, DeviceInfo, DeviceLink, HardwareVendor, LinkKind
+from kernel_pytorch.machine.facts import (
+    ClusterTopology,
+    DeviceInfo,
+    DeviceLink,
+    GpuIdentity,
+    HardwareVendor,
+    LinkKind,
+)
 from kernel_pytorch.machine.files import Files
 from kernel_pytorch.machine.gather import RankReport, gather_topology, merge_reports
 
@@ -31,7 +38,7 @@ def host(root: Path, *, boot: str, namespace: str, packages: int = 1, allowed: s
 
 def gathered(group, folder) -> ClusterTopology:
     files = Files(Path(folder, str(group.rank())))
-    return gather_topology(read_node(files, Drivers((), ())), group)
+    return gather_topology(lambda: read_node(files, Drivers((), ())), group)
 
 
 @pytest.mark.xdist_group("worlds")
@@ -65,8 +72,31 @@ def test_the_ranks_of_this_host(world):
         assert {place.device_id for place in topology.ranks} == {None}
 
 
+def failing_on_rank_1(group) -> str:
+    def read():
+        if group.rank() == 1:
+            raise OSError("/proc is gone")
+        return read_node(Files(), Drivers((), ()))
+
+    try:
+        gather_topology(read, group)
+    except (OSError, RuntimeError) as error:
+        return repr(error)
+    return "no error"
+
+
+@pytest.mark.xdist_group("worlds")
+def test_a_rank_that_cannot_read_its_machine(world):
+    """Nobody waits for it."""
+    said = world.results(failing_on_rank_1)
+    assert said[1] == "OSError('/proc is gone')"
+    assert {said[rank] for rank in (0, 2, 3)} == {
+        "RuntimeError(\"rank 1 could not read its machine: OSError('/proc is gone')\")"
+    }
+
+
 def gathered_here(group) -> ClusterTopology:
-    return gather_topology(read_node(Files(), Drivers((), ())), group)
+    return gather_topology(lambda: read_node(Files(), Drivers((), ())), group)
 
 
 def gpu_node(boot: str | None):
@@ -87,16 +117,20 @@ def gpu_node(boot: str | None):
     return replace(node, boot_id=boot, network_namespace="net:1", devices=devices, links=links)
 
 
+def _report(node, uuid: str) -> RankReport:
+    return RankReport(node=node, gpu=GpuIdentity(uuid=uuid, pci_address=None))
+
+
 def test_gpus_are_known_by_their_uuid():
     """torch may number them otherwise, and writes the UUID otherwise."""
-    reports = [RankReport(node=gpu_node(boot), uuid=f"ab{boot}{i}") for boot in ("x", "y") for i in (1, 0)]
+    reports = [_report(gpu_node(boot), f"ab{boot}{i}") for boot in ("x", "y") for i in (1, 0)]
     topology = merge_reports(reports)
     assert [place.device_id for place in topology.ranks] == [1, 0, 3, 2]
     assert topology.nodes[1].nvlink_topology == {(2, 3): None}
 
 
 def test_hosts_that_cannot_be_told_apart_are_not_taken_for_one():
-    topology = merge_reports([RankReport(node=gpu_node(None), uuid=None)] * 2)
+    topology = merge_reports([RankReport(node=gpu_node(None))] * 2)
     assert [place.node_id for place in topology.ranks] == [0, 1]
     assert topology.total_devices == 4
     with pytest.raises(ValueError, match=r"device_id must be one of \[0, 1, 2, 3\], got 9"):

@@ -216,6 +216,15 @@ def test_a_read_that_hangs_delays_no_stop_and_is_not_kept(threads: Threads):
     assert telemetry.latest is None
 
 
+def test_a_listener_that_takes_a_sample_gets_the_one_it_is_told():
+    source = Endless()
+    telemetry, heard = Telemetry(source, [0]), []
+    telemetry.listeners.append(lambda snapshot: heard.append(telemetry.sample() is snapshot))
+    telemetry.sample()
+    telemetry.sample()
+    assert (heard, source.reads, len(telemetry.history)) == ([True, True], 2, 2)
+
+
 def test_a_listener_may_stop_it():
     telemetry = Telemetry(Endless(), [0], interval_s=1e-4)
     stopped = threading.Event()

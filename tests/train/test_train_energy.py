@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_nvml import FakeNvml, h100
 from sysfs_trees import write, write_host
 from tiny import TINY
 from worlds import World
@@ -40,6 +42,19 @@ def test_joules_since_the_last_call(host):
         use(host, 5)
         assert energy.per_token(10) == pytest.approx(0.5)
         assert energy.per_token(10) is None  # it did not move
+
+
+def test_of_the_gpu_that_computes(host, monkeypatch):
+    """The second of two; the first one's counter runs too. Every rank counts its own GPU."""
+    gpus = [h100(0, GetTotalEnergyConsumption=1000), h100(1, GetTotalEnergyConsumption=5000)]
+    nvml = FakeNvml(monkeypatch, gpus)
+    uuid = gpus[1].answers["GetUUID"].removeprefix("GPU-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    with TokenEnergy(torch.device("cuda", 0), Ranks(local_rank=1), str(host)) as energy:
+        for gpu, millijoules in zip(gpus, (7000, 30000), strict=True):
+            gpu.answers["GetTotalEnergyConsumption"] += millijoules
+        assert energy.per_token(10) == pytest.approx(3)
+    assert nvml.shut_down == 1
 
 
 def test_in_the_rows_that_are_evaluated(host, text, longnet, monkeypatch):

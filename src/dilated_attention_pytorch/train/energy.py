@@ -7,15 +7,16 @@ from types import TracebackType
 
 import torch
 
-from kernel_pytorch.machine.facts import DeviceInfo, NodeTopology, same_gpu_uuid
+from kernel_pytorch.machine.facts import DeviceInfo, NodeTopology
 from kernel_pytorch.machine.live import Machine
 from kernel_pytorch.machine.power.energy import EnergyMeter
+from kernel_pytorch.machine.torch_devices import cuda_gpu
 
 from .ranks import Ranks
 
 
 class TokenEnergy:
-    """Joules per token, of the devices that compute: each rank's GPU, or the CPU packages of each host.
+    """Joules per token, of the devices that compute: each rank's GPU; on hosts without, the CPU packages.
 
     A CPU's counters count whatever else runs on it. Use as a context manager.
 
@@ -63,5 +64,5 @@ class TokenEnergy:
 def _own_devices(node: NodeTopology, device: torch.device) -> list[DeviceInfo]:
     if device.type == "cpu":
         return [found for found in node.devices if found.kind == "cpu"]
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return [found for found in node.devices if same_gpu_uuid(found.uuid, uuid)]
+    gpu = cuda_gpu(torch.cuda.current_device() if device.index is None else device.index)
+    return [found for found in node.devices if gpu.is_of(found)]

@@ -61,9 +61,13 @@ class MachineCollector:
             self._health.update(snapshot)
 
     def collect(self) -> Iterator[Any]:
+        """Nothing while readings fail: old ones would look like new ones."""
         snapshot = self._telemetry.latest
-        if snapshot is None:
+        if snapshot is None or self._telemetry.error is not None:
             return
+        taken = _family("last_reading_timestamp_seconds", "When it was read, since 1970", ())
+        taken.add_metric((), snapshot.time_s)
+        yield taken
         yield from self._device_families(snapshot)
         if snapshot.host is not None:
             yield from _host_families(snapshot.host)
@@ -146,7 +150,7 @@ def serve(machine: Machine, address: str, interval_s: float) -> int:
     collector = MachineCollector(telemetry, devices)
     telemetry.sample()
     try:
-        server, thread = start_http_server(int(port), host or "0.0.0.0", registry_of(collector))
+        server, thread = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry_of(collector))
     except OSError as error:
         raise CommandError(f"--serve {address}: {error.strerror or error}") from error
     telemetry.start()

@@ -48,10 +48,22 @@ class ReplayReport:
     """At the end."""
 
 
+# Field of a reading -> factor and unit to print.
+_SHOWN = {
+    "temperature_c": (1, "C"),
+    "power_w": (1, "W"),
+    "utilization": (100, "% busy"),
+    "sm_clock_mhz": (1, "MHz"),
+    "memory_used_bytes": (1e-9, "GB used"),
+}
+
+
 class Watch:
-    """Follows the health of all components, and notes what changes."""
+    """Follows the readings and the health of all components, and notes what changes."""
 
     def __init__(self, devices: tuple[DeviceInfo, ...]) -> None:
+        self._devices = devices
+        self._ranges: dict[tuple[int, str], tuple[float, float]] = {}
         self._health = MachineHealth(devices)
         self._before: dict[str, tuple[HealthState | None, frozenset[str]]] = {}
         self._first_s: float | None = None
@@ -63,6 +75,7 @@ class Watch:
         self._first_s = snapshot.time_s if self._first_s is None else self._first_s
         self.last_s = snapshot.time_s - self._first_s
         self.readings += 1
+        self._note(snapshot)
         self._health.update(snapshot)
         for name, health in self._health.components().items():
             now = (health.state, frozenset(item.kind for item in health.evidence))
@@ -73,6 +86,24 @@ class Watch:
 
     def components(self) -> Mapping[str, ComponentHealth]:
         return self._health.components()
+
+    def ranges(self) -> Iterator[str]:
+        """A line for each device: the least and the most that was read."""
+        for device in self._devices:
+            parts = [
+                f"{pair[0] * factor:.0f} to {pair[1] * factor:.0f} {unit}"
+                for field, (factor, unit) in _SHOWN.items()
+                if (pair := self._ranges.get((device.device_id, field))) is not None
+            ]
+            yield f"  {device.label:<12} {', '.join(parts) or 'nothing could be read'}"
+
+    def _note(self, snapshot: Snapshot) -> None:
+        for number, reading in snapshot.devices.items():
+            for field in _SHOWN:
+                value = getattr(reading, field)
+                if value is not None:
+                    least, most = self._ranges.get((number, field), (value, value))
+                    self._ranges[number, field] = min(least, value), max(most, value)
 
 
 def record(machine: Machine, path: Path, seconds: float, interval_s: float) -> int:
@@ -104,6 +135,7 @@ def record(machine: Machine, path: Path, seconds: float, interval_s: float) -> i
     if telemetry.error is not None:
         raise CommandError(f"{path}: {telemetry.error}")
     print(f"{path}: {watch.readings} readings of {len(devices)} devices in {watch.last_s:.0f} s")
+    print("\n".join(watch.ranges()))
     return 0
 
 
@@ -142,7 +174,9 @@ def replay(path: Path, *, as_json: bool) -> int:
     for finding in findings:
         print(_line(finding))
     cut = ", cut off at the end" if report.truncated else ""
-    print(f"{path}: {report.readings} readings in {report.seconds:.0f} s{cut}; at the end")
+    print(f"{path}: {report.readings} readings in {report.seconds:.0f} s{cut}")
+    print("\n".join(watch.ranges()))
+    print("at the end")
     for name, health in report.components.items():
         state = "unknown" if health.state is None else health.state.value
         print(f"  {name:<12} {state}" + "".join(f"; {text}" for text in _seen(health)))

@@ -178,6 +178,7 @@ def _links(node: NodeTopology) -> Branch:
         key = (link.kind, link.version, link.lanes, link.gb_s)
         grouped.setdefault(key, []).append(f"{link.a}-{link.b}")
     branch = Branch("links between devices")
+    every = len(node.devices) * (len(node.devices) - 1) // 2
     for (kind, version, lanes, gb_s), pairs in sorted(grouped.items(), key=lambda item: item[0][0]):
         text = (
             names[kind]
@@ -185,7 +186,7 @@ def _links(node: NodeTopology) -> Branch:
             + (f", {_counted(lanes, 'lane')}" if lanes else "")
         )
         speed = "" if gb_s is None else f", {gb_s:.0f} GB/s each way"
-        between = "all pairs" if len(pairs) == len(node.links) > 1 else " ".join(pairs)
+        between = "all pairs" if len(pairs) == every > 1 else " ".join(pairs)
         branch.below.append(Branch(f"{text}{speed}:  {between}"))
     return branch
 

@@ -35,9 +35,11 @@ class HardwareHealthMonitor:
         self._manager = topology_manager
         self._health = MachineHealth([])
         self._ids: tuple[int, ...] = ()
+        self._identities: list[tuple[object, ...]] = []
         self._last: Snapshot | None = None
         self._lock = threading.Lock()
         self._started_telemetry = False
+        topology_manager.health = lambda: self.states
         if enable_monitoring:
             self.start_monitoring()
 
@@ -74,11 +76,16 @@ class HardwareHealthMonitor:
                     self._listen(snapshot)
 
     def _current(self) -> MachineHealth:
-        """The rules; anew where the manager has numbered its devices anew."""
+        """The rules, under the ids that the devices have now; anew if they are other devices."""
         ids = self._manager.telemetry.history.device_ids
         if ids != self._ids:
-            devices = self._devices()
-            self._health = MachineHealth([devices[number] for number in ids], self._health.thresholds)
+            known = self._devices()
+            devices = [known[number] for number in ids]
+            if [_identity(device) for device in devices] == self._identities:
+                self._health.number_anew(devices)
+            else:
+                self._health = MachineHealth(devices, self._health.thresholds)
+                self._identities = [_identity(device) for device in devices]
             self._ids, self._last = ids, None
         return self._health
 
@@ -198,6 +205,11 @@ class HardwareHealthMonitor:
         known = self._devices()
         if device_id not in known:
             raise ValueError(f"device_id must be one of {sorted(known)}, got {device_id}")
+
+
+def _identity(device: DeviceInfo) -> tuple[object, ...]:
+    """What a device of this node keeps when it is numbered anew."""
+    return device.kind, device.vendor, device.index, device.uuid
 
 
 def _name(state: HealthState | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..machine.facts import (
     ClusterTopology,
@@ -17,6 +17,7 @@ from ..machine.facts import (
 from ..machine.gather import gather_topology
 from ..machine.live import Machine
 from ..machine.placement import PlacementRequest, place
+from ..machine.placement.request import Health
 from ..machine.telemetry import Source, Telemetry
 
 __all__ = [
@@ -61,6 +62,8 @@ class HardwareTopologyManager:
         if topology is None or source is None:
             raise ValueError("topology and source go together: give both, or neither to read this machine")
         self._source: Source = source
+        self.health: Callable[[], Health] = dict
+        """What is known of the devices' health, by id. A health monitor that watches this manager tells."""
         self.cluster_topology = topology
         self.telemetry = Telemetry(source, [device.device_id for device in topology.devices])
         if enable_monitoring:
@@ -69,18 +72,19 @@ class HardwareTopologyManager:
     def discover_topology(self) -> ClusterTopology:
         """Read this machine anew and, where torch.distributed runs, gather those of all ranks.
 
-        All ranks must then call it. It numbers the devices of all nodes, so that ids may change; the history
-        starts anew if they do. A manager of a given topology keeps that.
+        All ranks must then call it, and if one cannot read its machine all raise. It numbers the devices of
+        all nodes, so that ids may change; the history starts anew if they do. A manager of a given topology
+        keeps that.
         """
         if self._machine is None:
             return self.cluster_topology
-        node = self._machine.refresh()
         torch = sys.modules.get("torch")  # a process group can only be there if torch is
         if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            node = self._machine.refresh()
             self.cluster_topology = ClusterTopology(nodes={0: node})
             self._watch(node)
             return self.cluster_topology
-        self.cluster_topology = gather_topology(node)
+        self.cluster_topology = gather_topology(self._machine.refresh)
         own = self.cluster_topology.ranks[torch.distributed.get_rank()]
         self._watch(self.cluster_topology.nodes[own.node_id])
         return self.cluster_topology
@@ -95,7 +99,7 @@ class HardwareTopologyManager:
         was_running = before.running
         before.stop()
         self._machine.number_from(ids[0])
-        self.telemetry = Telemetry(self._source, ids)
+        self.telemetry = Telemetry(self._source, ids, interval_s=before.interval_s)
         self.telemetry.listeners = before.listeners
         if was_running:
             self.telemetry.start()
@@ -104,6 +108,8 @@ class HardwareTopologyManager:
         self, num_devices: int, memory_requirements: Sequence[float] | None = None
     ) -> list[int]:
         """Ids of the devices with the fastest links between them, in the order of :func:`.placement.place`.
+
+        None that a health monitor of this manager calls failed.
 
         Args:
             num_devices: how many.
@@ -114,7 +120,7 @@ class HardwareTopologyManager:
         """
         memory_gb = 0.0 if memory_requirements is None else tuple(memory_requirements)
         request = PlacementRequest(num_devices=num_devices, memory_gb=memory_gb)
-        return list(place(self.cluster_topology, request).device_ids)
+        return list(place(self.cluster_topology, request, self.health()).device_ids)
 
     def shutdown(self) -> None:
         """Stop the thread and close the drivers. May be called again."""

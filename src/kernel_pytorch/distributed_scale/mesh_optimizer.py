@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from .hardware_discovery import HardwareTopologyManager
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-logger = logging.getLogger(__name__)
 States = Callable[[], Mapping[int, HealthState | None]]
 
 
@@ -42,7 +41,8 @@ class DeviceMeshOptimizer:
         """A mesh of all ranks with dimensions dp, pp, cp and tp: see :func:`.mesh.create_device_mesh`.
 
         Every rank calls it with the same arguments, after ``init_process_group``. Machines and health are
-        gathered from all ranks first, and rank 0 logs how to start so that no rank need be moved.
+        gathered from all ranks first. Where each rank has a device of its own, rank 0 prints to stderr how to
+        start them so that none need be moved: torchrun's --numa-binding, the CPUs next to each device.
 
         Args:
             data_parallel_size: default: what the other sizes leave of ``world_size``.
@@ -65,15 +65,15 @@ class DeviceMeshOptimizer:
             raise RuntimeError(
                 "a mesh needs a process group: call torch.distributed.init_process_group first"
             )
-        topology = self._manager.cluster_topology
-        if not topology.ranks:
-            topology = self._manager.discover_topology()
-        health = gather_health({} if self._health is None else self._health())
+        topology = self._manager.discover_topology()
+        health = gather_health(self._states)
         mesh = create_device_mesh(topology, request, health)
         own = [rank.device_id for rank in topology.ranks if rank.device_id is not None]
         if dist.get_rank() == 0 and len(set(own)) == world_size:
             best = place(topology, replace(request, devices=own), health)
-            logger.info("to start ranks in the order of the mesh:\n%s", launch_hints(topology, best))
+            print(
+                f"to start ranks in the order of the mesh:\n{launch_hints(topology, best)}", file=sys.stderr
+            )
         return mesh
 
     def launch_hints(
@@ -97,9 +97,10 @@ class DeviceMeshOptimizer:
             data_parallel_size,
         )
         topology = self._manager.cluster_topology
-        return launch_hints(
-            topology, place(topology, request, {} if self._health is None else self._health())
-        )
+        return launch_hints(topology, place(topology, request, self._states()))
+
+    def _states(self) -> Mapping[int, HealthState | None]:
+        return {} if self._health is None else self._health()
 
 
 def create_device_mesh_optimizer(topology_manager: HardwareTopologyManager) -> DeviceMeshOptimizer:

@@ -14,6 +14,7 @@ from ..machine.power.efficiency import LimitChoice, PowerMeasurement, Workload, 
 from ..machine.power.energy import EnergyMeter
 from ..machine.power.limits import PowerLimitError, PowerLimits
 from ..machine.power.thermal import committed_w
+from .device_numbers import DeviceNumbers
 
 if TYPE_CHECKING:
     from .hardware_discovery import HardwareTopologyManager
@@ -54,6 +55,7 @@ class PowerEfficiencyOptimizer:
         self._manager = topology_manager
         self._workloads: dict[str, _Measured] = {}
         self._limits: PowerLimits | None = None
+        self._numbers = DeviceNumbers(topology_manager.cluster_topology)
         self._lock = threading.RLock()
 
     def record_measurement(
@@ -80,6 +82,7 @@ class PowerEfficiencyOptimizer:
         measurement = PowerMeasurement(power_limit_w=power_limit_w, throughput=throughput, power_w=power_w)
         self._infos(devices)
         with self._lock:
+            self._follow()
             known = self._workloads.setdefault(workload, _Measured(tuple(devices)))
             if devices and known.devices and set(devices) != set(known.devices):
                 raise ValueError(
@@ -155,6 +158,7 @@ class PowerEfficiencyOptimizer:
             "carbon_reduction_g_h": None,
         }
         with self._lock:
+            self._follow()
             try:
                 workloads = self._to_workloads(workload_priorities)
                 budget_w, basis = self._budget(workload_priorities, devices)
@@ -261,6 +265,12 @@ class PowerEfficiencyOptimizer:
             if device_id not in known:
                 raise ValueError(f"devices must be among {sorted(known)}, got {device_id}")
         return [known[device_id] for device_id in device_ids]
+
+    def _follow(self) -> None:
+        """Know the devices of workloads by the ids that they have now."""
+        now = self._numbers.moves(self._manager.cluster_topology)
+        for known in self._workloads.values():
+            known.devices = tuple(now[id] for id in known.devices if id in now)
 
     def _conditions(self) -> list[DeviceCondition]:
         snapshot = read_now(self._manager.telemetry)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..machine.facts import ThermalState
+from ..machine.facts import ClusterTopology, ThermalState
 from ..machine.health import HealthState
 from ..machine.power.condition import DeviceCondition, condition_of, read_now, with_past
 from ..machine.power.thermal import (
@@ -18,6 +18,7 @@ from ..machine.power.thermal import (
     choose_devices,
     committed_w,
 )
+from .device_numbers import DeviceNumbers
 from .power_efficiency import PowerEfficiencyOptimizer
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ __all__ = ["PowerEfficiencyOptimizer", "ThermalAwareScheduler", "create_thermal_
 @dataclass(frozen=True)
 class _Look:
     time_s: float
+    topology: ClusterTopology
     devices: list[DeviceCondition]
 
 
 class ThermalAwareScheduler:
-    """Gives jobs devices of their own, the coolest first: see :func:`.thermal.choose_devices`.
+    """Gives jobs devices of this node, each for one job, the coolest first: :func:`.thermal.choose_devices`.
 
-    It knows the jobs that it placed itself, in this process. Any thread may call it.
+    It knows the jobs that it placed itself, in this process; they keep their devices when a discovery numbers
+    these anew. Any thread may call it.
 
     Args:
         topology_manager: has the devices and their telemetry.
@@ -56,6 +59,7 @@ class ThermalAwareScheduler:
         self.thermal_threshold, self.power_budget_w = thermal_threshold, power_budget_w
         self._manager, self._health = topology_manager, health
         self._jobs: dict[str, PlacedJob] = {}
+        self._numbers = DeviceNumbers(topology_manager.cluster_topology)
         self._lock = threading.Lock()
 
     def schedule_job(
@@ -79,6 +83,7 @@ class ThermalAwareScheduler:
         )
         look = self._look()  # not under the lock: listeners of the telemetry may call the scheduler
         with self._lock:
+            self._follow(look.topology)
             if job_id in self._jobs:
                 held = list(self._jobs[job_id].devices)
                 return {
@@ -142,6 +147,7 @@ class ThermalAwareScheduler:
         """
         look = self._look()
         with self._lock:
+            self._follow(look.topology)
             jobs = {name: list(job.devices) for name, job in self._jobs.items()}
             committed = self._committed_w(look)
         states = Counter(ThermalState.of(device.temperature_c) for device in look.devices)
@@ -164,11 +170,18 @@ class ThermalAwareScheduler:
         }
 
     def _look(self) -> _Look:
-        snapshot = read_now(self._manager.telemetry)
-        devices = [condition_of(device, snapshot) for device in self._manager.cluster_topology.devices]
-        health = {} if self._health is None else self._health()
+        snapshot, topology = read_now(self._manager.telemetry), self._manager.cluster_topology
         history = self._manager.telemetry.history
-        return _Look(snapshot.time_s, with_past(devices, history, self.thermal_threshold, health))
+        own = set(history.device_ids)  # those of other nodes are scheduled there
+        devices = [condition_of(device, snapshot) for device in topology.devices if device.device_id in own]
+        health = {} if self._health is None else self._health()
+        return _Look(snapshot.time_s, topology, with_past(devices, history, self.thermal_threshold, health))
+
+    def _follow(self, topology: ClusterTopology) -> None:
+        """Know the devices of jobs by the ids that they have now."""
+        now = self._numbers.moves(topology)
+        for name, job in self._jobs.items():
+            self._jobs[name] = replace(job, devices=tuple(now[id] for id in job.devices if id in now))
 
     def _committed_w(self, look: _Look) -> float | None:
         estimates = {device_id: job.power_w for job in self._jobs.values() for device_id in job.devices}

@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from .drivers.amd import AmdDriver
@@ -41,8 +42,9 @@ class Drivers:
     missing: tuple[Missing, ...]
 
     def close(self) -> None:
-        for driver in self.opened:
-            driver.close()
+        with ExitStack() as closing:  # all, whatever one of them raises
+            for driver in self.opened:
+                closing.callback(driver.close)
 
 
 def open_drivers(files: Files, *, load_torch: bool = True) -> Drivers:
@@ -89,13 +91,15 @@ def read_node(files: Files, drivers: Drivers) -> NodeTopology:
     packages, numa_nodes, limits = read_packages(files), read_numa_nodes(files), read_limits(files)
     missing = list(drivers.missing)
     if not packages:
-        missing.append(Missing(what="CPU topology", why=f"no /sys/devices/system/cpu on {platform.system()}"))
+        missing.append(
+            Missing(what="CPU topology and limits", why=f"no /sys/devices/system/cpu on {platform.system()}")
+        )
         limits = limits if limits.cpus else _portable_limits()
     memory = meminfo_bytes(files.text("proc/meminfo"), "MemTotal")
     devices, links = _devices_and_links(drivers, numa_nodes)
     missing += [note for driver in drivers.opened for note in driver.missing]
     if not devices:
-        devices = _cpu_devices(files, packages, numa_nodes, memory)
+        devices = _cpu_devices(files, packages, numa_nodes, memory, limits.memory_bytes)
         links = _cpu_links(devices)
     return NodeTopology(
         node_id=0,
@@ -122,18 +126,23 @@ def _devices_and_links(
     devices: list[DeviceInfo] = []
     links: list[DeviceLink] = []
     for driver in drivers.opened:
-        first = len(devices)
+        numbers: dict[int, int] = {}
         for found in driver.devices():
+            numbers[found.index] = len(devices)
             cpus = () if found.numa_node is None else near.get(found.numa_node, ())
-            number = first + found.index
-            devices.append(replace(found, device_id=number, cpus=cpus, peaks=peaks_of(found.name)))
-        links += [replace(link, a=first + link.a, b=first + link.b) for link in driver.links()]
+            devices.append(replace(found, device_id=len(devices), cpus=cpus, peaks=peaks_of(found.name)))
+        links += [replace(link, a=numbers[link.a], b=numbers[link.b]) for link in driver.links()]
     return devices, links
 
 
 def _cpu_devices(
-    files: Files, packages: tuple[CpuPackage, ...], numa_nodes: tuple[NumaNode, ...], memory: int | None
+    files: Files,
+    packages: tuple[CpuPackage, ...],
+    numa_nodes: tuple[NumaNode, ...],
+    memory: int | None,
+    granted: int | None,
 ) -> list[DeviceInfo]:
+    """The packages; none has more memory than this process is granted."""
     if not packages:
         name = platform.processor() or platform.machine() or "CPU"
         return [DeviceInfo(device_id=0, kind="cpu", index=0, vendor=HardwareVendor.UNKNOWN, name=name)]
@@ -141,7 +150,7 @@ def _cpu_devices(
     for number, package in enumerate(packages):
         own = [numa for numa in numa_nodes if set(numa.cpus) & set(package.cpus)]
         sizes = [numa.memory_bytes for numa in own]
-        whole = len(packages) == 1
+        size = memory if len(packages) == 1 else _sum(sizes)
         boost_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/cpuinfo_max_freq")
         base_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/base_frequency")
         found.append(
@@ -151,7 +160,7 @@ def _cpu_devices(
                 index=package.package_id,
                 vendor=package.vendor,
                 name=package.model or platform.machine() or "CPU",
-                memory_bytes=memory if whole else None if None in sizes else sum(filter(None, sizes)),
+                memory_bytes=size if size is None or granted is None else min(size, granted),
                 compute_units=len(package.cores),
                 base_clock_mhz=None if base_khz is None else base_khz // 1000,
                 boost_clock_mhz=None if boost_khz is None else boost_khz // 1000,
@@ -160,6 +169,11 @@ def _cpu_devices(
             )
         )
     return found
+
+
+def _sum(sizes: list[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
 
 
 def _cpu_links(devices: list[DeviceInfo]) -> list[DeviceLink]:
@@ -172,4 +186,8 @@ def _cpu_links(devices: list[DeviceInfo]) -> list[DeviceLink]:
 
 
 def _portable_limits() -> Limits:
-    return Limits(cpus=tuple(range(os.cpu_count() or 1)), cpu_quota=None, memory_bytes=None)
+    try:
+        cpus = tuple(sorted(os.sched_getaffinity(0)))
+    except AttributeError:  # not on Linux
+        cpus = tuple(range(os.cpu_count() or 1))
+    return Limits(cpus=cpus, cpu_quota=None, memory_bytes=None)

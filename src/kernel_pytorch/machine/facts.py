@@ -408,8 +408,17 @@ class ClusterTopology:
         raise ValueError(f"device_id must be one of {known}, got {device_id}")
 
 
-def same_gpu_uuid(a: str | None, b: str | None) -> bool:
-    """NVML writes GPU-<uuid>, torch the bare one."""
-    return (
-        a is not None and b is not None and a.lower().removeprefix("gpu-") == b.lower().removeprefix("gpu-")
-    )
+@dataclass(frozen=True, kw_only=True)
+class GpuIdentity:
+    """A GPU as torch knows it. Drivers number and name GPUs otherwise: AMD's UUIDs are not torch's."""
+
+    uuid: str | None
+    pci_address: str | None
+    """A MIG instance has that of its GPU."""
+
+    def is_of(self, device: DeviceInfo) -> bool:
+        if self.pci_address is not None and device.pci is not None:
+            return self.pci_address == device.pci.address
+        if self.uuid is None or device.uuid is None:
+            return False
+        return self.uuid.lower().removeprefix("gpu-") == device.uuid.lower().removeprefix("gpu-")

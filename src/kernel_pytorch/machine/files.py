@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -57,7 +58,8 @@ class Files:
             return None
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        """Whether it is there; False too where that may not be asked."""
+        return os.path.exists(self.path(name))
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from .facts import ClusterTopology, NodeTopology, RankPlace, same_gpu_uuid
+from .facts import ClusterTopology, GpuIdentity, NodeTopology, RankPlace
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -16,27 +16,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """What a rank tells the others: the node it sees, and the UUID of its GPU if it has one."""
+    """What a rank tells the others: the node it sees, and the GPU that it computes on if it has one."""
 
     node: NodeTopology
-    uuid: str | None
+    gpu: GpuIdentity | None = None
 
 
-def gather_topology(node: NodeTopology, process_group: ProcessGroup | None = None) -> ClusterTopology:
+def gather_topology(
+    read: Callable[[], NodeTopology], process_group: ProcessGroup | None = None
+) -> ClusterTopology:
     """Every rank's node in one topology, the same on all ranks.
 
     Args:
-        node: what this rank sees of its machine.
+        read: what this rank sees of its machine.
         process_group: whose ranks are gathered; default: all.
+
+    Raises:
+        RuntimeError: a rank could not read its machine; on that one whatever it raised.
     """
     import torch.distributed as dist
 
-    from .torch_devices import own_gpu_uuid
+    from .torch_devices import own_gpu
 
-    mine = msgspec.json.encode(RankReport(node=node, uuid=own_gpu_uuid()))
-    reports: list[bytes] = [b""] * dist.get_world_size(process_group)
-    dist.all_gather_object(reports, mine, group=process_group)
-    return merge_reports([msgspec.json.decode(report, type=RankReport) for report in reports])
+    failure: Exception | None = None
+    try:
+        mine = msgspec.json.encode(RankReport(node=read(), gpu=own_gpu()))
+    except Exception as error:  # the other ranks wait to hear of it
+        failure, mine = error, repr(error).encode()
+    answers: list[tuple[bool, bytes]] = [(False, b"")] * dist.get_world_size(process_group)
+    dist.all_gather_object(answers, (failure is None, mine), group=process_group)
+    if failure is not None:
+        raise failure
+    for rank, (worked, answer) in enumerate(answers):
+        if not worked:
+            raise RuntimeError(f"rank {rank} could not read its machine: {answer.decode()}")
+    return merge_reports([msgspec.json.decode(answer, type=RankReport) for _, answer in answers])
 
 
 def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
@@ -58,7 +72,7 @@ def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
         cpus = {cpu for rank in ranks for cpu in reports[rank].node.limits.cpus}
         nodes[node_id] = replace(node, limits=replace(node.limits, cpus=tuple(sorted(cpus))))
         for local_rank, rank in enumerate(ranks):
-            device = _device_of(node, reports[rank].uuid, local_rank, len(ranks))
+            device = _device_of(node, reports[rank].gpu, local_rank, len(ranks))
             places[rank] = RankPlace(rank=rank, node_id=node_id, local_rank=local_rank, device_id=device)
         first += len(node.devices)
     return ClusterTopology(nodes=nodes, ranks=tuple(places[rank] for rank in range(len(reports))))
@@ -70,10 +84,10 @@ def _numbered(node: NodeTopology, node_id: int, first: int) -> NodeTopology:
     return replace(node, node_id=node_id, devices=devices, links=links)
 
 
-def _device_of(node: NodeTopology, uuid: str | None, local_rank: int, local_size: int) -> int | None:
-    """The GPU with the rank's UUID, else the CPU package in its turn if there is one for each."""
+def _device_of(node: NodeTopology, gpu: GpuIdentity | None, local_rank: int, local_size: int) -> int | None:
+    """The rank's GPU, else the CPU package in its turn if there is one for each."""
     for device in node.devices:
-        if same_gpu_uuid(device.uuid, uuid):
+        if gpu is not None and gpu.is_of(device):
             return device.device_id
     packages = [device.device_id for device in node.devices if device.kind == "cpu"]
     return packages[local_rank] if local_size <= len(packages) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -31,15 +32,20 @@ class Machine:
     ) -> None:
         self._files = Files(root)
         self._drivers = open_drivers(self._files, load_torch=load_torch)
-        self._devices = [(driver, index) for driver in self._drivers.opened for index in range(driver.count)]
+        self._devices = [(driver, index) for driver in self._drivers.opened for index in driver.indices]
         self._xids: dict[int, tuple[int, ...]] = {}
         self._host, self._cpus = HostReader(root, mounts), CpuReader(read_packages(self._files), root)
         self._first = 0
         self._closed = False
+        self._lock = threading.Lock()  # a thread may sample while another discovers anew or closes
         self.node = self.refresh()
 
     def refresh(self) -> NodeTopology:
         """Read the facts anew."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> NodeTopology:
         node = read_node(self._files, self._drivers)
         readings = self._device_readings(node.devices)
         for number, reading in readings.items():  # the driver reports them once; the next snapshot has them
@@ -65,6 +71,17 @@ class Machine:
         self._first = first
 
     def read(self) -> Snapshot:
+        """Read everything once.
+
+        Raises:
+            RuntimeError: it is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this machine was closed")
+            return self._read()
+
+    def _read(self) -> Snapshot:
         readings = self._device_readings(self.node.devices)
         for number, xids in self._xids.items():
             readings[number] = msgspec.structs.replace(readings[number], xids=xids + readings[number].xids)
@@ -84,6 +101,7 @@ class Machine:
 
     def close(self) -> None:
         """Close the drivers. May be called again."""
-        if not self._closed:
-            self._closed = True
-            self._drivers.close()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._drivers.close()

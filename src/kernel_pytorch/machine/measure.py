@@ -24,10 +24,18 @@ def measure_peaks(device: DeviceInfo, *, seconds: float = 0.5) -> MeasuredPeaks:
         seconds: for each figure, after one run to warm up.
 
     Raises:
-        ValueError: torch does not see the device.
+        ValueError: torch does not see the device, or too little of its memory is free.
     """
-    target = torch_device(device)
+    try:
+        return _measure_peaks(device, torch_device(device), seconds)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{device.label}: too little free memory to measure: {error}") from error
+
+
+def _measure_peaks(device: DeviceInfo, target: torch.device, seconds: float) -> MeasuredPeaks:
     size, count = _MATRIX[device.kind], _COPY_BYTES[device.kind]
+    if device.kind == "cpu" and device.memory_bytes is not None:
+        count = min(count, device.memory_bytes // 8)  # two such, and this process may be granted little
     names = ("float32", "bfloat16") if device.kind == "cpu" else ("float32", "tf32", "bfloat16", "float16")
     flops = {name: _matmul_flops(name, size, target, seconds) for name in names}
     source = torch.ones(count, dtype=torch.uint8, device=target)

@@ -1,6 +1,6 @@
 """What vendors promise of their accelerators, by the name that the driver gives them.
 
-Dense, without sparsity; tensor cores where there are any, sums in float32.
+Dense, without sparsity; tensor or matrix cores where there are any, sums in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _RTX = "NVIDIA Ada GPU architecture whitepaper, appendix A (sums in float32)"
 _AMPERE = "NVIDIA Ampere GA102 GPU architecture whitepaper (sums in float32)"
 _A10 = "NVIDIA A10 datasheet"
 _MI300 = "AMD Instinct MI300X datasheet"
-_MI200 = "AMD Instinct MI200 series datasheet"
+_MI210 = "AMD Instinct MI210 datasheet"
+_MI250X = "AMD Instinct MI250X datasheet (half of it: each of its two dies is a device)"
 
 
 def _peaks(source: str, memory_gb_s: float, **teraflops: float) -> Peaks:
@@ -45,8 +46,8 @@ _TABLE = {
     "NVIDIA GeForce RTX 4090": _half(_RTX, 1008, 82.6, 82.6, 165.2, float8=330.3),
     "NVIDIA GeForce RTX 3090": _half(_AMPERE, 936, 35.6, 35.6, 71),
     "AMD Instinct MI300X": _half(_MI300, 5300, 163.4, 653.7, 1307.4, float8=2614.9),
-    "AMD Instinct MI250X": _peaks(_MI200, 3277, float32=47.9, bfloat16=383, float16=383),
-    "AMD Instinct MI210": _peaks(_MI200, 1638, float32=22.6, bfloat16=181, float16=181),
+    "AMD Instinct MI250X": _peaks(_MI250X, 1638.4, float32=47.85, bfloat16=191.5, float16=191.5),
+    "AMD Instinct MI210": _peaks(_MI210, 1638.4, float32=45.3, bfloat16=181, float16=181),
 }
 
 

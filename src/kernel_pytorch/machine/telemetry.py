@@ -65,12 +65,16 @@ class Telemetry:
         """CPU time that the thread has taken up to its last sample, listeners included."""
         self._source = source
         self._sampling = threading.RLock()
+        self._told: Snapshot | None = None
+        """What the listeners are being told."""
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._logged: set[type[Exception]] = set()
 
     def sample(self) -> Snapshot:
         """Read the source now, keep the snapshot and tell the listeners.
+
+        A listener that calls it gets the snapshot that it is being told of.
 
         Raises:
             EndOfTrace: the source has no more.
@@ -80,6 +84,8 @@ class Telemetry:
 
     def _sample(self, stop: threading.Event) -> Snapshot:
         with self._sampling:
+            if self._told is not None:  # the lock lets only the thread in whose listener asks
+                return self._told
             try:
                 snapshot = self._source.read()
             except EndOfTrace:
@@ -90,11 +96,15 @@ class Telemetry:
             self.history.append(snapshot)
             self.latest = snapshot
             raised: Exception | None = None
-            for listener in tuple(self.listeners):
-                try:
-                    listener(snapshot)
-                except Exception as error:
-                    raised = raised or error
+            self._told = snapshot
+            try:
+                for listener in tuple(self.listeners):
+                    try:
+                        listener(snapshot)
+                    except Exception as error:
+                        raised = raised or error
+            finally:
+                self._told = None
             if raised is not None:
                 raise raised
             return snapshot

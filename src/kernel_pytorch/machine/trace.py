@@ -57,7 +57,10 @@ class TraceWriter:
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # of a full disk: it tries to write again, and does not say where
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def __enter__(self) -> TraceWriter:
         return self

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sysfs_trees import write
+from fake_nvml import FakeNvml, h100
+from sysfs_trees import write, write_host
 
 from kernel_pytorch.machine.drivers.amd import AmdDriver
 from kernel_pytorch.machine.drivers.driver import DriverUnavailableError
@@ -22,6 +23,7 @@ from kernel_pytorch.machine.facts import (
     PciLink,
 )
 from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.live import Machine
 from kernel_pytorch.machine.readings import DeviceReading
 
 
@@ -78,7 +80,8 @@ def amd(monkeypatch, tmp_path):
         AmdSmiClkType=Clock,
         AmdSmiLinkType=SimpleNamespace(AMDSMI_LINK_TYPE_XGMI=2),
         amdsmi_init=lambda: None,
-        amdsmi_shut_down=lambda: None,
+        amdsmi_shut_down=lambda: module.closed.append("amdsmi"),
+        closed=[],
         amdsmi_get_processor_handles=lambda: list(range(3)),
         amdsmi_topo_get_link_type=lambda a, b: {"type": 2 if (a, b) == (0, 1) else 1, "hops": 1},
     )
@@ -99,7 +102,7 @@ def amd(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "amdsmi", module)
     for bus, numa in (("01", 0), ("02", 0), ("03", 1)):
         write(tmp_path, f"sys/bus/pci/devices/0000:{bus}:00.0/numa_node", numa)
-    return SimpleNamespace(gpus=gpus, driver=AmdDriver(Files(tmp_path)), module=module)
+    return SimpleNamespace(gpus=gpus, driver=AmdDriver(Files(tmp_path)), module=module, root=tmp_path)
 
 
 def test_an_mi300x(amd):
@@ -154,6 +157,57 @@ def test_what_amd_smi_refuses_is_unknown(amd):
     assert [note.what for note in amd.driver.missing] == ["AMD GPU 1"]
 
 
+def test_what_amd_smi_calls_not_available_is_unknown(amd):
+    """N/A for numbers, zero for a power that is zero, and no NUMA node: a link of no known kind."""
+    gpu = amd.gpus[2]
+    gpu["get_power_info"] = {"current_socket_power": 0, "average_socket_power": "N/A"}
+    gpu["get_temp_metric"] = {Temperature.HOTSPOT: "N/A", Temperature.VRAM: 0}
+    gpu["get_gpu_activity"] = {"gfx_activity": "N/A"}
+    gpu["get_gpu_bad_page_info"] = "No bad pages found."
+    gpu["get_pcie_info"] = {
+        "pcie_static": {"max_pcie_width": 16, "max_pcie_speed": "N/A"},
+        "pcie_metric": {"pcie_width": "N/A", "pcie_speed": "N/A", "pcie_replay_count": "N/A"},
+    }
+    gpu["get_gpu_device_bdf"] = None
+    reading = amd.driver.read(2)
+    assert (reading.power_w, reading.temperature_c, reading.memory_temperature_c) == (0, None, 0)
+    assert (reading.utilization, reading.retired_pages, reading.pcie_replays) == (None, None, None)
+    assert amd.driver.devices()[2].pci is None
+    gpu["get_gpu_device_bdf"] = "0000:04:00.0"
+    assert amd.driver.devices()[2].pci == PciLink(address="0000:04:00.0", width_max=16)
+    assert amd.driver.devices()[2].numa_node is None
+    assert [(link.a, link.b) for link in amd.driver.links()] == [(0, 1)]
+
+
+def test_gpus_of_one_numa_node(amd):
+    amd.module.amdsmi_topo_get_link_type = lambda a, b: {"type": 1, "hops": 2}
+    assert [(link.a, link.b, link.kind) for link in amd.driver.links()] == [
+        (0, 1, LinkKind.HOST_BRIDGE),
+        (0, 2, LinkKind.SOCKET),
+        (1, 2, LinkKind.SOCKET),
+    ]
+
+
+def test_gpus_of_two_vendors_in_one_node(amd, monkeypatch):
+    """Those of the second driver are numbered after the first's, their links too; both are closed."""
+    gpus = [h100(0), h100(1, GetTemperature=77)]
+    gpus[0].nvlinks, gpus[1].nvlinks = ["00000000:1C:00.0"], ["00000000:1B:00.0"]
+    nvml = FakeNvml(monkeypatch, gpus)
+    machine = Machine(str(amd.root), mounts=[], load_torch=False)
+    assert [(device.vendor.value, device.index) for device in machine.node.devices] == [
+        ("nvidia", 0),
+        ("nvidia", 1),
+        ("amd", 0),
+        ("amd", 1),
+        ("amd", 2),
+    ]
+    assert [device.device_id for device in machine.node.devices] == list(range(5))
+    assert machine.node.nvlink_topology.keys() == {(0, 1), (2, 3)}
+    assert [reading.temperature_c for reading in machine.read().devices.values()] == [41, 77, 51, 51, 51]
+    machine.close()
+    assert (nvml.shut_down, amd.module.closed) == (1, ["amdsmi"])
+
+
 def test_amd_smi_that_fails(amd, tmp_path):
     def refuse():
         raise AmdSmiError("driver not loaded")
@@ -164,18 +218,64 @@ def test_amd_smi_that_fails(amd, tmp_path):
 
 
 def test_intel_through_torch(monkeypatch):
-    properties = SimpleNamespace(
-        name="Intel(R) Data Center GPU Max 1550", total_memory=1000, uuid="u", gpu_subslice_count=128
+    install_xpu(
+        monkeypatch,
+        name="Intel(R) Data Center GPU Max 1550",
+        total_memory=1000,
+        uuid="u",
+        gpu_subslice_count=128,
     )
-    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
-    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: properties)
-    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda index: (400, 1000))
     driver = IntelDriver()
     (device,) = driver.devices()
     assert (device.vendor, device.memory_bytes, device.compute_units) == (HardwareVendor.INTEL, 1000, 128)
+    assert device.uuid == "u"
     assert driver.read(0) == DeviceReading(memory_used_bytes=600)
     assert "temperature" in driver.missing[0].what
+
+    def refuse(index):
+        raise RuntimeError("The device does not support querying free memory")
+
+    monkeypatch.setattr(torch.xpu, "mem_get_info", refuse)
+    assert driver.read(0).silent
+
+
+def test_intel_gpus_are_asked_for_where_torch_is_loaded(monkeypatch, tmp_path):
+    """Whether or not the PCI bus shows them: a container may hide it."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    write_host(tmp_path, packages=[[[0]], [[1]]], numa=[[0], [1]])
+    install_xpu(monkeypatch, name="Intel(R) Arc(TM) A770", total_memory=1000)
+    machine = Machine(str(tmp_path), mounts=[], load_torch=False)
+    (device,) = machine.node.devices
+    assert (device.kind, device.name, device.uuid, device.compute_units) == (
+        "gpu",
+        "Intel(R) Arc(TM) A770",
+        None,
+        None,
+    )
+    assert machine.read().devices[0].memory_used_bytes == 600
+
+
+def test_intel_gpus_are_missing_where_torch_may_not_be_loaded(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    write_host(tmp_path, packages=[[[0]]], numa=[[0]])
+    for name, value in (("vendor", "0x8086"), ("class", "0x038000"), ("device", "0x0bd5")):
+        write(tmp_path, f"sys/bus/pci/devices/0000:29:00.0/{name}", value)
+    monkeypatch.delitem(sys.modules, "torch")
+    machine = Machine(str(tmp_path), mounts=[], load_torch=False)
+    assert "torch" not in sys.modules
+    note = next(note for note in machine.node.missing if "0000:29:00.0 (model 0x0bd5)" in note.what)
+    assert (note.why, note.fix) == (
+        "read through torch.xpu, and torch is not loaded",
+        "kernel-pytorch probe --measure, which loads it",
+    )
+
+
+def install_xpu(monkeypatch, **properties):
+    """One Intel GPU with 600 of its 1000 bytes in use."""
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: SimpleNamespace(**properties))
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda index: (400, 1000))
 
 
 def test_intel_without_a_gpu():

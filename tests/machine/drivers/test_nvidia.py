@@ -111,8 +111,125 @@ def test_error_reports_reach_their_gpu_once(monkeypatch, tmp_path):
     driver = NvidiaDriver(Files(tmp_path))
     nvml.events = [(gpus[1], 79), (gpus[0], 31), (gpus[1], 48)]
     assert [driver.read(index).xids for index in (0, 1, 0, 1)] == [(31,), (79, 48), (), ()]
+    assert nvml.event_sets == 1
     driver.close()
-    assert nvml.shut_down == 1
+    assert (nvml.event_sets, nvml.shut_down) == (0, 1)
+
+
+def test_a_gpu_that_cannot_be_opened(monkeypatch, tmp_path):
+    """The others keep their numbers in NVML, by which error reports come."""
+    gpus = [h100(0), h100(1), h100(2)]
+    nvml = FakeNvml(monkeypatch, gpus)
+
+    def handle(index):
+        if index == 0:
+            raise error(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return nvml.handle(index)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    driver = NvidiaDriver(Files(tmp_path))
+    assert driver.indices == [1, 2]
+    assert [device.index for device in driver.devices()] == [1, 2]  # CUDA counts like this too
+    assert [device.uuid for device in driver.devices()] == [gpu.answers["GetUUID"] for gpu in gpus[1:]]
+    assert [(note.what, note.fix) for note in driver.missing] == [("NVIDIA GPU: 0", None)]
+    nvml.events = [(gpus[1], 31), (gpus[2], 79)]
+    gpus[2].answers = {name: error(pynvml.NVML_ERROR_GPU_IS_LOST) for name in gpus[2].answers}
+    assert [driver.read(index).xids for index in (1, 2)] == [(31,), (79,)]
+
+
+def test_errors_on_nvlinks_and_reasons_for_low_clocks(monkeypatch, tmp_path):
+    totals = {
+        pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL: 1,
+        pynvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL: 20,
+        pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL: 300,
+        pynvml.NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL: 5 << 32,
+    }
+    gpu = h100()
+    gpu.fields |= totals
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert driver.read(0).nvlink_errors == (5 << 32) + 321
+    for name, bit in {
+        "clocks_setting": pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting,
+        "power_cap": pynvml.nvmlClocksThrottleReasonSwPowerCap,
+        "hw_slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
+        "sync_boost": pynvml.nvmlClocksThrottleReasonSyncBoost,
+        "sw_thermal": pynvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+        "hw_thermal": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "hw_power_brake": pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+    }.items():
+        gpu.answers["GetCurrentClocksThrottleReasons"] = bit | pynvml.nvmlClocksThrottleReasonGpuIdle
+        assert driver.read(0).throttle_reasons == (name,)
+
+
+def test_rows_that_could_not_be_remapped(monkeypatch, tmp_path):
+    """Corrected, uncorrected, pending, failed."""
+    FakeNvml(monkeypatch, [h100(GetRemappedRows=(0, 2, 1, 0)), h100(1, GetRemappedRows=(0, 2, 0, 1))])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [driver.read(index).remap_failed for index in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("capability", "cores", "multiprocessors"),
+    [((6, 1), 3584, None), ((7, 0), 5120, 80), ((7, 5), 2560, 40), ((8, 6), 10496, 82)],
+    ids=["P40", "V100", "T4", "RTX 3090"],
+)
+def test_a_gpu_without_instances(monkeypatch, tmp_path, capability, cores, multiprocessors):
+    unsupported = error(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    gpu = h100(
+        GetCudaComputeCapability=list(capability), GetAttributes_v2=unsupported, GetNumGpuCores=cores,
+        GetMigMode=unsupported, GetEccMode=unsupported, GetPersistenceMode=0, GetName=unsupported,
+        GetPowerManagementLimitConstraints=unsupported, GetRemappedRows=unsupported,
+        GetRetiredPages=unsupported,
+    )  # fmt: skip
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    (device,) = driver.devices()
+    assert (device.compute_units, device.name) == (multiprocessors, "NVIDIA GPU")
+    assert (device.mig_enabled, device.ecc_enabled, device.persistence_mode) == (None, None, False)
+    assert (device.power_limit_w, device.power_limit_min_w, device.power_limit_max_w) == (700, None, None)
+    assert driver.read(0).retired_pages is None
+    driver.devices()
+    assert [note.what for note in driver.missing] == ["NVIDIA GPU: name"]  # once, however often it is asked
+
+
+def test_mig_that_waits_for_a_reset(monkeypatch, tmp_path):
+    FakeNvml(monkeypatch, [h100(GetMigMode=[0, 1], GetEccMode=[0, 1])])
+    (device,) = NvidiaDriver(Files(tmp_path)).devices()
+    assert (device.mig_enabled, device.mig_instances, device.ecc_enabled) == (False, (), False)
+
+
+def test_nvlinks_of_an_unknown_version(monkeypatch, tmp_path):
+    gpus = [h100(index) for index in range(2)]
+    gpus[0].nvlinks, gpus[1].nvlinks = ["00000000:1C:00.0"] * 4, ["00000000:1B:00.0"] * 4
+    for gpu in gpus:
+        gpu.fields.clear()
+    FakeNvml(monkeypatch, gpus)
+    assert NvidiaDriver(Files(tmp_path)).links() == [DeviceLink(a=0, b=1, kind=LinkKind.NVLINK, lanes=4)]
+
+
+def test_a_switch_is_no_gpu_of_unknown_address(monkeypatch, tmp_path):
+    gpus = [h100(0), h100(1, GetPciInfo=error(pynvml.NVML_ERROR_UNKNOWN))]
+    gpus[0].nvlinks = [None] * 18
+    FakeNvml(monkeypatch, gpus)
+    assert NvidiaDriver(Files(tmp_path)).links() == []
+
+
+def test_a_counter_of_nvlinks_that_is_silent_for_a_moment(monkeypatch, tmp_path):
+    """A sum without it would fall, and look like a counter that began anew."""
+    gpu = h100()
+    replays, flits = (
+        pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+        pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
+    )
+    gpu.fields |= {replays: 500, flits: 1000}
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert driver.read(0).nvlink_errors == 1500
+    del gpu.fields[replays]
+    assert driver.read(0).nvlink_errors is None
+    gpu.fields[replays] = 501
+    assert driver.read(0).nvlink_errors == 1501
 
 
 def test_pages_of_older_gpus(monkeypatch, tmp_path):

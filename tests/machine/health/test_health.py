@@ -26,7 +26,7 @@ def test_precision_and_recall_on_traces_with_faults_drawn_at_random():
     mistakes = [mistake for result in scores.values() for mistake in result.mistakes]
     assert mistakes == [], f"seed {seed}"
     assert {(result.precision, result.recall) for result in scores.values()} == {(1.0, 1.0)}
-    assert sum(result.hits for result in scores.values()) >= 2 * 20
+    assert sum(result.hits for result in scores.values()) >= 2 * 19
 
 
 def gpu(
@@ -96,13 +96,19 @@ def test_throttling_that_is_a_choice():
     ],
 )
 def test_counters(metric: str, harmless: int, fault: int, state: HealthState):
-    assert gpu({metric: 7}, {metric: 7 + harmless}).state is HEALTHY
-    health = gpu({metric: 7}, {metric: 7 + fault})
+    start = 0 if metric == "ecc_uncorrected" else 7
+    assert gpu({metric: start}, {metric: start + harmless}).state is HEALTHY
+    health = gpu({metric: start}, {metric: start + fault})
     assert (health.state, kinds(health)) == (state, [metric])
     assert health.evidence[0].value == fault
-    assert gpu({metric: 10**9}).state is HEALTHY  # from any start
     gap: list[dict[str, object]] = [{"power_w": 1.0}] * 3
-    assert gpu({metric: 7}, *gap, {metric: 7 + fault}).state is state
+    assert gpu({metric: start}, *gap, {metric: start + fault}).state is state
+
+
+def test_what_was_counted_before_the_first_reading():
+    for metric in ("retired_pages", "ecc_corrected", "nvlink_errors", "pcie_replays"):
+        assert gpu({metric: 10**9}).state is HEALTHY
+    assert gpu({"ecc_uncorrected": 1}).state is FAILED  # since the driver's load, and not reset since
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_errors_that_do_not_pass(metric: str):
     assert gpu({metric: 0}, *[{metric: 1}] * 5, every_s=1e6).state in (FAILED, DEGRADED)
 
 
-@pytest.mark.parametrize("metric", ["ecc_uncorrected", "retired_pages", "ecc_corrected", "pcie_replays"])
+@pytest.mark.parametrize("metric", ["retired_pages", "ecc_corrected", "pcie_replays"])
 def test_a_counter_that_starts_over(metric: str):
     assert gpu({metric: 10**6}, {metric: 0}, {metric: 0}).state is HEALTHY
     assert gpu({metric: 10**6}, {metric: 500}).state is not HEALTHY  # added since it started over
@@ -133,7 +139,8 @@ def test_remap_failure():
 
 @pytest.mark.parametrize(
     ("xid", "state"),
-    [(79, FAILED), (48, FAILED), (95, FAILED), (119, FAILED), (63, DEGRADED), (74, DEGRADED), (94, DEGRADED)]
+    [(number, FAILED) for number in (46, 48, 79, 95, 109, 119, 136, 143, 158)]
+    + [(number, DEGRADED) for number in (54, 63, 74, 94, 144, 150)]
     + [(number, HEALTHY) for number in (13, 31, 43, 45, 99, 999)],
 )
 def test_xids(xid: int, state: HealthState):
@@ -261,14 +268,19 @@ def host(
 
 
 @pytest.mark.parametrize(
-    ("field", "component", "share"), [("memory_stall_s", "memory", 0.1), ("cpu_stall_s", "cpu", 0.5)]
+    ("field", "component", "share", "state"),
+    [("memory_stall_s", "memory", 0.1, DEGRADED), ("cpu_stall_s", "cpu", 0.5, HEALTHY)],
 )
-def test_pressure(field: str, component: str, share: float):
+def test_pressure(field: str, component: str, share: float, state: HealthState):
+    """A busy CPU is no fault, but it is told."""
+
     def after(readings: int, stalled: float) -> ComponentHealth:
         return host(*[HostReading(**{field: 100 + stalled * t}) for t in range(readings)])[component]  # type: ignore[arg-type]
 
-    assert after(31, share + 0.01).state is DEGRADED
-    assert after(31, share - 0.01).state is HEALTHY
+    told = after(31, share + 0.01)
+    assert (told.state, kinds(told)) == (state, [f"{component}_pressure"])
+    fine = after(31, share - 0.01)
+    assert (fine.state, kinds(fine)) == (HEALTHY, [])
     early = after(30, 1.0)
     assert (early.state, early.evidence) == (None, ())
     assert early.reason == "no readings of the pressure that cover 30 s"
@@ -413,3 +425,36 @@ def test_bad_thresholds(field: str, value: object, error: type[Exception], messa
 
 def test_no_devices():
     assert MachineHealth([]).components().keys() == {"memory", "cpu"}
+
+
+def test_a_lower_power_limit_is_no_straggler():
+    def clocks(limit_w: float) -> set[str]:
+        readings = {
+            number: DeviceReading(
+                sm_clock_mhz=1400.0 if number < 2 else 1900.0,
+                utilization=1.0,
+                power_limit_w=limit_w if number < 2 else 700.0,
+            )
+            for number in range(8)
+        }
+        snapshots = [Snapshot(time_s=t, devices=readings) for t in range(60)]
+        return {name for name, health in assess(snapshots, GPUS).items() if health.state is DEGRADED}
+
+    assert clocks(700.0) == {"gpu:0", "gpu:1"}
+    assert clocks(300.0) == set()
+
+
+def test_a_cpu_may_be_warmer_than_a_gpu():
+    cpu = replace(GPUS[0], kind="cpu")
+    assert assess(seconds([{"temperature_c": 94.0}] * 40), [cpu])["cpu:0"].state is HEALTHY
+    assert assess(seconds([{"temperature_c": 96.0}] * 40), [cpu])["cpu:0"].state is DEGRADED
+    (evidence,) = assess(seconds([{"temperature_c": 96.0}] * 40), [cpu])["cpu:0"].evidence
+    assert evidence.threshold == 95
+
+
+def test_a_clock_set_forward_lets_nothing_hold_longer():
+    times = [*range(5), 3605, 3606]
+    hot = [Snapshot(time_s=t, devices={0: DeviceReading(temperature_c=99.0)}) for t in times]
+    assert assess(hot, GPUS[:1])["gpu:0"].state is HEALTHY
+    slow = [Snapshot(time_s=t, devices={0: DeviceReading(temperature_c=99.0)}) for t in (0, 100, 200)]
+    assert assess(slow, GPUS[:1])["gpu:0"].state is DEGRADED  # whoever reads every 100 s

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sysfs_trees import write, write_host
 
+from kernel_pytorch.machine.discover import Drivers, read_node
 from kernel_pytorch.machine.facts import HardwareVendor
 from kernel_pytorch.machine.files import Files, format_cpu_list, parse_cpu_list
 from kernel_pytorch.machine.host.cpu import read_caches, read_numa_nodes, read_packages
-from kernel_pytorch.machine.host.hwloc import HwlocTopology, lstopo_xml, read_hwloc_xml
+from kernel_pytorch.machine.host.hwloc import HwlocTopology, differences, lstopo_xml, read_hwloc_xml
 
 needs_hwloc = pytest.mark.skipif(
     shutil.which("lstopo-no-graphics") is None, reason="needs hwloc (apt-get install hwloc)"
@@ -115,6 +117,22 @@ def test_more_than_32_cpus_in_hwloc():
     assert read_hwloc_xml(text).packages[0].cores == ((31, 64),)
 
 
+def test_distances_and_pages_in_hwloc():
+    """Row by row: from the first node to the second it is 21, the other way 31. Base pages are not huge."""
+    text = (
+        '<topology version="2.0"><object type="Machine">'
+        '<object type="NUMANode" os_index="1" cpuset="0x2" local_memory="0"/>'
+        '<object type="NUMANode" os_index="0" cpuset="0x1" local_memory="4096">'
+        '<page_type size="4096" count="7"/><page_type size="2097152" count="3"/></object></object>'
+        '<distances2 type="NUMANode" nbobjs="2"><u64values length="11">10 21 31 10</u64values></distances2>'
+        "</topology>"
+    )
+    first, second = read_hwloc_xml(text).numa_nodes
+    assert (first.distances, second.distances) == ((10, 21), (31, 10))
+    assert (first.memory_bytes, second.memory_bytes) == (4096, None)
+    assert [(page.size_bytes, page.total) for page in first.huge_pages] == [(2 << 20, 3)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -149,6 +167,77 @@ def test_a_kernel_without_numa_is_one_node(tmp_path):
     (numa,) = read_numa_nodes(Files(tmp_path))
     assert (numa.cpus, numa.memory_bytes, numa.distances) == ((0, 1), 4096 * 1024, (10,))
     assert [(page.size_bytes, page.total, page.free) for page in numa.huge_pages] == [(2 << 20, 3, 1)]
+
+
+def test_what_old_kernels_and_virtual_machines_write(tmp_path):
+    """No core_cpus_list before Linux 5.3, package -1 where the firmware names none, no topology at all."""
+    for cpu in range(4):
+        folder = f"sys/devices/system/cpu/cpu{cpu}"
+        write(tmp_path, f"{folder}/topology/physical_package_id", -1)
+        write(tmp_path, f"{folder}/topology/thread_siblings_list", "0,2" if cpu % 2 == 0 else "1,3")
+    write(tmp_path, "sys/devices/system/cpu/online", "0-3")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.package_id, package.cores) == (0, ((0, 2), (1, 3)))
+    shutil.rmtree(tmp_path / "sys/devices/system/cpu/cpu3/topology")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.package_id, package.cores) == (0, ((0, 2), (1, 3), (3,)))
+
+
+def test_the_model_is_that_of_a_cpu_that_is_online(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]], offline=[0], model="AMD EPYC 9654")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.model, package.cores) == ("AMD EPYC 9654", ((1,),))
+
+
+def test_sizes_in_all_units_and_huge_pages_by_size(tmp_path):
+    write_host(tmp_path, packages=[[[0]]], numa=[[0]])
+    for index, size in enumerate(("48K", "2M", "1G", "512")):
+        write(tmp_path, f"sys/devices/system/cpu/cpu0/cache/index{index}/size", size)
+    assert sorted(cache.size_bytes for cache in read_caches(Files(tmp_path))) == [
+        512,
+        48 * 1024,
+        2 * 1024**2,
+        1024**3,
+    ]
+    for size_kb, total, free in ((2048, 8, 5), (1048576, 4, 1)):
+        pages = f"sys/devices/system/node/node0/hugepages/hugepages-{size_kb}kB"
+        write(tmp_path, f"{pages}/nr_hugepages", total)
+        write(tmp_path, f"{pages}/free_hugepages", free)
+    (numa,) = read_numa_nodes(Files(tmp_path))
+    assert [(page.size_bytes, page.total, page.free) for page in numa.huge_pages] == [
+        (2 * 1024**2, 8, 5),
+        (1024**3, 4, 1),
+    ]
+
+
+def test_what_hwloc_sees_otherwise(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]], memory_kb=4096)
+    files = Files(tmp_path)
+    node = read_node(files, Drivers((), ()))
+    theirs = HwlocTopology(packages=node.packages, caches=node.caches, numa_nodes=node.numa_nodes)
+    assert differences(node, theirs) == []
+    (numa,) = node.numa_nodes
+    assert differences(node, replace(theirs, numa_nodes=(replace(numa, memory_bytes=1),))) == [
+        f"NUMA nodes: sysfs [(0, (0, 1), {4096 * 1024})], hwloc [(0, (0, 1), 1)]"
+    ]
+    assert [text.split(":")[0] for text in differences(node, replace(theirs, packages=(), caches=()))] == [
+        "packages",
+        "caches",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [("echo '<topology/>'", "<topology/>\n"), ("echo '<topology/>'; exit 1", None), ("exec sleep 600", None)],
+    ids=["well", "fails", "too slow"],
+)
+def test_a_program_that_calls_itself_lstopo(tmp_path, monkeypatch, script, printed):
+    program = tmp_path / "lstopo"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr(shutil, "which", lambda name: str(program) if name == "lstopo" else None)
+    assert lstopo_xml(timeout_s=0.2 if printed is None else 60) == printed
 
 
 def test_nothing_to_read(tmp_path):

@@ -127,3 +127,65 @@ def test_this_host_is_read():
     reading = HostReader().read()
     assert reading.memory_available_bytes is None or reading.memory_available_bytes > 0
     assert all(disk.total_bytes >= disk.free_bytes for disk in reading.disks.values())
+
+
+MEMORY_MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+32 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+
+
+def test_memory_of_the_own_control_group(tmp_path: Path):
+    """Other people's kills and waits on the host are not this process's."""
+    host = {
+        "proc/vmstat": "oom_kill 30",
+        "proc/pressure/memory": "some avg10=1.00 avg60=0.00 avg300=0.00 total=9000000",
+        "proc/self/mountinfo": MEMORY_MOUNTS,
+    }
+    write_all(tmp_path, {**host, "proc/self/cgroup": "4:memory:/\n0::/"})
+    reading = HostReader(str(tmp_path)).read()
+    assert (reading.oom_kills, reading.memory_stall_s) == (30, 9)
+    own = {
+        "proc/self/cgroup": "4:memory:/\n0::/job",
+        "sys/fs/cgroup/unified/job/memory.events": "low 0\noom 1\noom_kill 2",
+        "sys/fs/cgroup/unified/job/memory.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=500000",
+    }
+    write_all(tmp_path, own)
+    reading = HostReader(str(tmp_path)).read()
+    assert (reading.oom_kills, reading.memory_stall_s) == (2, 0.5)
+    v1 = {
+        "proc/self/cgroup": "4:memory:/job\n0::/",
+        "sys/fs/cgroup/memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5",
+    }
+    write_all(tmp_path, v1)
+    reading = HostReader(str(tmp_path)).read()
+    assert (reading.oom_kills, reading.memory_stall_s) == (5, 9)
+
+
+def test_adapters_without_an_interface(tmp_path: Path):
+    def adapter(name: str, *states: str, errors: int | None = 0, interface: bool = False) -> None:
+        for port, state in enumerate(states, 1):
+            folder = f"sys/class/infiniband/{name}/ports/{port}"
+            write(tmp_path, f"{folder}/state", state)
+            for counter in ("symbol_error", "port_rcv_errors", "port_xmit_discards"):
+                if errors is not None:
+                    write(tmp_path, f"{folder}/counters/{counter}", errors)
+        if interface:
+            (tmp_path / f"sys/class/infiniband/{name}/device/net/ib0").mkdir(parents=True)
+
+    adapter("mlx5_0", "4: ACTIVE", errors=2)
+    adapter("mlx5_1", "1: DOWN", errors=None)
+    adapter("mlx5_2", "1: DOWN", "4: ACTIVE")
+    adapter("mlx5_3", "4: ACTIVE", interface=True)
+    assert HostReader(str(tmp_path)).read().nics == {
+        "mlx5_0": NicReading(carrier=True, errors=6),
+        "mlx5_1": NicReading(carrier=False),
+        "mlx5_2": NicReading(carrier=True, errors=0),
+    }
+
+
+def test_a_bridge_is_not_watched(tmp_path: Path):
+    write_all(tmp_path, interface("docker0", "down", 0, device=False))
+    assert "docker0" in HostReader(str(tmp_path)).read().nics
+    write(tmp_path, "sys/class/net/docker0/bridge/bridge_id", "8000.0")
+    assert HostReader(str(tmp_path)).read().nics == {}

@@ -43,13 +43,21 @@ def test_v2_the_narrowest_on_the_way_up(host):
     write(host, "proc/self/cgroup", "0::/job/step")
     write(host, "proc/self/mountinfo", mount("/", "/sys/fs/cgroup", V2))
     write(host, "sys/fs/cgroup/job/step/cpu.max", "max 100000")
-    write(host, "sys/fs/cgroup/job/step/memory.max", 8 << 30)
+    write(host, "sys/fs/cgroup/job/step/memory.max", "max")
     write(host, "sys/fs/cgroup/job/cpu.max", "200000 100000")
     write(host, "sys/fs/cgroup/job/memory.max", 4 << 30)
     limits = read_limits(Files(host))
     assert (limits.cpu_quota, limits.memory_bytes, limits.usable_cpus) == (2.0, 4 << 30, 2.0)
     write(host, "sys/fs/cgroup/job/step/cpu.max", "50000 100000")
-    assert read_limits(Files(host)).cpu_quota == 0.5
+    write(host, "sys/fs/cgroup/job/step/memory.max", 8 << 30)
+    limits = read_limits(Files(host))
+    assert (limits.cpu_quota, limits.memory_bytes) == (0.5, 4 << 30)
+    for name in ("cpu.max", "memory.max"):
+        write(host, f"sys/fs/cgroup/job/{name}", "max")
+    write(host, "sys/fs/cgroup/job/step/memory.max", "max")
+    write(host, "sys/fs/cgroup/job/step/cpu.max", "6500000 100000")
+    limits = read_limits(Files(host))
+    assert (limits.cpu_quota, limits.memory_bytes, limits.usable_cpus) == (65.0, None, 64)
 
 
 def test_v1_and_its_word_for_no_limit(host):
@@ -76,6 +84,17 @@ def test_v1_and_its_word_for_no_limit(host):
     write(host, "sys/fs/cgroup/memory/memory.limit_in_bytes", 1 << 30)
     limits = read_limits(Files(host))
     assert (limits.cpu_quota, limits.memory_bytes) == (1.5, 1 << 30)
+
+
+def test_v1_controllers_are_not_taken_for_others(host):
+    """ "cpuset" and "cpuacct" have the name of "cpu" in theirs."""
+    write(host, "proc/self/cgroup", "5:cpuset:/job\n4:cpuacct:/job\n3:cpu:/")
+    mounts = [mount("/", f"/sys/fs/cgroup/{name}", V1 + name) for name in ("cpuset", "cpuacct")]
+    write(host, "proc/self/mountinfo", "\n".join(mounts))
+    for name in ("cpuset", "cpuacct"):
+        write(host, f"sys/fs/cgroup/{name}/cpu.cfs_quota_us", 100000)
+        write(host, f"sys/fs/cgroup/{name}/cpu.cfs_period_us", 100000)
+    assert read_limits(Files(host)).cpu_quota is None
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,32 @@ def test_interfaces(tmp_path):
     }
 
 
+def test_adapters_by_themselves(tmp_path):
+    """One of two ports at different rates, one whose only port is the second, one that tells little."""
+    adapter(tmp_path, "mlx5_0", device="a", rate="100 Gb/sec (2X HDR)", layer="Ethernet")
+    write(tmp_path, "sys/class/infiniband/mlx5_0/ports/2/rate", "25 Gb/sec (1X EDR)")
+    write(tmp_path, "sys/class/infiniband/mlx5_0/ports/10/rate", "2.5 Gb/sec (1X SDR)")
+    write_link(tmp_path, "sys/devices/a/driver", "sys/bus/pci/drivers/mlx5_core")
+    for file, text in (("rate", "56 Gb/sec (4X FDR)"), ("state", "4: ACTIVE"), ("link_layer", "InfiniBand")):
+        write(tmp_path, f"sys/class/infiniband/mlx4_0/ports/2/{file}", text)
+    write(tmp_path, "sys/class/infiniband/mlx5_1/ports/1/rate", "unknown")
+    assert read_network_interfaces(Files(tmp_path)) == (
+        NetworkInterface(
+            name="mlx4_0", kind="infiniband", speed_gbit_s=56, carrier=True, rdma_device="mlx4_0"
+        ),
+        NetworkInterface(
+            name="mlx5_0",
+            kind="roce",
+            speed_gbit_s=100,
+            driver="mlx5_core",
+            carrier=True,
+            numa_node=0,
+            rdma_device="mlx5_0",
+        ),
+        NetworkInterface(name="mlx5_1", kind="infiniband", rdma_device="mlx5_1"),
+    )
+
+
 IN_A_NAMESPACE = """
 import subprocess
 from kernel_pytorch.machine.files import Files
@@ -122,6 +148,12 @@ def test_block_devices(tmp_path):
     disk("sda", 1000, rotational=1, numa_node=-1)
     disk("sdb", 1000, rotational=0)
     disk("vda", 10, rotational=1)
+    disk("xvda", 10, rotational=0)
+    disk("zram0", 10, rotational=0)
+    disk("nvme1n1", 30, rotational=0, numa_node=0)
+    disk("nvme1c0n1", 30, rotational=0)  # one of the paths to nvme1n1
+    write(tmp_path, "sys/block/nvme1c0n1/hidden", 1)
+    write(tmp_path, "sys/block/nvme1n1/hidden", 0)
     disk("dm-0", 10, rotational=0, device=False)
     disk("loop0", 10, device=False)
     disk("sr0", 10)
@@ -129,9 +161,11 @@ def test_block_devices(tmp_path):
     assert read_storage(Files(tmp_path)) == (
         BlockDevice(name="dm-0", kind="virtual", size_bytes=5120),
         BlockDevice(name="nvme0n1", kind="nvme", size_bytes=1024000, model="SAMSUNG MZ", numa_node=1),
+        BlockDevice(name="nvme1n1", kind="nvme", size_bytes=15360, numa_node=0),
         BlockDevice(name="sda", kind="hdd", size_bytes=512000),
         BlockDevice(name="sdb", kind="ssd", size_bytes=512000),
         BlockDevice(name="vda", kind="virtual", size_bytes=5120),
+        BlockDevice(name="xvda", kind="virtual", size_bytes=5120),
     )
 
 
@@ -143,10 +177,12 @@ def test_accelerators_on_the_pci_bus(tmp_path):
     function("0000:1b:00.0", "0x10de", "0x030200", numa=1)
     function("0000:1c:00.0", "0x10de", "0x040300")  # the GPU's audio function
     function("0000:43:00.0", "0x1002", "0x120000", device="0x74a1")
+    function("0000:44:00.0", "0x1002", "0x038000", device="0x740c", numa=0)
     function("0000:00:02.0", "0x8086", "0x030000")
     function("0000:00:03.0", "0x1af4", "0x030000")  # a virtual machine's display
     assert [(f.address, f.vendor, f.device, f.numa_node) for f in accelerators(Files(tmp_path))] == [
         ("0000:00:02.0", HardwareVendor.INTEL, "0x2330", None),
         ("0000:1b:00.0", HardwareVendor.NVIDIA, "0x2330", 1),
         ("0000:43:00.0", HardwareVendor.AMD, "0x74a1", None),
+        ("0000:44:00.0", HardwareVendor.AMD, "0x740c", 0),
     ]

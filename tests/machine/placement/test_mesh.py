@@ -233,20 +233,38 @@ def refused(group, *arguments):
     """What it says to this rank, whose topology and request these are in turn."""
     try:
         create_device_mesh(*(argument[group.rank() % len(argument)] for argument in arguments))
-    except (RuntimeError, ValueError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
 
 
 def known_to_all(group):
     return gather_health(
-        {group.rank(): HealthState.DEGRADED, 7: [None, HealthState.FAILED][group.rank() % 2]}
+        lambda: {group.rank(): HealthState.DEGRADED, 7: [None, HealthState.FAILED][group.rank() % 2]}
     )
+
+
+def health_that_fails_on_rank_3(group):
+    def read():
+        if group.rank() == 3:
+            raise OSError("no driver")
+        return {}
+
+    try:
+        return gather_health(read)
+    except (OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.xdist_group("worlds")
 def test_ranks_tell_each_other_what_they_know(worlds):
     degraded = dict.fromkeys(range(4), HealthState.DEGRADED)
     assert worlds[4].results(known_to_all) == [{**degraded, 7: HealthState.FAILED}] * 4
+
+
+@pytest.mark.xdist_group("worlds")
+def test_health_that_cannot_be_read_on_one_rank_keeps_none_waiting(worlds):
+    elsewhere = "RuntimeError: the health of the devices could not be read on rank 3: OSError('no driver')"
+    assert worlds[4].results(health_that_fails_on_rank_3) == [elsewhere] * 3 + ["OSError: no driver"]
 
 
 @pytest.mark.xdist_group("worlds")
@@ -268,6 +286,14 @@ def test_an_error_on_one_rank_reaches_all(worlds):
     for answer in answers[:3]:
         assert "on rank 3; the request, the topology and the health" in answer
         assert "an error (num_devices must be at most 0 here, got 4" in answer
+
+
+@pytest.mark.xdist_group("worlds")
+def test_any_error_on_one_rank_reaches_all(worlds):
+    request, broken = PlacementRequest(num_devices=4), None
+    answers = worlds[4].results(refused, [crossed_ring()], [request], [{}, {}, {}, broken])
+    assert answers[3].startswith("AttributeError: ")
+    assert all("an error (" in answer and "on rank 3; the request" in answer for answer in answers[:3])
 
 
 @pytest.mark.xdist_group("worlds")

@@ -65,16 +65,17 @@ class AmdDriver:
         return value * scale if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     @property
-    def count(self) -> int:
-        return len(self._handles)
+    def indices(self) -> list[int]:
+        return list(range(len(self._handles)))
 
     def devices(self) -> list[DeviceInfo]:
         return [self._device(index, handle) for index, handle in enumerate(self._handles)]
 
     def _device(self, index: int, handle: Any) -> DeviceInfo:
         asic = self._ask("get_gpu_asic_info", handle) or {}
-        if not asic:
-            self._missing.append(Missing(what=f"AMD GPU {index}", why="AMD SMI does not describe it"))
+        undescribed = Missing(what=f"AMD GPU {index}", why="AMD SMI does not describe it")
+        if not asic and undescribed not in self._missing:
+            self._missing.append(undescribed)
         address = self._ask("get_gpu_device_bdf", handle)
         clocks = self._api.AmdSmiClkType
         return DeviceInfo(
@@ -82,9 +83,9 @@ class AmdDriver:
             kind="gpu",
             index=index,
             vendor=HardwareVendor.AMD,
-            name=asic.get("market_name") or "AMD GPU",
+            name=_text(asic.get("market_name")) or "AMD GPU",
             uuid=self._ask("get_gpu_device_uuid", handle),
-            architecture=asic.get("target_graphics_version"),
+            architecture=_text(asic.get("target_graphics_version")),
             memory_bytes=self._ask("get_gpu_memory_total", handle, self._api.AmdSmiMemoryType.VRAM),
             compute_units=_integer(asic.get("num_compute_units")),
             boost_clock_mhz=_integer(self._number("get_clock_info", handle, clocks.GFX, key="max_clk")),
@@ -158,6 +159,10 @@ class AmdDriver:
     def _temperature(self, handle: Any, sensor: Any) -> float | None:
         value = self._ask("get_temp_metric", handle, sensor, self._api.AmdSmiTemperatureMetric.CURRENT)
         return float(value) if isinstance(value, (int, float)) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value == "N/A" else value
 
 
 def _integer(value: Any) -> int | None:

@@ -9,15 +9,15 @@ from ..readings import DeviceReading
 
 
 class Driver(Protocol):
-    """A vendor's driver, open. Device ids are indices here; the node numbers them anew."""
+    """A vendor's driver, open. Device ids are its own numbers here; the node numbers devices anew."""
 
     @property
     def missing(self) -> list[Missing]:
         """What the driver would not tell."""
 
     @property
-    def count(self) -> int:
-        """How many devices it has."""
+    def indices(self) -> list[int]:
+        """The numbers of its devices, ascending."""
 
     def devices(self) -> list[DeviceInfo]:
         """Their facts, without a reading."""

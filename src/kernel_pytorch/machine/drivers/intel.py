@@ -34,11 +34,11 @@ class IntelDriver:
         """torch keeps its GPUs open."""
 
     @property
-    def count(self) -> int:
-        return self._xpu.device_count()
+    def indices(self) -> list[int]:
+        return list(range(self._xpu.device_count()))
 
     def devices(self) -> list[DeviceInfo]:
-        return [self._device(index) for index in range(self.count)]
+        return [self._device(index) for index in self.indices]
 
     def _device(self, index: int) -> DeviceInfo:
         properties = self._xpu.get_device_properties(index)
@@ -58,5 +58,8 @@ class IntelDriver:
         return []
 
     def read(self, index: int) -> DeviceReading:
-        free, total = self._xpu.mem_get_info(index)
+        try:
+            free, total = self._xpu.mem_get_info(index)
+        except RuntimeError:  # not every GPU and driver tells
+            return DeviceReading()
         return DeviceReading(memory_used_bytes=total - free)

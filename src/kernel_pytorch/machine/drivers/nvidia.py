@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, LinkKind, MigInstance, Missing, PciLink
@@ -40,11 +41,11 @@ class NvidiaDriver:
         return self._reader.read(index)
 
     @property
-    def count(self) -> int:
-        return len(self._nvml.handles)
+    def indices(self) -> list[int]:
+        return list(self._nvml.handles)
 
     def devices(self) -> list[DeviceInfo]:
-        return [self._device(index, handle) for index, handle in enumerate(self._nvml.handles)]
+        return [self._device(index, handle) for index, handle in self._nvml.handles.items()]
 
     def _device(self, index: int, handle: Any) -> DeviceInfo:
         nvml, ask, maybe = self._nvml.api, self._nvml.ask, self._nvml.maybe
@@ -121,8 +122,8 @@ class NvidiaDriver:
     def links(self) -> list[DeviceLink]:
         """NVLinks where there are some, else what lies between the GPUs on the PCI bus."""
         nvml = self._nvml.api
-        addresses = [pci.address if (pci := self._pci(handle)) else None for handle in self._nvml.handles]
-        found = read_nvlinks(self._nvml, addresses)
+        places = {index: self._pci(handle) for index, handle in self._nvml.handles.items()}
+        found = read_nvlinks(self._nvml, {pci.address: index for index, pci in places.items() if pci})
         levels = {
             nvml.NVML_TOPOLOGY_INTERNAL: LinkKind.PCIE_SWITCH,
             nvml.NVML_TOPOLOGY_SINGLE: LinkKind.PCIE_SWITCH,
@@ -131,9 +132,8 @@ class NvidiaDriver:
             nvml.NVML_TOPOLOGY_NODE: LinkKind.HOST_BRIDGE,
             nvml.NVML_TOPOLOGY_SYSTEM: LinkKind.SOCKET,
         }
-        for b, theirs in enumerate(self._nvml.handles):
-            for a, ours in enumerate(self._nvml.handles[:b]):
-                level = self._nvml.maybe("nvmlDeviceGetTopologyCommonAncestor", ours, theirs)
-                if (a, b) not in found and level in levels:
-                    found[a, b] = DeviceLink(a=a, b=b, kind=levels[level])
+        for (a, ours), (b, theirs) in combinations(self._nvml.handles.items(), 2):
+            level = self._nvml.maybe("nvmlDeviceGetTopologyCommonAncestor", ours, theirs)
+            if (a, b) not in found and level in levels:
+                found[a, b] = DeviceLink(a=a, b=b, kind=levels[level])
         return [found[pair] for pair in sorted(found)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from ..readings import DeviceReading
@@ -25,10 +26,13 @@ class NvidiaReader:
     def __init__(self, nvml: Nvml) -> None:
         self._nvml = nvml
         self._xids: dict[int, list[int]] = {}
+        # A GPU that has fallen off the bus reports that, and may not tell its number any more.
+        self._indices = {_address(handle): index for index, handle in nvml.handles.items()}
+        self._nvlink_fields: dict[int, int] = {}
         self._events = nvml.ask("error reports (Xid)", "nvmlEventSetCreate")
         if self._events is not None:
             kind = nvml.api.nvmlEventTypeXidCriticalError
-            for handle in nvml.handles:
+            for handle in nvml.handles.values():
                 nvml.ask("error reports (Xid)", "nvmlDeviceRegisterEvents", handle, kind, self._events)
 
     def close(self) -> None:
@@ -58,7 +62,7 @@ class NvidiaReader:
             ecc_uncorrected=self._ecc(handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
             retired_pages=self._retired_pages(handle) if remapped is None else remapped[0] + remapped[1],
             remap_failed=None if remapped is None else bool(remapped[3]),
-            nvlink_errors=self._nvlink_errors(handle),
+            nvlink_errors=self._nvlink_errors(index),
             pcie_replays=maybe("nvmlDeviceGetPcieReplayCounter", handle),
             xids=tuple(self._xids.pop(index, ())),
         )
@@ -68,7 +72,7 @@ class NvidiaReader:
             event = self._nvml.maybe("nvmlEventSetWait_v2", self._events, 0)
             if event is None:  # a time-out: no more of them
                 return
-            index = self._nvml.maybe("nvmlDeviceGetIndex", event.device)
+            index = self._indices.get(_address(event.device))
             if index is not None:
                 self._xids.setdefault(index, []).append(int(event.eventData))
 
@@ -85,8 +89,9 @@ class NvidiaReader:
         pages = [self._nvml.maybe("nvmlDeviceGetRetiredPages", handle, cause) for cause in causes]
         return None if None in pages else sum(map(len, pages))
 
-    def _nvlink_errors(self, handle: Any) -> int | None:
-        nvml = self._nvml.api
+    def _nvlink_errors(self, index: int) -> int | None:
+        """The sum of those counters that the GPU has; unknown while one of them is silent."""
+        nvml, handle = self._nvml.api, self._nvml.handles[index]
         totals = (
             nvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
             nvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
@@ -95,7 +100,12 @@ class NvidiaReader:
         )
         counts = (self._nvml.field(handle, total) for total in totals)
         known = [count for count in counts if count is not None]
-        return sum(known) if known else None
+        self._nvlink_fields[index] = max(len(known), self._nvlink_fields.get(index, 0))
+        return sum(known) if known and len(known) == self._nvlink_fields[index] else None
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def throttle_reasons(bits: int) -> tuple[str, ...]:

@@ -14,17 +14,21 @@ _VERSIONS = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 5, 8: 6}
 _RATES_GB_S = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 50.0}
 
 
-def read_nvlinks(nvml: Nvml, addresses: list[str | None]) -> dict[tuple[int, int], DeviceLink]:
-    """The links by pair of indices. GPUs that meet in NVSwitches reach each other with all their links."""
+def read_nvlinks(nvml: Nvml, numbers: dict[str, int]) -> dict[tuple[int, int], DeviceLink]:
+    """The links by pair of NVML's numbers. GPUs that meet in NVSwitches reach each other with all of theirs.
+
+    Args:
+        numbers: of the GPUs, by PCI address.
+    """
     direct: Counter[tuple[int, int]] = Counter()
     switched: dict[int, int] = {}
     versions: dict[int, int | None] = {}
     rates: dict[int, float | None] = {}
-    for index, handle in enumerate(nvml.handles):
+    for index, handle in nvml.handles.items():
         peers = _peers(nvml, handle)
         for peer in peers:
-            if peer in addresses and addresses.index(peer) > index:
-                direct[index, addresses.index(peer)] += 1
+            if peer is not None and numbers.get(peer, -1) > index:
+                direct[index, numbers[peer]] += 1
         if None in peers:
             switched[index] = peers.count(None)
         if peers:

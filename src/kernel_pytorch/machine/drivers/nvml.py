@@ -9,7 +9,7 @@ from .driver import DriverUnavailableError
 
 
 class Nvml:
-    """NVML, initialised, with the handles of all GPUs in its order (by PCI address).
+    """NVML, initialised, with the handles of all GPUs that it opens.
 
     Raises:
         DriverUnavailableError: no nvidia-ml-py, no driver, or no permission.
@@ -31,8 +31,9 @@ class Nvml:
                 f"NVML: {error}", "install NVIDIA's driver; start a container with its GPUs (--gpus all)"
             ) from error
         count = self.ask("count", "nvmlDeviceGetCount") or 0
-        found = (self.ask(f"{index}", "nvmlDeviceGetHandleByIndex", index) for index in range(count))
-        self.handles = [handle for handle in found if handle is not None]
+        found = ((index, self.ask(f"{index}", "nvmlDeviceGetHandleByIndex", index)) for index in range(count))
+        self.handles: dict[int, Any] = {index: handle for index, handle in found if handle is not None}
+        """By NVML's number, which counts a GPU that cannot be opened too."""
 
     def close(self) -> None:
         self.api.nvmlShutdown()

@@ -31,6 +31,8 @@ class MachineHealth:
         self._host = HostHealth(self._thresholds)
         self._read_s: float | None = None
         """The time of the last snapshot."""
+        self._gap_s: float | None = None
+        """Between the two last."""
         self._now = 0.0
         """The same, but for a clock that was set back."""
         self._place = {device.device_id: place for place, device in enumerate(devices)}
@@ -45,12 +47,24 @@ class MachineHealth:
         self._thresholds = self._devices.thresholds = self._host.thresholds = thresholds
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take in the next snapshot. A clock that was set back goes on from where it was."""
+        """Take in the next snapshot. A clock that was set back goes on from where it was.
+
+        Over a minute and 20 times as long as before is a clock set forward, or a suspended machine: nothing
+        was seen to hold meanwhile.
+        """
         elapsed = 0.0 if self._read_s is None else max(snapshot.time_s - self._read_s, 0.0)
+        gap, self._gap_s = self._gap_s, elapsed
+        if gap is not None and elapsed > max(60.0, 20 * gap):
+            elapsed = gap
         self._now = snapshot.time_s if self._read_s is None else self._now + elapsed
         self._read_s = snapshot.time_s
         self._devices.update(self._now, snapshot)
         self._host.update(self._now, snapshot.host)
+
+    def number_anew(self, devices: Sequence[DeviceInfo]) -> None:
+        """Give the same devices, in the same order, other ids. What was seen of them is kept."""
+        self._devices.number_anew(devices)
+        self._place = {device.device_id: place for place, device in enumerate(devices)}
 
     def has(self, device_id: int) -> bool:
         return device_id in self._place

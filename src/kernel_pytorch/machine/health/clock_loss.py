@@ -21,7 +21,7 @@ def clock_losses(
     half of these lie within ``loss / 2`` of their median.
 
     Args:
-        names: of the devices.
+        names: of the devices; equal ones are compared.
         clocks_mhz: ``[devices]``, NaN where unknown.
         utilization: ``[devices]``, shares of 1, NaN where unknown.
         loss: share of the median that counts as lost.

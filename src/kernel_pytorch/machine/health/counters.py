@@ -19,6 +19,8 @@ class _Rule:
     """Field of :class:`.Thresholds`."""
     window_s: float | None
     """None: it counts since the first reading, or the reset, for no time heals it."""
+    from_zero: bool = False
+    """What the first reading shows counts too: the device was not reset since."""
     state: HealthState = HealthState.DEGRADED
     text: str
 
@@ -28,6 +30,7 @@ _RULES = (
         metric="ecc_uncorrected",
         threshold="ecc_uncorrected",
         window_s=None,
+        from_zero=True,
         state=HealthState.FAILED,
         text="memory errors that could not be corrected",
     ),
@@ -63,7 +66,10 @@ class CounterHealth:
     """How much the error counters of ``count`` devices grew, and where that is too much."""
 
     def __init__(self, count: int) -> None:
-        self._grown = {rule.metric: Increases(count, rule.window_s or HOUR_S) for rule in _RULES}
+        self._grown = {
+            rule.metric: Increases(count, rule.window_s or HOUR_S, from_zero=rule.from_zero)
+            for rule in _RULES
+        }
         self._too_many = {rule.metric: Sustained(count) for rule in _RULES}
 
     def update(self, now: float, values: dict[str, Numbers], thresholds: Thresholds) -> None:

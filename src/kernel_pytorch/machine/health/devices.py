@@ -28,7 +28,7 @@ class _Rule:
     """Something that must not go on for long."""
 
     kind: str
-    threshold: Callable[[Thresholds], float]
+    threshold: Callable[[Thresholds, DeviceInfo], float]
     for_s: Callable[[Thresholds], float]
     value: Callable[[float, float], float] = lambda latest, seconds: latest
     """What evidence tells, from the latest value and the seconds that it has gone on."""
@@ -40,7 +40,7 @@ class _Rule:
 _RULES = (
     _Rule(
         kind="silent",
-        threshold=lambda limits: limits.silent_s,
+        threshold=lambda limits, device: limits.silent_s,
         for_s=lambda limits: limits.silent_s,
         value=lambda latest, seconds: seconds,
         state=HealthState.FAILED,
@@ -48,37 +48,41 @@ _RULES = (
     ),
     _Rule(
         kind="temperature",
-        threshold=lambda limits: limits.temperature_c,
+        threshold=lambda limits, device: highest_c(limits, device),
         for_s=lambda limits: limits.temperature_sustained_s,
         text="{value:.0f} C, {threshold:.0f} or more for {seconds:.0f} s",
     ),
     _Rule(
         kind="memory_temperature",
-        threshold=lambda limits: limits.memory_temperature_c,
+        threshold=lambda limits, device: limits.memory_temperature_c,
         for_s=lambda limits: limits.temperature_sustained_s,
         text="memory at {value:.0f} C, {threshold:.0f} or more for {seconds:.0f} s",
     ),
     _Rule(
         kind="throttling",
-        threshold=lambda limits: limits.throttle_sustained_s,
+        threshold=lambda limits, device: limits.throttle_sustained_s,
         for_s=lambda limits: limits.throttle_sustained_s,
         value=lambda latest, seconds: seconds,
         text="slowed down for {value:.0f} s: {why}",
     ),
     _Rule(
         kind="clock_loss",
-        threshold=lambda limits: limits.clock_loss_share,
+        threshold=lambda limits, device: limits.clock_loss_share,
         for_s=lambda limits: limits.clock_loss_sustained_s,
         text="clock {value:.0%} below that of its equals for {seconds:.0f} s under load",
     ),
     _Rule(
         kind="remap_failed",
-        threshold=lambda limits: 1.0,
+        threshold=lambda limits, device: 1.0,
         for_s=lambda limits: 0.0,
         state=HealthState.FAILED,
         text="a faulty memory row could not be remapped",
     ),
 )
+
+
+def highest_c(limits: Thresholds, device: DeviceInfo) -> float:
+    return limits.temperature_c if device.kind == "gpu" else limits.cpu_temperature_c
 
 
 class DeviceHealth:
@@ -103,6 +107,11 @@ class DeviceHealth:
         self._counters = CounterHealth(count)
         self._xids = [XidReports() for _ in self._ids]
 
+    def number_anew(self, devices: Sequence[DeviceInfo]) -> None:
+        """Give the same devices, in the same order, other ids."""
+        self.devices = tuple(devices)
+        self._ids = [device.device_id for device in devices]
+
     def update(self, now: float, snapshot: Snapshot) -> None:
         """Take in the next snapshot, at ``now`` seconds, which are not less than before."""
         self._time_s = now
@@ -113,11 +122,12 @@ class DeviceHealth:
         self._answered |= answers
         everywhere = np.zeros(len(readings))
         self._hold("silent", everywhere, ~answers, self._answered)
-        for kind, celsius in (
-            ("temperature", values["temperature_c"]),
-            ("memory_temperature", values["memory_temperature_c"]),
+        highest = np.array([highest_c(limits, device) for device in self.devices])
+        for kind, celsius, hot in (
+            ("temperature", values["temperature_c"], highest),
+            ("memory_temperature", values["memory_temperature_c"], limits.memory_temperature_c),
         ):
-            self._hold(kind, celsius, celsius >= getattr(limits, f"{kind}_c"), ~np.isnan(celsius))
+            self._hold(kind, celsius, celsius >= hot, ~np.isnan(celsius))
         throttled = np.zeros(len(readings), dtype=bool)
         known = np.zeros(len(readings), dtype=bool)
         for index, reading in enumerate(readings):
@@ -127,8 +137,10 @@ class DeviceHealth:
             if reading.xids:
                 self._xids[index].add(now, reading.xids)
         self._hold("throttling", everywhere, throttled, known)
+        # One that somebody gave a lower power limit is no straggler.
+        limits_w = values["power_limit_w"]
         losses, told = clock_losses(
-            self._names,
+            [f"{name} at {limit_w:.0f} W" for name, limit_w in zip(self._names, limits_w, strict=True)],
             values["sm_clock_mhz"],
             values["utilization"],
             loss=limits.clock_loss_share,
@@ -170,7 +182,7 @@ class DeviceHealth:
             seconds = float(held.seconds[index])
             if held.holds[index] and seconds >= rule.for_s(self.thresholds):
                 value = rule.value(float(self._latest[rule.kind][index]), seconds)
-                threshold = rule.threshold(self.thresholds)
+                threshold = rule.threshold(self.thresholds, self.devices[index])
                 why = ", ".join(sorted(self._throttling[index]))
                 yield Evidence(
                     kind=rule.kind,

@@ -89,7 +89,9 @@ class HostHealth:
 
     def _memory_health(self) -> ComponentHealth:
         limits = self.thresholds
-        pressure = self._stall("memory_pressure", self._memory, limits.memory_stall_share, "memory")
+        pressure = self._stall(
+            "memory_pressure", self._memory, limits.memory_stall_share, "memory", HealthState.DEGRADED
+        )
         kills = self._oom_kills.evidence(
             "oom_kills", limits.oom_kills_per_hour, "processes killed for want of memory within an hour"
         )
@@ -100,7 +102,10 @@ class HostHealth:
 
     def _cpu_health(self) -> ComponentHealth:
         limits = self.thresholds
-        pressure = self._stall("cpu_pressure", self._cpu, limits.cpu_stall_share, "a CPU")
+        # More to do than CPUs is no fault, but worth telling.
+        pressure = tuple(
+            self._stall("cpu_pressure", self._cpu, limits.cpu_stall_share, "a CPU", HealthState.HEALTHY)
+        )
         if self._cpu.share is None:
             return judge(pressure, ["cpu_pressure"], self._why_unknown(limits))
         return judge(pressure, [], None)
@@ -108,11 +113,13 @@ class HostHealth:
     def _why_unknown(self, limits: Thresholds) -> str:
         return f"no readings of the pressure that cover {limits.pressure_window_s:g} s"
 
-    def _stall(self, kind: str, stall: StallShare, threshold: float, what: str) -> Iterator[Evidence]:
+    def _stall(
+        self, kind: str, stall: StallShare, threshold: float, what: str, state: HealthState
+    ) -> Iterator[Evidence]:
         if stall.share is not None and stall.since_s is not None:
             yield Evidence(
                 kind=kind,
-                state=HealthState.DEGRADED,
+                state=state,
                 value=stall.share,
                 threshold=threshold,
                 since_s=stall.since_s,

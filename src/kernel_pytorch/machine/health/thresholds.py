@@ -16,8 +16,11 @@ class Thresholds:
     """
 
     temperature_c: float = 85.0
+    """Of a GPU."""
+    cpu_temperature_c: float = 95.0
+    """CPUs slow themselves down at 95 to 105."""
     temperature_sustained_s: float = 30.0
-    """Also for the memory's."""
+    """For all temperatures."""
     memory_temperature_c: float = 95.0
     """What nvidia-smi calls "Memory Max Operating Temp" of an A100 or H100."""
     throttle_sustained_s: float = 30.0

@@ -55,13 +55,15 @@ class Increases:
 
     A counter that is smaller than before began anew at zero (a driver was loaded, a machine booted): what it
     shows was added since. An unknown value adds nothing; the next known one is compared with the last.
-    The window is right to a 60th of its length and one reading.
+    The window is right to a 60th of its length and one reading. With ``from_zero`` the first value was
+    added too.
     """
 
     _PARTS = 60
 
-    def __init__(self, count: int, window_s: float) -> None:
+    def __init__(self, count: int, window_s: float, *, from_zero: bool = False) -> None:
         self.window_s = window_s
+        self._from_zero = from_zero
         self.total: Numbers = np.zeros(count)
         self._last: Numbers = np.full(count, np.nan)
         self._baseline: Numbers = np.zeros(count)
@@ -71,7 +73,7 @@ class Increases:
         """``now``: seconds, not less than before; ``values``: NaN where unknown."""
         known = ~np.isnan(values)
         grown = np.where(values >= self._last, values - self._last, values)
-        self.total = self.total + np.where(known & self.known, grown, 0.0)
+        self.total = self.total + np.where(known & (self.known | self._from_zero), grown, 0.0)
         self._last = np.where(known, values, self._last)
         if not self._marks or now - self._marks[-1][0] >= self.window_s / self._PARTS:
             self._marks.append((now, self.total.copy()))

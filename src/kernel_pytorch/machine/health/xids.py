@@ -11,21 +11,32 @@ from .evidence import Evidence, HealthState
 from .windows import HOUR_S
 
 _FAILED = {
+    46: "the GPU stopped working",
     48: "uncorrectable ECC error",
     62: "internal microcontroller halted",
     64: "a page or row could not be retired",
     79: "the GPU has fallen off the bus",
     95: "uncontained memory error",
+    109: "time-out of a context switch",
+    110: "security fault",
     119: "the GPU's system processor does not answer",
     120: "error of the GPU's system processor",
+    136: "an NVLink could not be trained",
     140: "unrecovered ECC error",
+    143: "the GPU could not be initialised",
+    151: "error of key rotation",
+    155: "NVLink error that needs a reset",
+    156: "a resource was retired, which needs a reset",
+    158: "fatal time-out",
 }
 _DEGRADED = {
+    54: "auxiliary power is not connected",
     61: "internal microcontroller warning",
     63: "a page or row was retired",
     74: "NVLink error",
     92: "many corrected ECC errors",
     94: "contained memory error",
+    **dict.fromkeys(range(144, 151), "NVLink error"),
 }
 _APPLICATION = {
     13: "exception in a kernel",

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Iterator
 from ..files import Files
 from ..readings import DiskReading, HostReading, NicReading
 from .cpu import meminfo_bytes
+from .limits import own_groups
 
 _NET = "sys/class/net"
+_RDMA = "sys/class/infiniband"
+_RDMA_ERRORS = ("symbol_error", "port_rcv_errors", "port_xmit_discards")
 
 
 class HostReader:
@@ -27,6 +30,7 @@ class HostReader:
     def __init__(self, root: str = "/", mounts: Iterable[str] | None = None) -> None:
         self._files = Files(root)
         self._mounts = tuple(mount_points(self._files) if mounts is None else mounts)
+        self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
         self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
 
@@ -36,18 +40,56 @@ class HostReader:
         disks = {mount: reading for mount in self._mounts if (reading := self._disk(mount))}
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
-            memory_stall_s=_stall_s(files.text("proc/pressure/memory")),
+            memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
-            oom_kills=_vmstat(files.text("proc/vmstat"), "oom_kill"),
-            nics={name: self._nic(name) for name in names},
+            oom_kills=self._oom_kills(),
+            nics={name: self._nic(name) for name in names} | self._adapters(),
             disks=disks,
         )
+
+    def _oom_kills(self) -> int | None:
+        """In this process's control group where it has one; else on the host."""
+        for group in self._memory_groups:
+            for name in ("memory.events", "memory.oom_control"):  # of cgroup v2 and v1
+                kills = _entry(self._files.text(f"{group}/{name}"), "oom_kill")
+                if kills is not None:
+                    return kills
+        return _entry(self._files.text("proc/vmstat"), "oom_kill")
+
+    def _memory_stall_s(self) -> float | None:
+        for group in self._memory_groups:
+            stalled_s = _stall_s(self._files.text(f"{group}/memory.pressure"))
+            if stalled_s is not None:
+                return stalled_s
+        return _stall_s(self._files.text("proc/pressure/memory"))
+
+    def _adapters(self) -> dict[str, NicReading]:
+        """RDMA adapters without an interface of their own, by name, with the errors of all their ports."""
+        found = {}
+        for name in self._files.names(_RDMA):
+            if not self._files.names(f"{_RDMA}/{name}/device/net"):
+                ports = [
+                    f"{_RDMA}/{name}/ports/{port}"
+                    for port in self._files.numbered(f"{_RDMA}/{name}/ports", "")
+                ]
+                states = [self._files.text(f"{port}/state") for port in ports]
+                counts = [self._files.number(f"{port}/counters/{c}") for port in ports for c in _RDMA_ERRORS]
+                known = [count for count in counts if count is not None]
+                found[name] = NicReading(
+                    carrier=None
+                    if None in states or not states
+                    else any(s.startswith("4:") for s in states if s),
+                    errors=sum(known) if known and len(known) == len(counts) else None,
+                )
+        return found
 
     def _interfaces(self) -> list[str]:
         return [name for name in self._files.names(_NET) if name != "lo" and self._is_interface(name)]
 
     def _is_interface(self, name: str) -> bool:
-        return self._files.exists(f"{_NET}/{name}/operstate")  # not so: bonding_masters, a file
+        """Not ``bonding_masters``, a file; nor a bridge, whose carrier comes and goes with what it joins."""
+        folder = f"{_NET}/{name}"
+        return self._files.exists(f"{folder}/operstate") and not self._files.exists(f"{folder}/bridge")
 
     def _of_a_device(self, name: str) -> bool:
         return self._files.exists(f"{_NET}/{name}/device")
@@ -81,7 +123,7 @@ def _stall_s(text: str | None) -> float | None:
     return None
 
 
-def _vmstat(text: str | None, key: str) -> int | None:
+def _entry(text: str | None, key: str) -> int | None:
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
         if name == key:

@@ -37,7 +37,7 @@ def _affinity(files: Files) -> tuple[int, ...]:
     for line in (files.text("proc/self/status") or "").splitlines():
         if line.startswith("Cpus_allowed_list:"):
             allowed = set(parse_cpu_list(line.partition(":")[2]))
-            return tuple(cpu for cpu in online if cpu in allowed)
+            return tuple(cpu for cpu in online if cpu in allowed) if online else tuple(sorted(allowed))
     return online
 
 
@@ -52,6 +52,12 @@ def _quota(files: Files, folder: str) -> Iterator[float]:
 
 def _groups(files: Files, controller: str) -> Iterator[str]:
     """Folders of this process's group and its ancestors, as far as they can be seen."""
+    for mount, root, path in _hierarchies(files, controller):
+        yield from _way_up(mount, root, path)
+
+
+def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str]]:
+    """For each hierarchy with the controller: mount point, which group is mounted there, own group."""
     paths = _own_paths(files)
     for line in (files.text("proc/self/mountinfo") or "").splitlines():
         # 36 35 98:0 /root /mount/point options - type source super,options
@@ -65,7 +71,16 @@ def _groups(files: Files, controller: str) -> Iterator[str]:
             continue
         root, mount = before.split()[3:5]
         if path is not None:
-            yield from _way_up(mount, root, path)
+            yield mount, root, path
+
+
+def own_groups(files: Files, controller: str) -> list[str]:
+    """The folders of this process's own group, one for each hierarchy; none where it is in the root group."""
+    folders = []
+    for mount, root, path in _hierarchies(files, controller):
+        if path != "/" or root != "/":
+            folders.append(next(_way_up(mount, root, path)))
+    return folders
 
 
 def _own_paths(files: Files) -> dict[str, str]:

@@ -11,11 +11,11 @@ _NOT_STORAGE = ("loop", "ram", "zram", "sr", "fd")
 
 
 def read_storage(files: Files) -> tuple[BlockDevice, ...]:
-    """Disks; without partitions, loop devices, RAM disks, optical and floppy drives."""
+    """Disks; without partitions, loop devices, RAM disks, optical and floppy drives, hidden paths."""
     found = []
     for name in files.names(_BLOCK):
         folder, sectors = f"{_BLOCK}/{name}", files.number(f"{_BLOCK}/{name}/size")
-        if name.rstrip("0123456789") in _NOT_STORAGE or not sectors:
+        if name.rstrip("0123456789") in _NOT_STORAGE or files.number(f"{folder}/hidden") or not sectors:
             continue
         rotational = files.number(f"{folder}/queue/rotational")
         if name.startswith("nvme"):

@@ -111,11 +111,11 @@ def _agreed(propose: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int6
     """What every rank proposes; an error on all of them where one has an error or proposes something else."""
     import torch.distributed as dist
 
-    failure: ValueError | None = None
+    failure: Exception | None = None
     try:
         mine = propose()
         said = f"{mine.tolist()}"
-    except ValueError as error:
+    except Exception as error:  # whatever it is, the other ranks wait to hear of it
         failure, said = error, f"an error ({error})"
     answers = [""] * dist.get_world_size()
     dist.all_gather_object(answers, said)
@@ -130,13 +130,32 @@ def _agreed(propose: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int6
     return mine
 
 
-def gather_health(health: Health) -> dict[int, HealthState | None]:
-    """What the ranks of the default process group know of the devices, together. Every rank calls it."""
+def gather_health(read: Callable[[], Health]) -> dict[int, HealthState | None]:
+    """What the ranks of the default process group know of the devices, together. Every rank calls it.
+
+    Args:
+        read: tells what this rank knows.
+
+    Raises:
+        RuntimeError: it failed on some rank; on that one whatever it raised.
+    """
     import torch.distributed as dist
 
-    known = {device_id: state.value for device_id, state in health.items() if state is not None}
-    reports: list[dict[int, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(reports, known)
+    failure: Exception | None = None
+    mine: dict[int, str] | str
+    try:
+        mine = {device_id: state.value for device_id, state in read().items() if state is not None}
+    except Exception as error:  # the other ranks wait to hear of it
+        failure, mine = error, repr(error)
+    answers: list[dict[int, str] | str] = [{}] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    if failure is not None:
+        raise failure
+    reports = []
+    for rank, answer in enumerate(answers):
+        if isinstance(answer, str):
+            raise RuntimeError(f"the health of the devices could not be read on rank {rank}: {answer}")
+        reports.append(answer)
     return worst_health([{id: HealthState(value) for id, value in report.items()} for report in reports])
 
 

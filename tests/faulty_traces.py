@@ -63,6 +63,11 @@ class Day:
         columns["sm_clock_mhz"] = clocks * (1 + random.normal(0, 0.01, shape).clip(-0.03, 0.03))
         columns["power_w"] = np.where(loaded, 650.0, 90.0) + random.uniform(-20, 20, shape)
         columns["remap_failed"] = np.zeros(shape)
+        columns["power_limit_w"] = np.full(shape, 700.0)
+        if random.random() < 0.3:  # somebody saves energy
+            limited = random.permutation(len(GPUS))[: random.integers(1, 4)]
+            columns["power_limit_w"][:, limited] = 300.0
+            columns["sm_clock_mhz"][:, limited] *= 0.7
         for counter, per_s in (
             ("ecc_corrected", 0.02),
             ("nvlink_errors", 0.1),
@@ -70,11 +75,11 @@ class Day:
             ("ecc_uncorrected", 0),
             ("retired_pages", 0),
         ):
-            start = random.integers(0, 50, len(GPUS))
+            start = random.integers(0, 50, len(GPUS)) * (counter != "ecc_uncorrected")
             columns[counter] = start + np.cumsum(random.poisson(per_s, shape), axis=0).astype(float)
         self._harmless_events()
         self.host["memory_stall_s"] = 1e3 + np.cumsum(random.uniform(0, 0.03, SECONDS))
-        self.host["cpu_stall_s"] = 1e4 + np.cumsum(random.uniform(0, 0.3, SECONDS))
+        self.host["cpu_stall_s"] = 1e4 + np.cumsum(random.uniform(0, 1, SECONDS))  # a busy host
         self.host["oom_kills"] = np.full(SECONDS, float(random.integers(3)))
         self.host["nic_errors"] = random.integers(100) + np.cumsum(random.poisson(0.05, SECONDS))
         self.host["used"] = random.uniform(0.1, 0.8) + np.linspace(0, 0.05, SECONDS)
@@ -276,7 +281,6 @@ FAULTS = {
     "nearly full disk": Fault("disk_full", DEGRADED, _disk(0.902, 0.978), "disk:/"),
     "OOM kill": Fault("oom_kills", DEGRADED, _oom, "memory"),
     "memory pressure": Fault("memory_pressure", DEGRADED, _pressure("memory_stall_s", 0.15), "memory"),
-    "CPU pressure": Fault("cpu_pressure", DEGRADED, _pressure("cpu_stall_s", 0.6), "cpu"),
 }
 WITHOUT, TWO = "no fault", "two faults"
 
