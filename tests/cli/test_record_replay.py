@@ -85,19 +85,24 @@ def test_what_is_not_a_trace(tmp_path, capsys):
     assert f"{path} is not a trace" in err
 
 
-def test_a_disk_that_runs_full(tmp_path):
-    """A file system of 64 kB, in a mount namespace of its own."""
+@pytest.mark.parametrize("already", [False, True], ids=["while recording", "before"])
+def test_a_disk_that_is_full(tmp_path, already):
+    """A file system of 64 kB, in a mount namespace of its own. Without a header no file is left."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
-    inside = 'mount -t tmpfs -o size=64k tmpfs "$1" && cd "$1" && shift && exec "$@"'
+    fill = "cat /dev/zero > filler 2> /dev/null; " if already else ""
+    inside = (
+        f'mount -t tmpfs -o size=64k tmpfs "$1" && cd "$1" && shift && {fill}"$@"; code=$?; ls; exit $code'
+    )
     record = ("probe", "--record", "trace.jsonl", "--seconds", "600", "--interval", "0.001")
     command = ["unshare", "-m", "sh", "-c", inside, "sh", str(tmp_path)]
     done = subprocess.run(
         [*command, sys.executable, "-m", "kernel_pytorch.cli", *record], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "kernel-pytorch probe: error: trace.jsonl: No space left on device"
+    assert done.stderr == "kernel-pytorch probe: error: trace.jsonl: No space left on device\n"
     assert "readings of" not in done.stdout
+    assert done.stdout.splitlines()[-1] == ("filler" if already else "trace.jsonl")
 
 
 def test_a_recording_without_a_reading(tmp_path, capsys):

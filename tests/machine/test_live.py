@@ -30,8 +30,10 @@ def test_an_error_report_is_in_the_next_snapshot_whoever_read_first(monkeypatch,
     machine = Machine(str(tmp_path), mounts=[])
     nvml.events = [(gpu, 31)]
     machine.refresh()  # asks for a reading too
+    nvml.events = [(gpu, 48)]
+    machine.refresh()
     nvml.events = [(gpu, 79)]
-    assert machine.read().devices[0].xids == (31, 79)
+    assert machine.read().devices[0].xids == (31, 48, 79)
     assert machine.read().devices[0].xids == ()
     machine.close()
     machine.close()
@@ -129,3 +131,8 @@ def test_a_closed_machine_is_not_read(tmp_path):
     machine.close()
     with pytest.raises(RuntimeError, match="closed"):
         machine.read()
+
+
+def test_packages_that_share_a_numa_node_have_no_memory_of_their_own(tmp_path):
+    write_host(tmp_path, packages=[[[0]], [[1]]], numa=[[0, 1]])
+    assert [device.memory_bytes for device in Machine(str(tmp_path), mounts=[]).node.devices] == [None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -114,6 +115,8 @@ def record(machine: Machine, path: Path, seconds: float, interval_s: float) -> i
     """
     if path.exists():
         raise CommandError(f"{path} exists; --record does not write over it")
+    # What fails is told below, in one line.
+    logging.getLogger("kernel_pytorch").addHandler(logging.NullHandler())
     devices = machine.node.devices
     watch = Watch(devices)
     telemetry = Telemetry(machine, [device.device_id for device in devices], interval_s=interval_s)

@@ -150,7 +150,8 @@ def _cpu_devices(
     for number, package in enumerate(packages):
         own = [numa for numa in numa_nodes if set(numa.cpus) & set(package.cpus)]
         sizes = [numa.memory_bytes for numa in own]
-        size = memory if len(packages) == 1 else _sum(sizes)
+        shared = any(not set(numa.cpus) <= set(package.cpus) for numa in own)
+        size = memory if len(packages) == 1 else None if shared else _sum(sizes)
         boost_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/cpuinfo_max_freq")
         base_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/base_frequency")
         found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -46,7 +47,13 @@ class TraceWriter:
             topology = ClusterTopology(nodes={topology.node_id: topology})
         self._encoder = msgspec.json.Encoder()
         self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by close)
-        self._write_line(TraceHeader(topology=topology))
+        try:
+            self._write_line(TraceHeader(topology=topology))
+        except OSError as error:  # a full disk: half a header is of no use to anybody
+            with suppress(OSError):
+                self.close()
+            Path(path).unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def write(self, snapshot: Snapshot) -> None:
         """Append a snapshot. Fits :attr:`.Telemetry.listeners`."""
