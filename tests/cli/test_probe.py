@@ -94,12 +94,13 @@ def test_packages_are_measured_together_and_hidden_gpus_left_out(capsys, monkeyp
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     (node,) = topologies.cpu_only(2).nodes.values()
-    assert [found.device_id for found in measured_of(node)] == [0]
+    measured, status = measured_of(node)
+    assert ([found.device_id for found in measured], status) == ([0], 0)
     capsys.readouterr()
-    assert measured_of(topologies.mig().nodes[0]) == ()
+    assert measured_of(topologies.mig().nodes[0]) == ((), 1)  # not done, so no success
     err = capsys.readouterr().err.splitlines()
     assert err[::2] == [f"measuring gpu:{number} ..." for number in range(3)]
-    assert all(line.startswith("kernel-pytorch probe: torch does not see gpu:") for line in err[1::2])
+    assert all(line.startswith("kernel-pytorch probe: error: torch does not see gpu:") for line in err[1::2])
 
 
 @pytest.mark.parametrize(

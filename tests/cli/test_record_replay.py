@@ -150,5 +150,5 @@ class Broken:
 def test_a_reading_that_fails_ends_the_recording(tmp_path):
     path = tmp_path / "trace.jsonl"
     with pytest.raises(CommandError, match=f"{path}: the device went away"):
-        record(Broken(), path, 600.0, 0.01)
+        record(Broken(), Broken.node, path, 600.0, 0.01)
     assert [snapshot.time_s for snapshot in read_trace(path)] == [1, 2]

@@ -73,7 +73,9 @@ def hardware(*rows: list[DeviceReading], **facts: object) -> SimpleNamespace:
         Snapshot(time_s=1000 + 10.0 * second, devices=dict(enumerate(row))) for second, row in enumerate(rows)
     ]
     telemetry = Telemetry(Listed(snapshots), list(range(width)))
-    return SimpleNamespace(cluster_topology=ClusterTopology(nodes={0: node}), telemetry=telemetry)
+    return SimpleNamespace(
+        cluster_topology=ClusterTopology(nodes={0: node}), telemetry=telemetry, health=dict
+    )
 
 
 def test_the_coolest_devices_until_they_are_released() -> None:
@@ -127,9 +129,9 @@ def test_trend_and_hysteresis_come_from_the_history() -> None:
 
 def test_health_is_asked_for() -> None:
     states = {0: HealthState.FAILED, 1: HealthState.DEGRADED, 2: HealthState.HEALTHY}
-    scheduler = ThermalAwareScheduler(
-        hardware([reading(40), reading(50), reading(60)]), health=lambda: states
-    )
+    machine = hardware([reading(40), reading(50), reading(60)])
+    machine.health = lambda: states
+    scheduler = ThermalAwareScheduler(machine)
     assert scheduler.schedule_job("a", 2)["devices"] == [2, 1]
 
 

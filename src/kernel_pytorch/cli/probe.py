@@ -29,7 +29,7 @@ examples:
   kernel-pytorch probe --replay trace.jsonl              what the health rules say of it
   kernel-pytorch probe --serve 127.0.0.1:9400            metrics for Prometheus
 
-Exit status: 0 done, 2 a mistake in what was given.
+Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was given.
 """
 
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         if args.record is not None:
             from .trace import record
 
-            return record(machine, args.record, args.seconds or 60.0, args.interval or 1.0)
+            return record(machine, machine.node, args.record, args.seconds or 60.0, args.interval or 1.0)
         if args.serve is not None:
             from .metrics import serve
 
@@ -79,11 +79,8 @@ def run(args: argparse.Namespace) -> int:
             draw(machine.node, args.plot)
             print(args.plot)
             return 0
-        report = ProbeReport(
-            node=machine.node,
-            hwloc=second_opinion(machine.node),
-            measured=_measure(machine.node) if args.measure else None,
-        )
+        measured, status = _measure(machine.node) if args.measure else (None, 0)
+        report = ProbeReport(node=machine.node, hwloc=second_opinion(machine.node), measured=measured)
     finally:
         machine.close()
     if args.json:
@@ -91,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         plain = not (sys.stdout.encoding or "").lower().startswith("utf")
         print("\n".join(tree_lines(report_tree(report), ascii_only=plain)))
-    return 0
+    return status
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -120,18 +117,20 @@ def second_opinion(node: NodeTopology) -> SecondOpinion | None:
         return SecondOpinion(differences=(str(error),))
 
 
-def _measure(node: NodeTopology) -> tuple[MeasuredPeaks, ...]:
+def _measure(node: NodeTopology) -> tuple[tuple[MeasuredPeaks, ...], int]:
+    """What was measured, and the exit status: 1 if a device could not be."""
     try:
         from ..machine.measure import measure_peaks
     except ImportError as error:
         raise CommandError(f"--measure needs torch: {error} (pip install torch)") from error
     # All packages share torch's threads: they are one device to it.
     devices = node.devices[:1] if node.devices[0].kind == "cpu" else node.devices
-    found = []
+    found, status = [], 0
     for device in devices:
         print(f"measuring {device.label} ...", file=sys.stderr)
         try:
             found.append(measure_peaks(device))
         except ValueError as error:
-            print(f"kernel-pytorch probe: {error}", file=sys.stderr)
-    return tuple(found)
+            print(f"kernel-pytorch probe: error: {error}", file=sys.stderr)
+            status = 1
+    return tuple(found), status

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from ..machine.facts import DeviceInfo
+from ..machine.facts import DeviceInfo, NodeTopology
 from ..machine.health import ComponentHealth, HealthState, MachineHealth
-from ..machine.live import Machine
 from ..machine.readings import Snapshot
-from ..machine.telemetry import Telemetry
+from ..machine.telemetry import Source
 from ..machine.trace import TraceWriter, read_trace
 from .errors import CommandError
 
@@ -107,49 +104,49 @@ class Watch:
                     self._ranges[number, field] = min(least, value), max(most, value)
 
 
-def record(machine: Machine, path: Path, seconds: float, interval_s: float) -> int:
-    """Record readings into ``path``, for ``seconds`` or until Ctrl-C.
+def record(machine: Source, node: NodeTopology, path: Path, seconds: float, interval_s: float) -> int:
+    """Record readings of ``node`` into ``path``, for ``seconds`` or until Ctrl-C.
 
     Raises:
-        CommandError: the file is there already, or nothing could be recorded.
+        CommandError: the file is there already, or a reading failed; those before it are kept.
     """
     if path.exists():
         raise CommandError(f"{path} exists; --record does not write over it")
-    # What fails is told below, in one line.
-    logging.getLogger("kernel_pytorch").addHandler(logging.NullHandler())
-    devices = machine.node.devices
-    watch = Watch(devices)
-    telemetry = Telemetry(machine, [device.device_id for device in devices], interval_s=interval_s)
-
-    def tell(snapshot: Snapshot) -> None:
-        for finding in watch.take(snapshot):
-            print(_line(finding), flush=True)
-
-    with TraceWriter(path, machine.node) as writer:
-        telemetry.listeners += [writer.write, tell]
+    watch = Watch(node.devices)
+    on_terminal = sys.stderr.isatty()
+    with TraceWriter(path, node) as writer:
         try:
-            telemetry.start()
             print(f"recording into {path} for {seconds:g} s; Ctrl-C ends it", flush=True)
-            _wait(telemetry, watch, seconds)
+            for left in _every(interval_s, seconds):
+                snapshot = _read(machine, path)
+                writer.write(snapshot)
+                for finding in watch.take(snapshot):
+                    print(_line(finding), flush=True)
+                if on_terminal:
+                    print(f"\r{left:4.0f} s left ", end="", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print("interrupted: what was read so far is kept", file=sys.stderr)
-        finally:
-            telemetry.stop()
-    if telemetry.error is not None:
-        raise CommandError(f"{path}: {telemetry.error}")
-    print(f"{path}: {watch.readings} readings of {len(devices)} devices in {watch.last_s:.0f} s")
+    if on_terminal:
+        print(file=sys.stderr)
+    print(f"{path}: {watch.readings} readings of {len(node.devices)} devices in {watch.last_s:.0f} s")
     print("\n".join(watch.ranges()))
     return 0
 
 
-def _wait(telemetry: Telemetry, watch: Watch, seconds: float) -> None:
-    """Until the seconds are over or a reading fails; tells on a terminal how far it is."""
-    never, until = threading.Event(), time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and telemetry.error is None:
-        never.wait(min(left, 0.5))
-        if sys.stderr.isatty():
-            end = "\n" if left <= 0.5 else ""
-            print(f"\r{watch.readings} readings, {left:3.0f} s left", end=end, file=sys.stderr, flush=True)
+def _read(machine: Source, path: Path) -> Snapshot:
+    try:
+        return machine.read()
+    except Exception as error:  # whatever a driver raises
+        raise CommandError(f"{path}: {error}") from error
+
+
+def _every(interval_s: float, seconds: float) -> Iterator[float]:
+    """Seconds left, now and then each interval, until ``seconds`` are over."""
+    due = begun = time.monotonic()
+    while due - begun <= seconds:
+        time.sleep(max(due - time.monotonic(), 0))
+        yield seconds - (due - begun)
+        due = max(due + interval_s, time.monotonic())  # readings that were missed are not made up for
 
 
 def replay(path: Path, *, as_json: bool) -> int:

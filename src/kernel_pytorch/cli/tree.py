@@ -21,15 +21,15 @@ class Branch:
     below: list[Branch] = field(default_factory=list)
 
 
-def tree_lines(branch: Branch, indent: str = "", *, ascii_only: bool = False) -> Iterator[str]:
+def tree_lines(branch: Branch, *, ascii_only: bool = False) -> Iterator[str]:
     """The tree as lines of text."""
     tee, last, bar = ("|- ", "`- ", "|  ") if ascii_only else ("├─ ", "└─ ", "│  ")
     yield branch.text
     for number, child in enumerate(branch.below):
         at_end = number == len(branch.below) - 1
         lines = tree_lines(child, ascii_only=ascii_only)
-        yield indent + (last if at_end else tee) + next(lines)
-        yield from (indent + ("   " if at_end else bar) + line for line in lines)
+        yield (last if at_end else tee) + next(lines)
+        yield from (("   " if at_end else bar) + line for line in lines)
 
 
 def report_tree(report: ProbeReport) -> Branch:

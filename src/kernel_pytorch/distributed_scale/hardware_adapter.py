@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..machine.current_device import current_device
 from ..machine.facts import ClusterTopology, DeviceInfo, HardwareVendor
-from ..machine.health import HealthState
 from ..machine.placement import PlacementRequest, place
 from .fault_tolerance import HardwareHealthMonitor
 from .hardware_discovery import HardwareTopologyManager
@@ -47,18 +46,15 @@ class HardwareAdapter:
         self.topology_manager = topology_manager or HardwareTopologyManager(enable_monitoring)
         try:
             self.thermal_scheduler = ThermalAwareScheduler(
-                self.topology_manager, thermal_threshold, power_budget_w, health=self._states
+                self.topology_manager, thermal_threshold, power_budget_w
             )
             self.power_optimizer = PowerEfficiencyOptimizer(self.topology_manager, power_budget_w)
-            self.mesh_optimizer = DeviceMeshOptimizer(self.topology_manager, health=self._states)
+            self.mesh_optimizer = DeviceMeshOptimizer(self.topology_manager)
             self.health_monitor = HardwareHealthMonitor(self.topology_manager, enable_monitoring)
         except BaseException:
             if self._own_manager:
                 self.topology_manager.shutdown()
             raise
-
-    def _states(self) -> Mapping[int, HealthState | None]:
-        return self.health_monitor.states
 
     @contextmanager
     def optimal_device_context(
@@ -98,7 +94,7 @@ class HardwareAdapter:
         Raises:
             ValueError: no device fits; the message tells why.
         """
-        health = self._states()  # takes a reading if nothing else does
+        health = self.topology_manager.health()  # takes a reading if nothing else does
         topology = self._topology_with_free_memory()
         left = set(self.topology_manager.telemetry.history.device_ids)
         ranked: list[int] = []
@@ -149,7 +145,7 @@ class HardwareAdapter:
             return result
         request = PlacementRequest(num_devices=required_devices, devices=result["devices"])
         try:
-            placement = place(self.topology_manager.cluster_topology, request, self._states())
+            placement = place(self.topology_manager.cluster_topology, request, self.topology_manager.health())
         except ValueError as error:  # GPUs of two vendors, for example
             self.thermal_scheduler.release_job(job_id)
             return {**result, "success": False, "devices": [], "error": str(error)}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..machine.health import HealthState
 from ..machine.placement import PlacementRequest, place
 from ..machine.placement.launch_hints import LaunchHints, launch_hints
 from ..machine.placement.mesh import create_device_mesh, gather_health
@@ -16,19 +14,16 @@ from .hardware_discovery import HardwareTopologyManager
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-States = Callable[[], Mapping[int, HealthState | None]]
-
 
 class DeviceMeshOptimizer:
     """Arranges ranks in meshes by the links between their devices.
 
     Args:
-        topology_manager: has the topology, and the ranks where it was discovered inside a process group.
-        health: tells the state of this node's devices by id; None: unknown.
+        topology_manager: discovers the topology, and knows the health of this node's devices.
     """
 
-    def __init__(self, topology_manager: HardwareTopologyManager, *, health: States | None = None) -> None:
-        self._manager, self._health = topology_manager, health
+    def __init__(self, topology_manager: HardwareTopologyManager) -> None:
+        self._manager = topology_manager
 
     def create_optimal_mesh(
         self,
@@ -66,7 +61,7 @@ class DeviceMeshOptimizer:
                 "a mesh needs a process group: call torch.distributed.init_process_group first"
             )
         topology = self._manager.discover_topology()
-        health = gather_health(self._states)
+        health = gather_health(self._manager.health)
         mesh = create_device_mesh(topology, request, health)
         own = [rank.device_id for rank in topology.ranks if rank.device_id is not None]
         if dist.get_rank() == 0 and len(set(own)) == world_size:
@@ -97,10 +92,7 @@ class DeviceMeshOptimizer:
             data_parallel_size,
         )
         topology = self._manager.cluster_topology
-        return launch_hints(topology, place(topology, request, self._states()))
-
-    def _states(self) -> Mapping[int, HealthState | None]:
-        return {} if self._health is None else self._health()
+        return launch_hints(topology, place(topology, request, self._manager.health()))
 
 
 def create_device_mesh_optimizer(topology_manager: HardwareTopologyManager) -> DeviceMeshOptimizer:

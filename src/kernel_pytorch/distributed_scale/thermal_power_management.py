@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import ClusterTopology, ThermalState
-from ..machine.health import HealthState
 from ..machine.power.condition import DeviceCondition, condition_of, read_now, with_past
 from ..machine.power.thermal import (
     THERMAL_THROTTLING,
@@ -41,10 +39,9 @@ class ThermalAwareScheduler:
     these anew. Any thread may call it.
 
     Args:
-        topology_manager: has the devices and their telemetry.
+        topology_manager: has the devices, their telemetry and their health.
         thermal_threshold: degrees Celsius from which on a device gets no job.
         power_budget_w: bound on what all devices may draw together; None: no bound.
-        health: tells the state of devices by id, a health monitor's for example; None: unknown.
     """
 
     def __init__(
@@ -52,12 +49,10 @@ class ThermalAwareScheduler:
         topology_manager: HardwareTopologyManager,
         thermal_threshold: float = 85.0,
         power_budget_w: float | None = None,
-        *,
-        health: Callable[[], Mapping[int, HealthState | None]] | None = None,
     ) -> None:
         DeviceRequest(num_devices=1, power_w=1, threshold_c=thermal_threshold, power_budget_w=power_budget_w)
         self.thermal_threshold, self.power_budget_w = thermal_threshold, power_budget_w
-        self._manager, self._health = topology_manager, health
+        self._manager = topology_manager
         self._jobs: dict[str, PlacedJob] = {}
         self._numbers = DeviceNumbers(topology_manager.cluster_topology)
         self._lock = threading.Lock()
@@ -174,8 +169,8 @@ class ThermalAwareScheduler:
         history = self._manager.telemetry.history
         own = set(history.device_ids)  # those of other nodes are scheduled there
         devices = [condition_of(device, snapshot) for device in topology.devices if device.device_id in own]
-        health = {} if self._health is None else self._health()
-        return _Look(snapshot.time_s, topology, with_past(devices, history, self.thermal_threshold, health))
+        known = with_past(devices, history, self.thermal_threshold, self._manager.health())
+        return _Look(snapshot.time_s, topology, known)
 
     def _follow(self, topology: ClusterTopology) -> None:
         """Know the devices of jobs by the ids that they have now."""

@@ -33,6 +33,21 @@ def as_array(snapshot: Snapshot, device_ids: Sequence[int]) -> NDArray[np.float6
     return np.array(rows, dtype=np.float64).reshape(len(device_ids), len(METRICS))
 
 
+def slope_per_s(times: NDArray[np.float64], values: NDArray[np.float64]) -> float | None:
+    """Slope of the straight line nearest to the values (least squares); None where it is not determined.
+
+    Args:
+        times: ``[t]``, seconds.
+        values: ``[t]``, NaN where unknown.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    since = times[known] - times[known].mean()
+    spread = float(since @ since)
+    return float(since @ (values[known] - values[known].mean())) / spread if spread > 0 else None
+
+
 class History:
     """A ring buffer of snapshots: the numeric fields of the devices' readings.
 

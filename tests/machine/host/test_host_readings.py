@@ -145,6 +145,11 @@ def test_memory_of_the_own_control_group(tmp_path: Path):
     write_all(tmp_path, {**host, "proc/self/cgroup": "4:memory:/\n0::/"})
     reading = HostReader(str(tmp_path)).read()
     assert (reading.oom_kills, reading.memory_stall_s) == (30, 9)
+    write(tmp_path, "sys/fs/cgroup/unified/memory.events", "oom_kill 1")  # a container with a namespace
+    assert HostReader(str(tmp_path)).read().oom_kills == 1
+    (tmp_path / "sys/fs/cgroup/unified/memory.events").unlink()
+    write(tmp_path, "sys/fs/cgroup/memory/memory.oom_control", "oom_kill 0")  # of the root alone
+    assert HostReader(str(tmp_path)).read().oom_kills == 30
     own = {
         "proc/self/cgroup": "4:memory:/\n0::/job",
         "sys/fs/cgroup/unified/job/memory.events": "low 0\noom 1\noom_kill 2",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..history import History
-from .windows import HOUR_S, Numbers
+from ..history import History, slope_per_s
+from .windows import HOUR_S
 
 _REPORTED = ("temperature_c", "utilization", "power_w")
 
@@ -32,16 +32,9 @@ def performance_of(history: History, device_id: int, hours: float) -> dict[str, 
         known = value[~np.isnan(value)]
         found[f"avg_{metric}"] = float(known.mean()) if len(known) else None
         found[f"max_{metric}"] = float(known.max()) if len(known) else None
-    found["temperature_trend_c_per_hour"] = _slope_per_hour(times, series["temperature_c"])
+    temperatures = series["temperature_c"]
+    slope = slope_per_s(times, temperatures) if np.count_nonzero(~np.isnan(temperatures)) >= 3 else None
+    found["temperature_trend_c_per_hour"] = None if slope is None else slope * HOUR_S
     found["samples"] = len(times)
     found["covered_s"] = float(times[-1] - times[0]) if len(times) else None
     return found
-
-
-def _slope_per_hour(times: Numbers, values: Numbers) -> float | None:
-    known = ~np.isnan(values)
-    if known.sum() < 3:
-        return None
-    since = times[known] - times[known].mean()
-    spread = float(since @ since)
-    return float(since @ values[known]) / spread * HOUR_S if spread > 0 else None

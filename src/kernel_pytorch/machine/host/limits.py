@@ -52,12 +52,12 @@ def _quota(files: Files, folder: str) -> Iterator[float]:
 
 def _groups(files: Files, controller: str) -> Iterator[str]:
     """Folders of this process's group and its ancestors, as far as they can be seen."""
-    for mount, root, path in _hierarchies(files, controller):
+    for _, mount, root, path in _hierarchies(files, controller):
         yield from _way_up(mount, root, path)
 
 
-def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str]]:
-    """For each hierarchy with the controller: mount point, which group is mounted there, own group."""
+def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str, str]]:
+    """For each hierarchy with the controller: kind, mount point, group mounted there, own group."""
     paths = _own_paths(files)
     for line in (files.text("proc/self/mountinfo") or "").splitlines():
         # 36 35 98:0 /root /mount/point options - type source super,options
@@ -71,16 +71,20 @@ def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str]
             continue
         root, mount = before.split()[3:5]
         if path is not None:
-            yield mount, root, path
+            yield kind, mount, root, path
 
 
 def own_groups(files: Files, controller: str) -> list[str]:
-    """The folders of this process's own group, one for each hierarchy; none where it is in the root group."""
-    folders = []
-    for mount, root, path in _hierarchies(files, controller):
-        if path != "/" or root != "/":
-            folders.append(next(_way_up(mount, root, path)))
-    return folders
+    """The folders of this process's own group, one for each hierarchy.
+
+    Left out is the root of cgroup v1, whose files tell of the processes in it alone, not of the host. That of
+    v2 has no such files, unless it is the root of a container's namespace, and then they are the container's.
+    """
+    return [
+        next(_way_up(mount, root, path))
+        for kind, mount, root, path in _hierarchies(files, controller)
+        if kind == "cgroup2" or (root, path) != ("/", "/")
+    ]
 
 
 def _own_paths(files: Files) -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..facts import DeviceInfo
 from ..health import HealthState
-from ..history import History
+from ..history import History, slope_per_s
 from ..readings import DeviceReading, Snapshot
 from ..telemetry import EndOfTrace, Telemetry
 
@@ -39,8 +39,8 @@ def slope_c_min(times_s: NDArray[np.float64], temperatures_c: NDArray[np.float64
     times, values = times_s[use], temperatures_c[use]
     if len(times) < TREND_MIN_POINTS or np.ptp(times) < TREND_MIN_SPAN_S:
         return None
-    offsets = times - times.mean()
-    return float(60 * (offsets @ (values - values.mean())) / (offsets @ offsets))
+    slope = slope_per_s(times, values)
+    return None if slope is None else 60 * slope
 
 
 def is_cooling_down(temperatures_c: NDArray[np.float64], threshold_c: float) -> bool:
