@@ -218,7 +218,9 @@ def _matrix_instruction(asm: dict[str, Any]) -> str:
     return "fma"
 
 
-@benchmark("triton-compile", numerics=("tests/kernels/triton/test_triton_attention.py",))
+@benchmark(
+    "triton-compile", numerics=("tests/dilated_attention_pytorch/kernels/triton/test_triton_attention.py",)
+)
 def measure(options: Options) -> list[Table]:
     """Registers, shared memory and spills of the Triton kernels, for four families of GPUs."""
     del options

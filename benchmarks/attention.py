@@ -46,7 +46,13 @@ class Section:
     note: str = ""
 
 
-@benchmark("attention", numerics=("tests/kernels", "tests/test_dilated_attention.py"))
+@benchmark(
+    "attention",
+    numerics=(
+        "tests/dilated_attention_pytorch/kernels",
+        "tests/dilated_attention_pytorch/test_dilated_attention.py",
+    ),
+)
 def attention(options: Options) -> list[Table]:
     """Dilated attention on one device: time and memory against PyTorch's fused attention."""
     for size in SEGMENTS:

@@ -23,7 +23,13 @@ QUERY_ROWS = 1024
 """Rows of the distance matrix that are held at once."""
 
 
-@benchmark("hilbert", numerics=("tests/kernels/test_hilbert.py", "tests/ring_attention/test_ring_hilbert.py"))
+@benchmark(
+    "hilbert",
+    numerics=(
+        "tests/dilated_attention_pytorch/kernels/test_hilbert.py",
+        "tests/dilated_attention_pytorch/ring_attention/test_ring_hilbert.py",
+    ),
+)
 def hilbert(options: Options) -> list[Table]:
     """Tokens on a grid: distance to the keys of a query's segment, row-major and along a Hilbert curve."""
     distances = {

@@ -28,7 +28,7 @@ WORK = 64 * MIB
 """Bytes written in one timed call, at least: small buffers are got many times."""
 
 
-@benchmark("pool", numerics=("tests/core/memory",))
+@benchmark("pool", numerics=("tests/dilated_attention_pytorch/core/memory",))
 def pool(options: Options) -> list[Table]:
     """Memory pool: get a buffer, write it, return it, against torch.empty."""
     cases: dict[str, Callable[[str], list[str]]] = {

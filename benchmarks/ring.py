@@ -24,7 +24,13 @@ SHARDINGS: tuple[Sharding, ...] = ("contiguous", "zigzag")
 Row = list[str]
 
 
-@benchmark("ring", numerics=("tests/ring_attention/test_ring.py", "tests/ring_attention/test_traffic.py"))
+@benchmark(
+    "ring",
+    numerics=(
+        "tests/dilated_attention_pytorch/ring_attention/test_ring.py",
+        "tests/dilated_attention_pytorch/ring_attention/test_traffic.py",
+    ),
+)
 def ring(options: Options) -> list[Table]:
     """Dilated attention around a ring: traffic, balance, and the overlap of communication."""
     sections: dict[str, Callable[[], list[Table]]] = {

@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import Path
 
 from kernel_pytorch.machine.facts import ClusterTopology, DeviceInfo, HardwareVendor
-from kernel_pytorch.machine.health import MachineHealth
 from kernel_pytorch.machine.readings import DeviceReading, DiskReading, HostReading, NicReading, Snapshot
-from kernel_pytorch.machine.telemetry import Telemetry
-from kernel_pytorch.machine.trace import ReplaySource, TraceWriter
+from kernel_pytorch.watch.health import MachineHealth
+from kernel_pytorch.watch.telemetry import Telemetry
+from kernel_pytorch.watch.trace import ReplaySource, TraceWriter
 
 from .measure import progress
 from .registry import NumericsError, Options, Table, benchmark
@@ -30,7 +30,13 @@ BY_HAND = 2000
 TARGET_SHARE, TARGET_STOP_MS = 0.005, 100.0
 
 
-@benchmark("telemetry", numerics=("tests/machine/test_telemetry.py", "tests/machine/health"))
+@benchmark(
+    "telemetry",
+    numerics=(
+        "tests/kernel_pytorch/watch/test_telemetry.py",
+        "tests/kernel_pytorch/watch/health",
+    ),
+)
 def telemetry(options: Options) -> list[Table]:
     """Sampler of 64 replayed devices with the rules of health: CPU time / wall at 1 Hz, time of stop()."""
     with tempfile.TemporaryDirectory() as folder:

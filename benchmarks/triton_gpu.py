@@ -61,7 +61,7 @@ class Case:
         return f"{self.pattern}-{self.units * seq}-d{self.head_dim}-{mask}-{kind}"
 
 
-@benchmark("triton", numerics=("tests/kernels/triton",))
+@benchmark("triton", numerics=("tests/dilated_attention_pytorch/kernels/triton",))
 def triton(options: Options) -> list[Table]:
     """The Triton kernels on a GPU, against dense attention, sdpa and gather-pad-scatter."""
     reason = can_run_triton(options.device, torch.bfloat16)

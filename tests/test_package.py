@@ -112,8 +112,9 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + tuple((node.module or "").split("."))
             for alias in node.names:
-                inner = SOURCES.joinpath(*base, alias.name + ".py")
-                found.add(".".join([*base, alias.name] if inner.exists() else base).strip("."))
+                inner = SOURCES.joinpath(*base, alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                found.add(".".join([*base, alias.name] if is_module else base).strip("."))
     return found
 
 

@@ -9,8 +9,8 @@ import torch
 
 from kernel_pytorch.machine.facts import DeviceInfo, NodeTopology
 from kernel_pytorch.machine.live import Machine
-from kernel_pytorch.machine.power.energy import EnergyMeter
 from kernel_pytorch.machine.torch_devices import cuda_gpu
+from kernel_pytorch.power.energy import EnergyMeter
 
 from .ranks import Ranks
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import DeviceInfo
-from ..machine.health import ComponentHealth, HealthState, MachineHealth, Thresholds
-from ..machine.health.performance import performance_of
 from ..machine.readings import Snapshot
-from ..machine.telemetry import EndOfTrace
+from ..watch.health import ComponentHealth, HealthState, MachineHealth, Thresholds
+from ..watch.health.performance import performance_of
+from ..watch.telemetry import EndOfTrace
 
 if TYPE_CHECKING:
     from .hardware_discovery import HardwareTopologyManager
@@ -24,7 +24,7 @@ _OTHER_NODE = ComponentHealth(state=None, reason="it is in another node, which w
 
 
 class HardwareHealthMonitor:
-    """Applies the rules of :mod:`kernel_pytorch.machine.health` to the manager's readings.
+    """Applies the rules of :mod:`kernel_pytorch.watch.health` to the manager's readings.
 
     Args:
         topology_manager: whose telemetry is listened to.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..machine.current_device import current_device
 from ..machine.facts import ClusterTopology, DeviceInfo, HardwareVendor
-from ..machine.placement import PlacementRequest, place
+from ..placement import PlacementRequest, place
 from .fault_tolerance import HardwareHealthMonitor
 from .hardware_discovery import HardwareTopologyManager
 from .mesh_optimizer import DeviceMeshOptimizer, create_device_mesh_optimizer

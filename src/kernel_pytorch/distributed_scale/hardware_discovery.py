@@ -16,9 +16,9 @@ from ..machine.facts import (
 )
 from ..machine.gather import gather_topology
 from ..machine.live import Machine
-from ..machine.placement import PlacementRequest, place
-from ..machine.placement.request import Health
-from ..machine.telemetry import Source, Telemetry
+from ..placement import PlacementRequest, place
+from ..placement.request import Health
+from ..watch.telemetry import Source, Telemetry
 
 __all__ = [
     "ClusterTopology",

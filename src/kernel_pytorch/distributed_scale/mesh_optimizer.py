@@ -6,9 +6,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..machine.placement import PlacementRequest, place
-from ..machine.placement.launch_hints import LaunchHints, launch_hints
-from ..machine.placement.mesh import create_device_mesh, gather_health
+from ..placement import PlacementRequest, place
+from ..placement.launch_hints import LaunchHints, launch_hints
+from ..placement.mesh import create_device_mesh, gather_health
 from .hardware_discovery import HardwareTopologyManager
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import DeviceInfo
-from ..machine.power.condition import DeviceCondition, condition_of, read_now
-from ..machine.power.efficiency import LimitChoice, PowerMeasurement, Workload, carbon_g_h, share_budget
-from ..machine.power.energy import EnergyMeter
-from ..machine.power.limits import PowerLimitError, PowerLimits
-from ..machine.power.thermal import committed_w
+from ..placement.heat import committed_w
+from ..power.condition import DeviceCondition, condition_of, read_now
+from ..power.efficiency import LimitChoice, PowerMeasurement, Workload, carbon_g_h, share_budget
+from ..power.energy import EnergyMeter
+from ..power.limits import PowerLimitError, PowerLimits
 from .device_numbers import DeviceNumbers
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import ClusterTopology, ThermalState
-from ..machine.power.condition import DeviceCondition, condition_of, read_now, with_past
-from ..machine.power.thermal import (
+from ..placement.heat import (
     THERMAL_THROTTLING,
     DeviceRequest,
     PlacedJob,
     choose_devices,
     committed_w,
 )
+from ..power.condition import DeviceCondition, condition_of, read_now, with_past
 from .device_numbers import DeviceNumbers
 from .power_efficiency import PowerEfficiencyOptimizer
 

@@ -1,0 +1,136 @@
+"""``kernel-pytorch probe``: what this machine is and how it feels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ...machine.host.hwloc import differences, lstopo_xml, read_hwloc_xml
+from ...machine.live import Machine
+from ..errors import CommandError
+from .report import ProbeReport, SecondOpinion
+from .tree import report_tree, tree_lines
+
+if TYPE_CHECKING:
+    from ...machine.facts import NodeTopology
+    from ...machine.measured import MeasuredPeaks
+
+_EXAMPLES = """\
+examples:
+  kernel-pytorch probe                                   what is there, as a tree
+  kernel-pytorch probe --json | jq .node.devices
+  kernel-pytorch probe --measure                         products and copies, against the vendor's figures
+  kernel-pytorch probe --plot topology.svg
+  kernel-pytorch probe --record trace.jsonl --seconds 60
+  kernel-pytorch probe --replay trace.jsonl              what the health rules say of it
+  kernel-pytorch probe --serve 127.0.0.1:9400            metrics for Prometheus
+
+Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was given.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "probe",
+        help="show this machine",
+        description="Show this machine: CPUs, memory, accelerators, links, network, storage, and what is "
+        "missing to see more.",
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON (docs/probe.schema.json)")
+    parser.add_argument("--measure", action="store_true", help="measure each device; loads torch")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plot", type=Path, metavar="FILE", help="draw the topology: .svg, .png or .pdf")
+    what.add_argument("--record", type=Path, metavar="FILE", help="record readings for --seconds")
+    what.add_argument(
+        "--replay", type=Path, metavar="FILE", help="judge a recorded trace instead of this machine"
+    )
+    what.add_argument("--serve", metavar="[HOST]:PORT", help="serve metrics for Prometheus until Ctrl-C")
+    parser.add_argument("--seconds", type=float, help="how long to record (default: 60)")
+    parser.add_argument("--interval", type=float, help="seconds from reading to reading (default: 1)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    if args.replay is not None:
+        from .trace import replay
+
+        return replay(args.replay, as_json=args.json)
+    machine = Machine(load_torch=args.measure)
+    try:
+        if args.record is not None:
+            from .trace import record
+
+            return record(machine, machine.node, args.record, args.seconds or 60.0, args.interval or 1.0)
+        if args.serve is not None:
+            from ...watch.metrics import serve
+
+            return serve(machine, args.serve, args.interval or 1.0)
+        if args.plot is not None:
+            from .plot import draw
+
+            draw(machine.node, args.plot)
+            print(args.plot)
+            return 0
+        measured, status = _measure(machine.node) if args.measure else (None, 0)
+        report = ProbeReport(node=machine.node, hwloc=second_opinion(machine.node), measured=measured)
+    finally:
+        machine.close()
+    if args.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+        print("\n".join(tree_lines(report_tree(report), ascii_only=plain)))
+    return status
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("seconds", "interval"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise CommandError(f"--{name} must be positive, got {value:g}")
+    if args.seconds is not None and args.record is None:
+        raise CommandError("--seconds is for --record")
+    if args.interval is not None and args.record is None and args.serve is None:
+        raise CommandError("--interval is for --record and --serve")
+    if args.measure and (args.plot or args.record or args.replay or args.serve):
+        raise CommandError("--measure goes with the tree and with --json only")
+    if args.json and (args.plot or args.record or args.serve):
+        raise CommandError("--json goes with the tree, --measure and --replay only")
+
+
+def second_opinion(node: NodeTopology) -> SecondOpinion | None:
+    """hwloc's view, where it is installed."""
+    text = lstopo_xml()
+    if text is None:
+        return None
+    try:
+        return SecondOpinion(differences=tuple(differences(node, read_hwloc_xml(text))))
+    except ValueError as error:
+        return SecondOpinion(differences=(str(error),))
+
+
+def _measure(node: NodeTopology) -> tuple[tuple[MeasuredPeaks, ...], int]:
+    """What was measured, and the exit status: 1 if a device could not be."""
+    try:
+        from ...machine.measure import measure_peaks
+    except ImportError as error:
+        raise CommandError(f"--measure needs torch: {error} (pip install torch)") from error
+    # All packages share torch's threads: they are one device to it.
+    devices = node.devices[:1] if node.devices[0].kind == "cpu" else node.devices
+    found, status = [], 0
+    for device in devices:
+        print(f"measuring {device.label} ...", file=sys.stderr)
+        try:
+            found.append(measure_peaks(device))
+        except ValueError as error:
+            print(f"kernel-pytorch probe: error: {error}", file=sys.stderr)
+            status = 1
+    return tuple(found), status

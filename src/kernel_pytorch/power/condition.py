@@ -1,0 +1,124 @@
+"""The heat and draw of a device when a job asks for it, from the readings so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine.facts import DeviceInfo
+from ..machine.readings import DeviceReading, Snapshot
+from ..watch.health import HealthState
+from ..watch.history import History, slope_per_s
+from ..watch.telemetry import EndOfTrace, Telemetry
+
+TREND_WINDOW_S = 120.0
+TREND_MIN_SPAN_S = 60.0
+"""Sensors tell whole degrees: one step of them in 60 s makes a slope of at most 1.5 C a minute."""
+TREND_MIN_POINTS = 5
+HYSTERESIS_C = 5.0
+"""How far below the threshold a device that reached it must fall before it gets a job again."""
+
+
+def slope_c_min(times_s: NDArray[np.float64], temperatures_c: NDArray[np.float64]) -> float | None:
+    """Least-squares slope over the last :data:`TREND_WINDOW_S`, in degrees Celsius a minute.
+
+    Args:
+        times_s: [t], ascending.
+        temperatures_c: [t], NaN where unknown.
+
+    Returns:
+        None for fewer than :data:`TREND_MIN_POINTS` readings, or less than :data:`TREND_MIN_SPAN_S` between
+        the first and the last.
+    """
+    if not len(times_s):
+        return None
+    use = ~np.isnan(temperatures_c) & (times_s >= times_s[-1] - TREND_WINDOW_S)
+    times, values = times_s[use], temperatures_c[use]
+    if len(times) < TREND_MIN_POINTS or np.ptp(times) < TREND_MIN_SPAN_S:
+        return None
+    slope = slope_per_s(times, values)
+    return None if slope is None else 60 * slope
+
+
+def is_cooling_down(temperatures_c: NDArray[np.float64], threshold_c: float) -> bool:
+    """Whether the threshold was reached, and the temperature not read :data:`HYSTERESIS_C` below it since.
+
+    Args:
+        temperatures_c: [t], oldest first, NaN where unknown.
+    """
+    (hot,) = np.nonzero(temperatures_c >= threshold_c)
+    return bool(len(hot)) and not bool((temperatures_c[hot[-1] :] < threshold_c - HYSTERESIS_C).any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCondition:
+    """What is known of a device when a job asks."""
+
+    device_id: int
+    temperature_c: float | None = None
+    slope_c_min: float | None = None
+    cooling_down: bool = False
+    throttle_reasons: tuple[str, ...] | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    health: HealthState | None = None
+
+    def capped_w(self, estimated_w: float) -> float:
+        """What a job that estimates its power may draw here: the driver holds the device to its limit."""
+        return estimated_w if self.power_limit_w is None else min(estimated_w, self.power_limit_w)
+
+    def busy_w(self, estimated_w: float) -> float:
+        """What counts against a budget with a job on it: the estimate or, if more, the measured draw."""
+        return max(self.capped_w(estimated_w), self.power_w or 0.0)
+
+    @property
+    def idle_w(self) -> float | None:
+        """What counts without a job: the measured draw or, unknown, the limit; None: nothing bounds it."""
+        return self.power_limit_w if self.power_w is None else self.power_w
+
+
+def read_now(telemetry: Telemetry) -> Snapshot:
+    """A reading taken now; the last one, where a replay has ended."""
+    try:
+        return telemetry.sample()
+    except EndOfTrace:
+        if telemetry.latest is None:
+            raise
+        return telemetry.latest
+
+
+def condition_of(device: DeviceInfo, snapshot: Snapshot) -> DeviceCondition:
+    """What a reading tells. Of a device that nobody reads, on another node say, only the limit is known."""
+    reading = snapshot.devices.get(device.device_id, DeviceReading())
+    limit = device.power_limit_w if reading.power_limit_w is None else reading.power_limit_w
+    return DeviceCondition(
+        device_id=device.device_id,
+        temperature_c=reading.temperature_c,
+        throttle_reasons=reading.throttle_reasons,
+        power_w=reading.power_w,
+        power_limit_w=limit,
+    )
+
+
+def with_past(
+    conditions: Iterable[DeviceCondition],
+    history: History,
+    threshold_c: float,
+    health: Mapping[int, HealthState | None],
+) -> list[DeviceCondition]:
+    """The conditions with what only a history or a health monitor tells."""
+    times_s, series = history.timed_series(["temperature_c"])
+    past = dict(zip(history.device_ids, series["temperature_c"].T, strict=True))
+    nothing = np.full(len(times_s), np.nan)
+    return [
+        replace(
+            condition,
+            slope_c_min=slope_c_min(times_s, past.get(condition.device_id, nothing)),
+            cooling_down=is_cooling_down(past.get(condition.device_id, nothing), threshold_c),
+            health=health.get(condition.device_id),
+        )
+        for condition in conditions
+    ]

@@ -1,0 +1,150 @@
+"""Rules about the host: memory, CPU time, disks, network interfaces."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from ...machine.readings import DiskReading, HostReading
+from .evidence import ComponentHealth, Evidence, HealthState, judge
+from .nics import NicHealth
+from .thresholds import Thresholds
+from .windows import HOUR_S, Counter
+
+
+class StallShare:
+    """Share of the time, over a window, in which some task waited (from a counter of seconds).
+
+    The kernel brings its counters up to date every 2 s, so that a short window may see more than passed.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+        self.share: float | None = None
+        """None until readings cover the window."""
+        self.since_s: float | None = None
+        """Since when it has been at the threshold or above."""
+
+    def update(self, now: float, stalled_s: float | None, window_s: float, threshold: float) -> None:
+        if stalled_s is None:
+            return
+        if self._seen and stalled_s < self._seen[-1][1]:  # booted anew
+            self._seen.clear()
+        self._seen.append((now, stalled_s))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - window_s:
+            self._seen.popleft()
+        first_s, first = self._seen[0]
+        covered = now - first_s
+        self.share = min((stalled_s - first) / covered, 1.0) if covered >= window_s else None
+        if self.share is None or self.share < threshold:
+            self.since_s = None
+        elif self.since_s is None:
+            self.since_s = now
+
+
+class HostHealth:
+    """What has been seen of a host, and what follows from it.
+
+    Args:
+        thresholds: may be replaced at any time.
+    """
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self.thresholds = thresholds
+        self._time_s = float("-inf")
+        self._memory, self._cpu = StallShare(), StallShare()
+        self._oom_kills = Counter(HOUR_S)
+        self._nics: dict[str, NicHealth] = {}
+        self._disks: dict[str, DiskReading | None] = {}
+        self._full_since: dict[str, float] = {}
+
+    def update(self, now: float, host: HostReading | None) -> None:
+        """Take in the next reading, at ``now`` seconds, which are not less than before."""
+        self._time_s = now
+        if host is None:
+            return
+        limits = self.thresholds
+        window = limits.pressure_window_s
+        self._memory.update(now, host.memory_stall_s, window, limits.memory_stall_share)
+        self._cpu.update(now, host.cpu_stall_s, window, limits.cpu_stall_share)
+        self._oom_kills.update(now, host.oom_kills, limits.oom_kills_per_hour)
+        for name in self._nics.keys() | host.nics.keys():
+            self._nics.setdefault(name, NicHealth()).update(now, host.nics.get(name), limits)
+        for mount in self._disks.keys() | host.disks.keys():
+            self._disks[mount] = disk = host.disks.get(mount)
+            if disk is None or used_share(disk) < limits.disk_full_share:
+                self._full_since.pop(mount, None)
+            else:
+                self._full_since.setdefault(mount, now)
+
+    def health(self) -> dict[str, ComponentHealth]:
+        """``memory``, ``cpu``, ``disk:/``, ``nic:eth0`` and so on."""
+        found = {"memory": self._memory_health(), "cpu": self._cpu_health()}
+        found |= {f"disk:{mount}": self._disk_health(mount) for mount in sorted(self._disks)}
+        found |= {
+            f"nic:{name}": nic.health(self._time_s, self.thresholds)
+            for name, nic in sorted(self._nics.items())
+        }
+        return found
+
+    def _memory_health(self) -> ComponentHealth:
+        limits = self.thresholds
+        pressure = self._stall(
+            "memory_pressure", self._memory, limits.memory_stall_share, "memory", HealthState.DEGRADED
+        )
+        kills = self._oom_kills.evidence(
+            "oom_kills", limits.oom_kills_per_hour, "processes killed for want of memory within an hour"
+        )
+        unchecked = [] if self._memory.share is not None else ["memory_pressure"]
+        unchecked += [] if self._oom_kills.known else ["oom_kills"]
+        unknown = self._why_unknown(limits) if len(unchecked) == 2 else None
+        return judge([*pressure, *kills], unchecked, unknown)
+
+    def _cpu_health(self) -> ComponentHealth:
+        limits = self.thresholds
+        # More to do than CPUs is no fault, but worth telling.
+        pressure = tuple(
+            self._stall("cpu_pressure", self._cpu, limits.cpu_stall_share, "a CPU", HealthState.HEALTHY)
+        )
+        if self._cpu.share is None:
+            return judge(pressure, ["cpu_pressure"], self._why_unknown(limits))
+        return judge(pressure, [], None)
+
+    def _why_unknown(self, limits: Thresholds) -> str:
+        return f"no readings of the pressure that cover {limits.pressure_window_s:g} s"
+
+    def _stall(
+        self, kind: str, stall: StallShare, threshold: float, what: str, state: HealthState
+    ) -> Iterator[Evidence]:
+        if stall.share is not None and stall.since_s is not None:
+            yield Evidence(
+                kind=kind,
+                state=state,
+                value=stall.share,
+                threshold=threshold,
+                since_s=stall.since_s,
+                text=f"tasks waited for {what} in {stall.share:.0%} of the time (from {threshold:.0%} on)",
+            )
+
+    def _disk_health(self, mount: str) -> ComponentHealth:
+        disk, limits = self._disks[mount], self.thresholds
+        if disk is None:
+            return judge([], ["disk_full"], "it is not mounted any more, or cannot be read")
+        used, since_s = used_share(disk), self._full_since.get(mount)
+        if since_s is None:
+            return judge([], [], None)
+        failed = used >= limits.disk_failed_share
+        full = Evidence(
+            kind="disk_full",
+            state=HealthState.FAILED if failed else HealthState.DEGRADED,
+            value=used,
+            threshold=limits.disk_failed_share if failed else limits.disk_full_share,
+            since_s=since_s,
+            text=f"{used:.1%} of {disk.total_bytes / 1e9:.4g} GB used, {disk.free_bytes / 1e9:.3g} GB free",
+        )
+        return judge([full], [], None)
+
+
+def used_share(disk: DiskReading) -> float:
+    """Of 1; what only privileged users may still write counts as used. 0 for a file system without space."""
+    return 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0

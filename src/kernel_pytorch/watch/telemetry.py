@@ -1,0 +1,159 @@
+"""Readings over and over: one thread for all devices, and what it has read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..machine.readings import Snapshot
+from .history import History
+
+__all__ = ["EndOfTrace", "History", "Source", "Telemetry"]
+
+_LOG = logging.getLogger(__name__)
+_STOP_S = 0.09
+"""How long :meth:`Telemetry.stop` waits: it has 100 ms in all."""
+
+
+class EndOfTrace(Exception):  # noqa: N818  (an end, not an error: like StopIteration)
+    """A replayed trace has no more snapshots."""
+
+
+class Source(Protocol):
+    """Where snapshots come from: a machine or a trace."""
+
+    def read(self) -> Snapshot:
+        """The next snapshot.
+
+        Raises:
+            EndOfTrace: there are no more.
+        """
+
+
+class Telemetry:
+    """Samples a source, by hand or on a thread of its own. It may be started again after a stop.
+
+    Args:
+        source: is read by one thread at a time.
+        device_ids: the columns of the history.
+        interval_s: from one sample to the next on the thread, in seconds.
+        capacity: samples that the history keeps.
+
+    Raises:
+        ValueError: an interval or a capacity that is not positive, or a device id twice.
+    """
+
+    def __init__(
+        self, source: Source, device_ids: Sequence[int], *, interval_s: float = 1.0, capacity: int = 3600
+    ) -> None:
+        if not 0 < interval_s < math.inf:
+            raise ValueError(f"interval_s must be positive, got {interval_s}")
+        self.interval_s = interval_s
+        self.history = History(device_ids, capacity)
+        self.listeners: list[Callable[[Snapshot], None]] = []
+        """Each is called with every snapshot, by the thread that sampled it."""
+        self.latest: Snapshot | None = None
+        self.error: Exception | None = None
+        """What the thread's last sample raised, the source or a listener; None if it went well."""
+        self.ended = False
+        """The source has no more snapshots."""
+        self.cpu_seconds = 0.0
+        """CPU time that the thread has taken up to its last sample, listeners included."""
+        self._source = source
+        self._sampling = threading.RLock()
+        self._told: Snapshot | None = None
+        """What the listeners are being told."""
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._logged: set[type[Exception]] = set()
+
+    def sample(self) -> Snapshot:
+        """Read the source now, keep the snapshot and tell the listeners.
+
+        A listener that calls it gets the snapshot that it is being told of.
+
+        Raises:
+            EndOfTrace: the source has no more.
+            Exception: whatever the source raised; or what a listener raised, after all were called.
+        """
+        return self._sample(threading.Event())
+
+    def _sample(self, stop: threading.Event) -> Snapshot:
+        with self._sampling:
+            if self._told is not None:  # the lock lets only the thread in whose listener asks
+                return self._told
+            try:
+                snapshot = self._source.read()
+            except EndOfTrace:
+                self.ended = True
+                raise
+            if stop.is_set():  # stopped during a long read: nobody expects this one any more
+                return snapshot
+            self.history.append(snapshot)
+            self.latest = snapshot
+            raised: Exception | None = None
+            self._told = snapshot
+            try:
+                for listener in tuple(self.listeners):
+                    try:
+                        listener(snapshot)
+                    except Exception as error:
+                        raised = raised or error
+            finally:
+                self._told = None
+            if raised is not None:
+                raise raised
+            return snapshot
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread samples."""
+        return self._thread is not None and self._thread.is_alive() and not self._stop.is_set()
+
+    def start(self) -> None:
+        """Sample on a daemon thread, now and then each interval, until :meth:`stop` or the end."""
+        if self.running:
+            return
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stop, self.cpu_seconds), name="telemetry", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Wake the thread and wait for its end, 100 ms at most.
+
+        Returns:
+            Whether it has ended. If not, a read of the source holds it: it ends after that read, which is
+            neither kept nor told.
+        """
+        self._stop.set()
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return thread is None
+        thread.join(_STOP_S)
+        return not thread.is_alive()
+
+    def _run(self, stop: threading.Event, cpu_before: float) -> None:
+        due = time.monotonic()
+        while not stop.is_set():
+            try:
+                self._sample(stop)
+            except EndOfTrace:
+                return
+            except Exception as error:  # told in `error`: one bad reading must not end the watch
+                self.error = error
+                if type(error) not in self._logged:
+                    self._logged.add(type(error))
+                    _LOG.warning("a sample failed, sampling goes on", exc_info=error)
+            else:
+                self.error = None
+            finally:
+                self.cpu_seconds = cpu_before + time.thread_time()
+            now = time.monotonic()
+            due = max(due + self.interval_s, now)  # samples that were missed are not made up for
+            stop.wait(due - now)

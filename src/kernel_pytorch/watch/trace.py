@@ -1,0 +1,156 @@
+"""Recorded readings: a file of JSON lines, the topology first, then a snapshot a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import msgspec
+
+from ..machine.facts import ClusterTopology, NodeTopology
+from ..machine.readings import Snapshot
+from .telemetry import EndOfTrace
+
+FORMAT = "kernel-pytorch trace"
+VERSION = 1
+
+
+class _Preamble(msgspec.Struct):
+    """What every version's first line has."""
+
+    format: str
+    version: int
+
+
+class TraceHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    topology: ClusterTopology
+    """The readings' device ids are its own. A trace of one node has that node alone."""
+
+
+class TraceWriter:
+    """Records snapshots. Each line reaches the file at once: a recording that is killed can be read.
+
+    Args:
+        path: is written anew.
+        topology: whose device ids the snapshots have.
+    """
+
+    def __init__(self, path: str | Path, topology: ClusterTopology | NodeTopology) -> None:
+        if isinstance(topology, NodeTopology):
+            topology = ClusterTopology(nodes={topology.node_id: topology})
+        self._encoder = msgspec.json.Encoder()
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by close)
+        try:
+            self._write_line(TraceHeader(topology=topology))
+        except OSError as error:  # a full disk: half a header is of no use to anybody
+            with suppress(OSError):
+                self.close()
+            Path(path).unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Append a snapshot. Fits :attr:`.Telemetry.listeners`."""
+        self._write_line(snapshot)
+
+    def _write_line(self, what: msgspec.Struct) -> None:
+        self._file.write(self._encoder.encode(what) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # of a full disk: it tries to write again, and does not say where
+            raise OSError(error.errno, error.strerror, self._file.name) from error
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TraceReader:
+    """A recorded trace: its topology, and its snapshots by iteration.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a trace, or of another version; while iterating: a line is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            self.topology = self._header(file.readline()).topology
+        self.truncated = False
+        """The last line has no end: the recording was cut off there. An iteration leaves that line out."""
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        decoder = msgspec.json.Decoder(Snapshot)
+        with self.path.open("rb") as file:
+            file.readline()
+            for number, line in enumerate(file, 2):
+                if not line.endswith(b"\n"):
+                    self.truncated = True
+                    return
+                try:
+                    yield decoder.decode(line)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}: line {number} is damaged: {error}") from error
+
+    def _header(self, line: bytes) -> TraceHeader:
+        try:
+            preamble = msgspec.json.decode(line, type=_Preamble)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is not a trace: its first line is no header ({error})") from error
+        if preamble.format != FORMAT:
+            raise ValueError(f"{self.path} is not a trace: its format is {preamble.format!r}, not {FORMAT!r}")
+        if preamble.version != VERSION:
+            raise ValueError(f"{self.path} is a trace of version {preamble.version}; only {VERSION} is read")
+        try:
+            return msgspec.json.decode(line, type=TraceHeader)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: line 1 is damaged: {error}") from error
+
+
+def read_trace(path: str | Path) -> TraceReader:
+    """Open a trace: ``reader.topology``, ``for snapshot in reader``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a trace, or of another version; while iterating: a line is damaged.
+    """
+    return TraceReader(path)
+
+
+class ReplaySource:
+    """A trace as a source: each read gives the next snapshot, with the time it was recorded at.
+
+    Raises:
+        OSError, ValueError: as of :func:`read_trace`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._trace = read_trace(path)
+        self._snapshots = iter(self._trace)
+        self.topology = self._trace.topology
+
+    def read(self) -> Snapshot:
+        """The next snapshot.
+
+        Raises:
+            EndOfTrace: that was the last one; the message tells if the recording was cut off.
+            ValueError: the next line is damaged.
+        """
+        for snapshot in self._snapshots:
+            return snapshot
+        cut = ", whose last line is cut off" if self._trace.truncated else ""
+        raise EndOfTrace(f"end of {self._trace.path}{cut}")

@@ -1,0 +1,451 @@
+"""Placement against a brute force that shares no code with it, and on machines whose answer is known."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import combinations, permutations, product
+from random import Random
+
+import pytest
+import topologies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernel_pytorch.machine.facts import (
+    ClusterTopology,
+    DeviceInfo,
+    DeviceLink,
+    HardwareVendor,
+    LinkKind,
+    NodeTopology,
+)
+from kernel_pytorch.machine.host.hwloc import lstopo_xml, read_hwloc_xml
+from kernel_pytorch.placement import PlacementRequest, place
+from kernel_pytorch.placement.link_costs import PairLink
+from kernel_pytorch.watch.health import HealthState
+
+HEALTHY, DEGRADED, FAILED = HealthState.HEALTHY, HealthState.DEGRADED, HealthState.FAILED
+Shape = tuple[int, int, int, int]
+
+
+def request_for(shape: Shape, **more: object) -> PlacementRequest:
+    return PlacementRequest(
+        data_parallel_size=shape[0],
+        pipeline_parallel_size=shape[1],
+        context_parallel_size=shape[2],
+        tensor_parallel_size=shape[3],
+        **more,  # type: ignore[arg-type]
+    )
+
+
+# The oracle: every permutation of every group of devices, scored by the definition.
+
+
+def network_gbit_s(node: NodeTopology) -> float | None:
+    speeds = [
+        nic.speed_gbit_s
+        for nic in node.network_interfaces
+        if nic.kind in ("ethernet", "infiniband", "roce") and nic.carrier in (True, None) and nic.speed_gbit_s
+    ]
+    return max(speeds) if speeds else None
+
+
+def quality(topology: ClusterTopology, a: DeviceInfo, b: DeviceInfo) -> tuple[int, float]:
+    node_a, node_b = topology.node_of(a.device_id), topology.node_of(b.device_id)
+    if node_a is not node_b:
+        one, other = network_gbit_s(node_a), network_gbit_s(node_b)
+        return (0, -1.0 if one is None or other is None else min(one, other) / 8)
+    for link in node_a.links:
+        if {link.a, link.b} == {a.device_id, b.device_id}:
+            return (4 - int(link.kind), -1.0 if link.gb_s is None else link.gb_s)
+    near = a.numa_node is not None and a.numa_node == b.numa_node
+    return (4 - int(LinkKind.HOST_BRIDGE if near else LinkKind.SOCKET), -1.0)
+
+
+def talking(shape: Shape) -> Iterator[tuple[str, int, int]]:
+    """(dimension, position, position) for all pairs that use a link, by the coordinates of both."""
+    at = list(product(*map(range, shape)))
+    for i, j in combinations(range(len(at)), 2):
+        differ = [k for k in range(4) if at[i][k] != at[j][k]]
+        if len(differ) != 1:
+            continue
+        k = differ[0]
+        apart, size = abs(at[i][k] - at[j][k]), shape[k]
+        neighbours = apart == 1 or (k == 2 and apart == size - 1)
+        if k in (0, 3) or neighbours:
+            yield ["dp", "pp", "cp", "tp"][k], i, j
+
+
+def usable_gb(device: DeviceInfo, together: bool) -> float | None:
+    if not device.mig_enabled:
+        return None if device.memory_bytes is None else device.memory_bytes / 1e9
+    sizes = [instance.memory_bytes for instance in device.mig_instances]
+    return max(sizes) / 1e9 if sizes and not together else -1.0
+
+
+def brute_force(topology, shape, needs_gb, health, prefer):
+    """The best score, with the ids that have it; None if no assignment is possible."""
+    pairs = list(talking(shape))
+    size = shape[0] * shape[1] * shape[2] * shape[3]
+    usable = [d for d in topology.devices if health.get(d.device_id) is not FAILED]
+    best = None
+    for chosen in permutations(usable, size):
+        if len({(d.kind, d.vendor if d.kind == "gpu" else None) for d in chosen}) > 1:
+            continue
+        memory = [usable_gb(d, size > 1) for d in chosen]
+        if any(m == -1.0 for m in memory):
+            continue
+        if any(n > (0.0 if m is None else m) for m, n in zip(memory, needs_gb, strict=True)):
+            continue
+        slowest = {"tp": (9, 0.0), "cp": (9, 0.0), "pp": (9, 0.0), "dp": (9, 0.0)}
+        for dimension, i, j in pairs:
+            slowest[dimension] = min(slowest[dimension], quality(topology, chosen[i], chosen[j]))
+        states = [health.get(d.device_id) for d in chosen]
+        score = (
+            chosen[0].kind == "gpu" and chosen[0].vendor is prefer,
+            chosen[0].kind == "gpu",
+            -states.count(DEGRADED),
+            *(slowest[name] for name in ("tp", "cp", "pp", "dp")),
+            -states.count(None),
+            [-d.device_id for d in chosen],
+        )
+        if best is None or score > best[0]:
+            best = (score, tuple(d.device_id for d in chosen))
+    return best
+
+
+SHAPES = [
+    *[(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 3), (2, 1, 1, 1), (1, 1, 4, 1), (1, 4, 1, 1), (1, 1, 5, 1)],
+    *[(2, 1, 1, 2), (1, 2, 1, 2), (1, 1, 2, 2), (2, 1, 2, 1), (1, 2, 2, 1), (1, 3, 1, 2), (3, 1, 1, 2)],
+    *[(2, 1, 1, 3), (1, 1, 3, 2), (2, 3, 1, 1), (1, 1, 1, 5), (1, 1, 6, 1), (1, 6, 1, 1)],
+]
+
+
+def draw_machine(random: Random) -> ClusterTopology:
+    """Up to six devices on up to three nodes, with whatever links; half of the time the nodes are alike."""
+    sizes = random.choice([[2], [4], [5], [6], [6], [3, 2], [3, 3], [3, 3], [4, 2], [2, 2, 2], [3, 1, 2]])
+    alike, odd = random.random() < 0.5, random.random() < 0.3
+    kinds: list[LinkKind | None] = random.sample([*LinkKind, None], random.choice([1, 2, 2, 5]))
+    rates = random.choice([[None], [None, 25.0, 50.0]])
+    pattern = {pair: (random.choice(kinds), random.choice(rates)) for pair in combinations(range(6), 2)}
+    speeds = random.choice([[100.0], [None, 100.0, 400.0]])
+    nodes, first = [], 0
+    for number, size in enumerate(sizes):
+        devices = [
+            draw_odd_device(random, i) if odd else topologies.gpu(i, numa_node=random.choice([0, 0, 1, None]))
+            for i in range(first, first + size)
+        ]
+        links = []
+        for a, b in combinations(range(size), 2):
+            kind, rate = pattern[a, b] if alike else (random.choice(kinds), random.choice(rates))
+            if kind is not None:
+                links.append(DeviceLink(a=first + a, b=first + b, kind=kind, gb_s=rate))
+        nics = topologies.infiniband([random.choice(speeds)], [0])
+        nodes.append(topologies.node(devices, node_id=number, links=links, interfaces=nics, cpus=[(0,)] * 3))
+        first += size
+    return topologies.cluster(*nodes)
+
+
+def draw_odd_device(random: Random, device_id: int) -> DeviceInfo:
+    kind, cut = random.choice([("gpu", None)] * 6 + [("gpu", 0), ("gpu", 2), ("cpu", None)])
+    return topologies.gpu(
+        device_id,
+        kind=kind,
+        vendor=random.choice([HardwareVendor.NVIDIA] * 3 + [HardwareVendor.AMD]),
+        numa_node=random.choice([0, 1, None]),
+        memory_bytes=random.choice([None, 16 * 10**9, 80 * 10**9]),
+        mig_enabled=cut is not None,
+        mig_instances=topologies.mig().nodes[0].devices[0].mig_instances[: cut or 0],
+    )
+
+
+@settings(max_examples=500)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_placement_is_what_a_brute_force_finds(seed: int):
+    """All is drawn from the seed: what hypothesis draws by itself is too regular to reach the corners."""
+    random = Random(seed)
+    topology = draw_machine(random)
+    count = topology.total_devices
+    shape = random.choice([s for s in SHAPES if count // 2 <= s[0] * s[1] * s[2] * s[3] <= count])
+    size = shape[0] * shape[1] * shape[2] * shape[3]
+    states = random.choice([[None], [HEALTHY, None, None], [HEALTHY, None, HEALTHY, None, DEGRADED, FAILED]])
+    health = {i: state for i in range(count) if (state := random.choice(states)) is not None}
+    uniform = random.random() < 0.6
+    needs_gb = [random.choice([0.0, 10.0, 40.0]) for _ in range(size)]
+    needs_gb = needs_gb[:1] * size if uniform else needs_gb
+    prefer = random.choice([None, None, HardwareVendor.AMD])
+    request = request_for(shape, memory_gb=needs_gb[0] if uniform else needs_gb, prefer_vendor=prefer)
+
+    expected = brute_force(topology, shape, needs_gb, health, prefer)
+    if expected is None:
+        with pytest.raises(ValueError, match=r"num_devices must be at most|memory_gb=\["):
+            place(topology, request, health)
+        return
+    placement = place(topology, request, health)
+    assert placement.exact
+    assert placement.device_ids == expected[1]
+    for name, slowest in zip(("tp", "cp", "pp", "dp"), expected[0][3:7], strict=True):
+        found = placement.slowest[name]
+        names = ["network", "socket", "host_bridge", "pcie_switch", "nvlink"]
+        assert (found is None) == (slowest[0] == 9)
+        assert found is None or (names.index(found.name), found.gb_s or -1.0) == slowest
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (1, 1, 2, 4), (1, 2, 4, 1)], ids=str)
+@pytest.mark.parametrize("name", ["eight_pcie", "uneven_sockets"])
+def test_eight_devices_against_brute_force(name: str, shape: Shape):
+    """Only the score: trying all is slow enough without their names."""
+    topology = topologies.EVERY[name]()
+    devices = list(topology.devices)
+    table = [[quality(topology, a, b) if a is not b else (9, 0.0) for b in devices] for a in devices]
+    pairs = [[(i, j) for d, i, j in talking(shape) if d == name] for name in ("tp", "cp", "pp", "dp")]
+
+    def score(order):
+        return [min((table[order[i]][order[j]] for i, j in along), default=(9, 0.0)) for along in pairs]
+
+    best = max(score((0, *rest)) for rest in permutations(range(1, 8)))
+    if shape[1] > 1 or shape[2] > 2:  # where it matters which device is the first
+        best = max(best, *(score(order) for order in permutations(range(8)) if order[0]))
+    placement = place(topology, request_for(shape))
+    assert placement.exact
+    assert score(placement.device_ids) == best
+
+
+@pytest.mark.parametrize(
+    ("shape", "slowest"),
+    [
+        ((16, 1, 1, 8), {"tp": "nvlink", "dp": "network"}),
+        ((4, 2, 2, 8), {"tp": "nvlink", "cp": "network", "pp": "network", "dp": "network"}),
+        ((8, 4, 1, 4), {"tp": "nvlink", "pp": "network", "dp": "network"}),
+        ((16, 1, 2, 4), {"tp": "nvlink", "cp": "nvlink", "dp": "network"}),
+    ],
+    ids=str,
+)
+def test_sixteen_dgx_are_proved_and_kept_in_order(shape: Shape, slowest: dict[str, str]):
+    placement = place(topologies.dgx_h100(16), request_for(shape))
+    assert placement.exact
+    assert placement.device_ids == tuple(range(128))
+    assert {name: link.name for name, link in placement.slowest.items() if link} == slowest
+    assert placement.slowest["dp"].gb_s == 50.0  # 400 Gbit/s
+
+
+def test_numa_and_switches_decide_without_nvlink():
+    placement = place(topologies.eight_pcie(), PlacementRequest(num_devices=8, tensor_parallel_size=4))
+    assert placement.device_ids == tuple(range(8))
+    assert placement.slowest["tp"].name == "host_bridge"
+    assert placement.slowest["dp"].name == "socket"
+
+
+def test_bridges_between_odd_pairs_become_tensor_parallel_groups():
+    placement = place(topologies.uneven_sockets(), PlacementRequest(num_devices=4, tensor_parallel_size=2))
+    assert placement.device_ids == (0, 3, 1, 6)
+    assert placement.slowest["tp"].gb_s == 100.0
+    assert "not needed: gpu:2, gpu:4-5, gpu:7" in placement.reason
+
+
+def test_groups_of_three_fit_into_uneven_nodes():
+    topology = topologies.uneven_nodes([5, 3, 8], [200.0, None, 400.0])
+    placement = place(topology, PlacementRequest(num_devices=12, tensor_parallel_size=3))
+    assert placement.device_ids == (0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+    assert placement.slowest["dp"].name == "network"
+    assert placement.slowest["dp"].gb_s is None  # of the second node no speed is known
+    fewer = place(topology, PlacementRequest(num_devices=9, tensor_parallel_size=3))
+    assert fewer.device_ids == (0, 1, 2, 8, 9, 10, 11, 12, 13)
+    assert fewer.slowest["dp"].gb_s == 25.0
+
+
+def test_interfaces_that_are_down_or_virtual_do_not_count():
+    nics = topologies.infiniband([400.0, 100.0], [0, 0])
+    down = [topologies.replace(nics[0], carrier=False), nics[1], topologies.replace(nics[0], kind="virtual")]
+    nodes = [topologies.node([topologies.gpu(i, index=0)], node_id=i, interfaces=down) for i in range(2)]
+    placement = place(topologies.cluster(*nodes), PlacementRequest(num_devices=2))
+    assert placement.slowest["dp"].gb_s == 12.5
+
+
+def test_unknown_numa_nodes_are_assumed_far_apart_and_it_says_so():
+    devices = [topologies.gpu(0), topologies.gpu(1, numa_node=None), topologies.gpu(2)]
+    topology = topologies.cluster(topologies.node(devices))
+    near = place(topology, PlacementRequest(num_devices=2))
+    assert (near.device_ids, near.slowest["dp"].name) == ((0, 2), "host_bridge")
+    every = place(topology, PlacementRequest(num_devices=3))
+    assert every.slowest["dp"].name == "socket"
+    assert "assumed to be as far apart as a node allows: gpu:0-gpu:1, gpu:1-gpu:2" in every.reason
+
+
+def test_failed_devices_are_left_out_and_degraded_ones_come_last():
+    topology, request = topologies.dgx_h100(), PlacementRequest(num_devices=6)
+    placement = place(topology, request, {0: FAILED, 1: DEGRADED, 2: HEALTHY})
+    assert placement.device_ids == (2, 3, 4, 5, 6, 7)
+    assert placement.left_out == {0: "failed"}
+    assert "left out: gpu:0 failed; not needed: gpu:1" in placement.reason
+    assert "of unknown health: gpu:3-7" in placement.reason
+    needed = place(topology, request, {0: FAILED, 1: DEGRADED, 7: DEGRADED})
+    assert needed.device_ids == (1, 2, 3, 4, 5, 6)
+    assert "degraded, but needed: gpu:1" in needed.reason
+
+
+def test_known_health_decides_between_equals_but_not_against_a_link():
+    pcie = topologies.eight_pcie()
+    assert place(pcie, PlacementRequest(num_devices=2), {4: HEALTHY, 5: HEALTHY}).device_ids == (4, 5)
+    assert place(pcie, PlacementRequest(num_devices=2), {3: HEALTHY, 4: HEALTHY}).device_ids == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "expected"), [(5.0, (0,)), (20.0, (2,)), (0.0, (0,))], ids=["fits", "too large", "none"]
+)
+def test_an_instance_of_a_gpu_serves_alone(memory_gb: float, expected: tuple[int, ...]):
+    placement = place(topologies.mig(), PlacementRequest(num_devices=1, memory_gb=memory_gb))
+    assert placement.device_ids == expected
+    assert placement.left_out[1] == "is in MIG mode without an instance"
+
+
+def test_gpus_in_mig_mode_do_not_join_others():
+    with pytest.raises(ValueError, match=r"got 2: of 3 devices 1 fit; left out: gpu:0 is in MIG mode"):
+        place(topologies.mig(), PlacementRequest(num_devices=2))
+
+
+def test_measured_rates_decide_to_two_digits():
+    topology = topologies.dgx_h100()
+    rates = dict.fromkeys(combinations(range(8), 2), 300.0)
+    rates[2, 5] = 380.0
+    placement = place(topology, PlacementRequest(num_devices=2), measured_gb_s=rates)
+    assert (placement.device_ids, placement.slowest["dp"].gb_s) == ((2, 5), 380.0)
+    rates[2, 5] = 304.9  # noise
+    rates[1, 0] = 299.9
+    assert place(topology, PlacementRequest(num_devices=2), measured_gb_s=rates).device_ids == (0, 1)
+    rates[1, 0] = 280.0  # the other way round than (0, 1): the slower counts
+    assert place(topology, PlacementRequest(num_devices=2), measured_gb_s=rates).device_ids == (0, 2)
+
+
+def test_measured_rates_must_be_complete_and_positive():
+    topology = topologies.uneven_nodes([2, 1], [100.0, 100.0])
+    with pytest.raises(ValueError, match=r"must have each pair of \(0, 1, 2\), got none for \(1, 2\)"):
+        place(topology, PlacementRequest(num_devices=2), measured_gb_s={(0, 1): 1.0, (0, 2): 1.0})
+    with pytest.raises(ValueError, match=r"measured_gb_s must be positive, got 0.0 for \(0, 1\)"):
+        place(topology, PlacementRequest(num_devices=2, devices=[0, 1]), measured_gb_s={(0, 1): 0.0})
+
+
+def test_what_cannot_be_proved_says_so_and_is_the_same_every_time():
+    """Sixteen devices, every pair with another rate: too many orders to try."""
+    topology = topologies.uneven_nodes([16], [None])
+    rates = {(a, b): float(10 + (a * 31 + b * 17) * (a + b) % 89) for a, b in combinations(range(16), 2)}
+    request = PlacementRequest(num_devices=16, tensor_parallel_size=4, context_parallel_size=2)
+    placement = place(topology, request, measured_gb_s=rates)
+    assert not placement.exact
+    assert "the best that was found, others may be better" in placement.reason
+    assert sorted(placement.device_ids) == list(range(16))
+    again = place(topology, request, measured_gb_s=rates)
+    assert again == placement
+    in_order = min(rates[a, b] for g in range(4) for a, b in combinations(range(4 * g, 4 * g + 4), 2))
+    assert placement.slowest["tp"].gb_s > in_order
+
+
+def test_vendors_do_not_mix():
+    devices = [
+        topologies.gpu(i, vendor=HardwareVendor.AMD if i % 2 else HardwareVendor.NVIDIA) for i in range(5)
+    ]
+    topology = topologies.cluster(topologies.node(devices))
+    assert place(topology, PlacementRequest(num_devices=2)).device_ids == (0, 2)
+    amd = PlacementRequest(num_devices=2, prefer_vendor=HardwareVendor.AMD)
+    assert place(topology, amd).device_ids == (1, 3)
+    many = PlacementRequest(num_devices=3, prefer_vendor=HardwareVendor.AMD)
+    assert place(topology, many).device_ids == (0, 2, 4)
+    with pytest.raises(ValueError, match="do not work together: 3 nvidia gpus, 2 amd gpus"):
+        place(topology, PlacementRequest(num_devices=4))
+
+
+def test_the_healthier_vendor_is_chosen():
+    """Two NVIDIA GPUs of which one is degraded, two AMD ones."""
+    devices = [topologies.gpu(i, vendor=list(HardwareVendor)[i // 2]) for i in range(4)]
+    topology = topologies.cluster(topologies.node(devices))
+    assert place(topology, PlacementRequest(num_devices=2)).device_ids == (0, 1)
+    assert place(topology, PlacementRequest(num_devices=2), {1: DEGRADED}).device_ids == (2, 3)
+
+
+def test_only_the_devices_that_were_named():
+    request = PlacementRequest(num_devices=2, devices=[6, 3, 1])
+    placement = place(topologies.uneven_sockets(), request)
+    assert placement.device_ids == (1, 6)
+    assert "gpu:0" not in placement.reason
+    with pytest.raises(ValueError, match=r"devices must be among \[0, 1\], got \[9\]"):
+        place(topologies.cpu_only(), PlacementRequest(devices=[9]))
+
+
+def test_a_machine_without_accelerators_places_its_packages():
+    placement = place(topologies.cpu_only(2), PlacementRequest(num_devices=2, memory_gb=10.0))
+    assert placement.device_ids == (0, 1)
+    assert placement.slowest["dp"].name == "socket"
+    assert placement.slowest["dp"].derived == "from their two NUMA nodes"
+
+
+@pytest.mark.skipif(shutil.which("lstopo-no-graphics") is None, reason="needs hwloc (apt-get install hwloc)")
+def test_packages_of_a_machine_that_hwloc_made_up():
+    """Two NUMA nodes of two packages, numbered to and fro: 0 and 2 in one, 1 and 3 in the other."""
+    text = lstopo_xml("-i", "node:2 pack:2(indexes=0,2,1,3) core:2 pu:2", timeout_s=30)
+    assert text is not None
+    seen = read_hwloc_xml(text)
+    devices = [
+        topologies.gpu(package.package_id, kind="cpu", numa_node=numa.numa_id, cpus=package.cpus)
+        for package in seen.packages
+        for numa in seen.numa_nodes
+        if set(package.cpus) <= set(numa.cpus)
+    ]
+    assert {device.device_id: device.numa_node for device in devices} == {0: 0, 1: 1, 2: 0, 3: 1}
+    node = topologies.node(devices, cpus=[numa.cpus for numa in seen.numa_nodes])
+    request = PlacementRequest(num_devices=4, tensor_parallel_size=2)
+    placement = place(topologies.cluster(node), request)
+    assert placement.device_ids == (0, 2, 1, 3)
+    assert placement.slowest["tp"] == PairLink(name="host_bridge", derived="from their one NUMA node")
+    assert placement.slowest["dp"] == PairLink(name="socket", derived="from their two NUMA nodes")
+
+
+def test_needs_that_no_choice_meets():
+    topology = topologies.cpu_only(2)
+    with pytest.raises(ValueError, match=r"0 fit; left out: cpu:0-1 has 68.7 GB, less than 100 GB"):
+        place(topology, PlacementRequest(num_devices=2, memory_gb=100.0))
+    with pytest.raises(ValueError, match="cpu:0-1 has an unknown peak rate"):
+        place(topology, PlacementRequest(num_devices=1, tflops=1.0))
+    with pytest.raises(ValueError, match=r"memory_gb=\[0.0, 100.0\]: too few of 2 devices"):
+        place(topology, PlacementRequest(num_devices=2, memory_gb=[0.0, 100.0]))
+    with pytest.raises(ValueError, match=r"left out: gpu:0-7 has 67.0 TFLOP/s, less than 100"):
+        place(topologies.dgx_h100(), PlacementRequest(tflops=100.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_devices": 0}, ValueError, "num_devices must be positive, got 0"),
+        ({"tensor_parallel_size": -1}, ValueError, "tensor_parallel_size must be positive, got -1"),
+        ({"num_devices": True}, TypeError, "num_devices must be an int, got bool"),
+        ({"pipeline_parallel_size": 2.0}, TypeError, "pipeline_parallel_size must be an int, got float"),
+        ({"num_devices": 6, "tensor_parallel_size": 4}, ValueError, "num_devices=6 must be a multiple of 4"),
+        (
+            {"num_devices": 8, "data_parallel_size": 2, "tensor_parallel_size": 2},
+            ValueError,
+            "tensor_parallel_size=2 multiply to 4, not to num_devices=8",
+        ),
+        ({"memory_gb": -1.0}, ValueError, "memory_gb must be finite and not negative, got -1.0"),
+        ({"memory_gb": float("nan")}, ValueError, "memory_gb must be finite and not negative, got nan"),
+        ({"tflops": float("inf")}, ValueError, "tflops must be finite and not negative, got inf"),
+        ({"num_devices": 2, "memory_gb": [1.0]}, ValueError, "memory_gb must have one number, or 2, got 1"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_requests_are_checked(arguments: dict[str, object], error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        PlacementRequest(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({}, (1, 1, 1, 1)),
+        ({"num_devices": 8, "tensor_parallel_size": 4}, (2, 1, 1, 4)),
+        ({"data_parallel_size": 3, "context_parallel_size": 2}, (3, 1, 2, 1)),
+        ({"num_devices": 6, "data_parallel_size": 3, "pipeline_parallel_size": 2}, (3, 2, 1, 1)),
+    ],
+    ids=str,
+)
+def test_the_size_that_is_not_given_follows(arguments: dict[str, int], shape: Shape):
+    assert PlacementRequest(**arguments).shape == shape  # type: ignore[arg-type]
