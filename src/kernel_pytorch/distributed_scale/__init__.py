@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from .._lazy import lazy
 
 if TYPE_CHECKING:
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
@@ -22,35 +23,25 @@ if TYPE_CHECKING:
     from .thermal_power_management import ThermalAwareScheduler as ThermalAwareScheduler
     from .thermal_power_management import create_thermal_scheduler as create_thermal_scheduler
 
-_HOMES = {
-    "fault_tolerance": ["HardwareHealthMonitor"],
-    "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
-    "hardware_discovery": [
-        "ClusterTopology",
-        "DeviceCapability",
-        "DeviceInfo",
-        "HardwareTopologyManager",
-        "HardwareVendor",
-        "NodeTopology",
-        "ThermalState",
-        "create_hardware_manager",
-    ],
-    "thermal_power_management": [
-        "PowerEfficiencyOptimizer",
-        "ThermalAwareScheduler",
-        "create_thermal_scheduler",
-    ],
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "fault_tolerance": ["HardwareHealthMonitor"],
+        "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
+        "hardware_discovery": [
+            "ClusterTopology",
+            "DeviceCapability",
+            "DeviceInfo",
+            "HardwareTopologyManager",
+            "HardwareVendor",
+            "NodeTopology",
+            "ThermalState",
+            "create_hardware_manager",
+        ],
+        "thermal_power_management": [
+            "PowerEfficiencyOptimizer",
+            "ThermalAwareScheduler",
+            "create_thermal_scheduler",
+        ],
+    },
+)
