@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..machine.current_device import current_device
-from ..machine.facts import ClusterTopology, DeviceInfo, HardwareVendor
-from ..placement import PlacementRequest, place
+from ..machine.facts import HardwareVendor
+from ..placement import PlacementRequest
+from ..placement.job_mesh import create_job_mesh, job_launch_hints
+from ..placement.launch_hints import LaunchHints
+from ..placement.ranking import rank_devices
 from .fault_tolerance import HardwareHealthMonitor
 from .hardware_discovery import HardwareTopologyManager
-from .mesh_optimizer import DeviceMeshOptimizer, create_device_mesh_optimizer
 from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareScheduler
 
 if TYPE_CHECKING:
@@ -21,7 +21,50 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"]
 
-logger = logging.getLogger(__name__)
+
+class DeviceMeshOptimizer:
+    """Arranges ranks in meshes by the links between their devices."""
+
+    def __init__(self, topology_manager: HardwareTopologyManager) -> None:
+        self.view = topology_manager.view
+
+    def create_optimal_mesh(
+        self,
+        world_size: int,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        context_parallel_size: int = 1,
+        data_parallel_size: int | None = None,
+    ) -> DeviceMesh:
+        """See :func:`.create_job_mesh`. ``data_parallel_size`` None: what the others leave of the world."""
+        sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
+        return create_job_mesh(self.view, _request(world_size, *sizes))
+
+    def launch_hints(
+        self,
+        world_size: int,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        context_parallel_size: int = 1,
+        data_parallel_size: int | None = None,
+    ) -> LaunchHints:
+        """See :func:`.job_launch_hints`."""
+        sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
+        return job_launch_hints(self.view, _request(world_size, *sizes))
+
+
+def create_device_mesh_optimizer(topology_manager: HardwareTopologyManager) -> DeviceMeshOptimizer:
+    return DeviceMeshOptimizer(topology_manager)
+
+
+def _request(world_size: int, tp: int, pp: int, cp: int, dp: int | None) -> PlacementRequest:
+    return PlacementRequest(
+        num_devices=world_size,
+        data_parallel_size=dp,
+        pipeline_parallel_size=pp,
+        context_parallel_size=cp,
+        tensor_parallel_size=tp,
+    )
 
 
 class HardwareAdapter:
@@ -29,7 +72,7 @@ class HardwareAdapter:
 
     Args:
         enable_monitoring: whether a thread takes a reading each second; without it each question takes one.
-        thermal_threshold: degrees Celsius from which on a device gets no job.
+        thermal_threshold: degrees Celsius at or above which a device gets no job.
         power_budget_w: bound on what all devices may draw together; None: no bound.
         topology_manager: to use instead of one for this machine; :meth:`shutdown` leaves it running.
     """
@@ -45,12 +88,11 @@ class HardwareAdapter:
         self._own_manager = topology_manager is None
         self.topology_manager = topology_manager or HardwareTopologyManager(enable_monitoring)
         try:
-            self.thermal_scheduler = ThermalAwareScheduler(
-                self.topology_manager, thermal_threshold, power_budget_w
-            )
-            self.power_optimizer = PowerEfficiencyOptimizer(self.topology_manager, power_budget_w)
-            self.mesh_optimizer = DeviceMeshOptimizer(self.topology_manager)
-            self.health_monitor = HardwareHealthMonitor(self.topology_manager, enable_monitoring)
+            manager = self.topology_manager
+            self.thermal_scheduler = ThermalAwareScheduler(manager, thermal_threshold, power_budget_w)
+            self.power_optimizer = PowerEfficiencyOptimizer(manager, power_budget_w)
+            self.mesh_optimizer = DeviceMeshOptimizer(manager)
+            self.health_monitor = HardwareHealthMonitor(manager, enable_monitoring)
         except BaseException:
             if self._own_manager:
                 self.topology_manager.shutdown()
@@ -63,14 +105,7 @@ class HardwareAdapter:
         compute_requirement_tflops: float = 0.0,
         prefer_vendor: HardwareVendor | None = None,
     ) -> Iterator[list[int]]:
-        """Ids of the devices that fit, best first, the first of them being torch's current device meanwhile.
-
-        A GPU that torch does not see (CUDA_VISIBLE_DEVICES) is left out. Without GPUs they are CPU packages,
-        and torch's current device stays what it is.
-
-        Raises:
-            ValueError: no device fits; the message tells why.
-        """
+        """:meth:`get_optimal_device_placement`, those that torch sees; the first is its current device."""
         ids = self.get_optimal_device_placement(
             memory_requirement_gb, compute_requirement_tflops, prefer_vendor
         )
@@ -84,82 +119,36 @@ class HardwareAdapter:
         compute_requirement_tflops: float = 0.0,
         prefer_vendor: HardwareVendor | None = None,
     ) -> list[int]:
-        """Ids of this node's devices that could each do a job, best first as :func:`.placement.place` has it.
-
-        Args:
-            memory_requirement_gb: memory that must be there, and free where its use is known.
-            compute_requirement_tflops: peak float32 rate, in 1e12 FLOP/s.
-            prefer_vendor: whose GPUs come first.
-
-        Raises:
-            ValueError: no device fits; the message tells why.
-        """
-        health = self.topology_manager.health()  # takes a reading if nothing else does
-        topology = self._topology_with_free_memory()
-        left = set(self.topology_manager.telemetry.history.device_ids)
-        ranked: list[int] = []
-        while left:
-            request = PlacementRequest(
-                num_devices=1,
-                memory_gb=memory_requirement_gb,
-                tflops=compute_requirement_tflops,
-                prefer_vendor=prefer_vendor,
-                devices=left,
-            )
-            placement = place(topology, request, health)
-            for device_id, why in placement.left_out.items():
-                logger.info("left out: device %d %s", device_id, why)
-            ranked += placement.device_ids
-            left -= {*placement.device_ids, *placement.left_out}
-        return ranked
-
-    def _topology_with_free_memory(self) -> ClusterTopology:
-        """The topology with the memory that is free now for the memory of each device, where it is known."""
-        topology, latest = self.topology_manager.cluster_topology, self.topology_manager.telemetry.latest
-
-        def with_free(device: DeviceInfo) -> DeviceInfo:
-            reading = latest.devices.get(device.device_id, device.reading) if latest else device.reading
-            if device.memory_bytes is None or reading.memory_used_bytes is None:
-                return device
-            return replace(device, memory_bytes=device.memory_bytes - reading.memory_used_bytes)
-
-        nodes = {
-            number: replace(node, devices=tuple(with_free(device) for device in node.devices))
-            for number, node in topology.nodes.items()
-        }
-        return replace(topology, nodes=nodes)
+        """Ids of this node's devices that could each do a job, best first: :func:`.rank_devices`."""
+        view = self.topology_manager.view
+        states = view.states()  # takes a reading if no thread does
+        request = PlacementRequest(
+            num_devices=1,
+            memory_gb=memory_requirement_gb,
+            tflops=compute_requirement_tflops,
+            prefer_vendor=prefer_vendor,
+            devices=view.own_ids,
+        )
+        return rank_devices(view.topology, request, states, free_bytes=view.free_bytes())
 
     def optimize_for_workload(
         self, job_id: str, required_devices: int, estimated_power_per_device: float = 300.0
     ) -> dict[str, Any]:
-        """Give a job cool devices of its own, ordered by the links between them.
+        """As :meth:`.ThermalAwareScheduler.schedule_job`, the devices in the order of their links.
 
-        ``thermal_scheduler.release_job`` frees them.
-
-        Returns:
-            As of :meth:`.ThermalAwareScheduler.schedule_job`; where it succeeded, ``devices`` are in the
-            order of :func:`.placement.place`, and ``placement`` tells of their links.
+        ``placement`` tells of the links; see :meth:`.JobDevices.order`.
         """
         result = self.thermal_scheduler.schedule_job(job_id, required_devices, estimated_power_per_device)
         if not result["success"]:
             return result
-        request = PlacementRequest(num_devices=required_devices, devices=result["devices"])
         try:
-            placement = place(self.topology_manager.cluster_topology, request, self.topology_manager.health())
-        except ValueError as error:  # GPUs of two vendors, for example
-            self.thermal_scheduler.release_job(job_id)
+            placement = self.thermal_scheduler.jobs.order(job_id)
+        except ValueError as error:
             return {**result, "success": False, "devices": [], "error": str(error)}
         return {**result, "devices": list(placement.device_ids), "placement": placement.reason}
 
     def get_cluster_statistics(self) -> dict[str, Any]:
-        """Counts and sums over all nodes, with the heat and the health of this one now.
-
-        Returns:
-            ``total_nodes``, ``total_devices``, ``total_memory_gb`` (None if one's is unknown);
-            ``vendor_distribution``, ``capability_distribution``, ``memory_distribution``: devices by vendor,
-            architecture and GB; ``thermal``: :meth:`.ThermalAwareScheduler.get_thermal_report`; ``health``:
-            :meth:`.HardwareHealthMonitor.get_device_health_status`.
-        """
+        """Counts and sums over all nodes, with the heat and the health of this one now."""
         topology = self.topology_manager.cluster_topology
         return {
             "total_nodes": len(topology.nodes),
@@ -183,13 +172,8 @@ class HardwareAdapter:
         data_parallel_size: int | None = None,
     ) -> DeviceMesh:
         """See :meth:`DeviceMeshOptimizer.create_optimal_mesh`."""
-        return self.mesh_optimizer.create_optimal_mesh(
-            world_size,
-            tensor_parallel_size,
-            pipeline_parallel_size,
-            context_parallel_size,
-            data_parallel_size,
-        )
+        sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
+        return self.mesh_optimizer.create_optimal_mesh(world_size, *sizes)
 
     def get_health_report(self, hours: float = 1) -> dict[str, Any]:
         """``health`` of all devices and the host now, ``performance`` of the devices over the last hours."""

@@ -35,7 +35,6 @@ class Machine:
         self._devices = [(driver, index) for driver in self._drivers.opened for index in driver.indices]
         self._xids: dict[int, tuple[int, ...]] = {}
         self._host, self._cpus = HostReader(root, mounts), CpuReader(read_packages(self._files), root)
-        self._first = 0
         self._closed = False
         self._lock = threading.Lock()  # a thread may sample while another discovers anew or closes
         self.node = self.refresh()
@@ -66,10 +65,6 @@ class Machine:
         elif reading.energy_j is None:
             yield Missing(what="CPU energy and power", why="no RAPL counter in /sys/class/powercap")
 
-    def number_from(self, first: int) -> None:
-        """Let device ids start at ``first``, as they do for a node of a cluster."""
-        self._first = first
-
     def read(self) -> Snapshot:
         """Read everything once.
 
@@ -88,7 +83,7 @@ class Machine:
         self._xids.clear()
         return Snapshot(
             time_s=time.time(),
-            devices={self._first + number: reading for number, reading in readings.items()},
+            devices=readings,
             host=self._host.read(),
         )
 

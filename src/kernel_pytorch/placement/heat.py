@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..power.condition import HYSTERESIS_C, DeviceCondition
+from ..power.condition import HYSTERESIS_C, DeviceCondition, committed_w
 from ..watch.health import HealthState
 
 HORIZON_MIN = 5.0
@@ -107,20 +107,6 @@ def choose_devices(
         estimated_w=math.fsum(device.capped_w(request.power_w) for device in chosen) if chosen else None,
         committed_w=total_w(chosen),
     )
-
-
-def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
-    """What counts against a budget; None if the draw of a device without a job has no known bound.
-
-    Args:
-        estimates_w: by device id, for the devices that have a job.
-    """
-    counted = [
-        device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w
-        for device in devices
-    ]
-    known = [watts for watts in counted if watts is not None]
-    return math.fsum(known) if len(known) == len(counted) else None
 
 
 def _fault(device: DeviceCondition, owner: str | None, threshold_c: float) -> tuple[str, str] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,6 @@ from ..machine.facts import DeviceInfo
 from ..machine.readings import DeviceReading, Snapshot
 from ..watch.health import HealthState
 from ..watch.history import History, slope_per_s
-from ..watch.telemetry import EndOfTrace, Telemetry
 
 TREND_WINDOW_S = 120.0
 TREND_MIN_SPAN_S = 60.0
@@ -80,14 +80,18 @@ class DeviceCondition:
         return self.power_limit_w if self.power_w is None else self.power_w
 
 
-def read_now(telemetry: Telemetry) -> Snapshot:
-    """A reading taken now; the last one, where a replay has ended."""
-    try:
-        return telemetry.sample()
-    except EndOfTrace:
-        if telemetry.latest is None:
-            raise
-        return telemetry.latest
+def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
+    """What counts against a budget; None if the draw of a device without a job has no known bound.
+
+    Args:
+        estimates_w: by device id, for the devices that have a job.
+    """
+    counted = [
+        device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w
+        for device in devices
+    ]
+    known = [watts for watts in counted if watts is not None]
+    return math.fsum(known) if len(known) == len(counted) else None
 
 
 def condition_of(device: DeviceInfo, snapshot: Snapshot) -> DeviceCondition:

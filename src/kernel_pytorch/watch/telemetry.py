@@ -1,4 +1,4 @@
-"""Readings over and over: one thread for all devices, and what it has read."""
+"""Readings over and over: one thread samples a source, and a history keeps what it read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from ..machine.readings import Snapshot
@@ -16,7 +16,10 @@ __all__ = ["EndOfTrace", "History", "Source", "Telemetry"]
 
 _LOG = logging.getLogger(__name__)
 _STOP_S = 0.09
-"""How long :meth:`Telemetry.stop` waits: it has 100 ms in all."""
+"""How long :meth:`Telemetry.stop` waits for the thread: it has 100 ms in all."""
+_STALE_INTERVALS = 3
+"""A snapshot older than so many intervals is no reading any more."""
+_STALE_LEAST_S = 3.0
 
 
 class EndOfTrace(Exception):  # noqa: N818  (an end, not an error: like StopIteration)
@@ -35,46 +38,51 @@ class Source(Protocol):
 
 
 class Telemetry:
-    """Samples a source, by hand or on a thread of its own. It may be started again after a stop.
+    """Samples a source, on request or on a thread of its own. It may be started again after a stop.
 
     Args:
-        source: is read by one thread at a time.
+        source: read by one thread at a time.
         device_ids: the columns of the history.
         interval_s: from one sample to the next on the thread, in seconds.
-        capacity: samples that the history keeps.
+        capacity: number of samples that the history keeps.
+        clock: seconds that never go back, from any start.
 
     Raises:
         ValueError: an interval or a capacity that is not positive, or a device id twice.
     """
 
     def __init__(
-        self, source: Source, device_ids: Sequence[int], *, interval_s: float = 1.0, capacity: int = 3600
+        self,
+        source: Source,
+        device_ids: Sequence[int],
+        *,
+        interval_s: float = 1.0,
+        capacity: int = 3600,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise ValueError(f"interval_s must be positive, got {interval_s}")
         self.interval_s = interval_s
         self.history = History(device_ids, capacity)
         self.listeners: list[Callable[[Snapshot], None]] = []
-        """Each is called with every snapshot, by the thread that sampled it."""
+        """Each is called with every snapshot, by the thread that sampled it. It must not sample itself."""
         self.latest: Snapshot | None = None
         self.error: Exception | None = None
         """What the thread's last sample raised, the source or a listener; None if it went well."""
-        self.ended = False
-        """The source has no more snapshots."""
+        self.sampling = False
+        """Whether a sample is being taken, or told to the listeners, at this moment."""
         self.cpu_seconds = 0.0
         """CPU time that the thread has taken up to its last sample, listeners included."""
         self._source = source
-        self._sampling = threading.RLock()
-        self._told: Snapshot | None = None
-        """What the listeners are being told."""
+        self._clock = clock
+        self._latest_at: float | None = None
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._logged: set[type[Exception]] = set()
 
     def sample(self) -> Snapshot:
         """Read the source now, keep the snapshot and tell the listeners.
-
-        A listener that calls it gets the snapshot that it is being told of.
 
         Raises:
             EndOfTrace: the source has no more.
@@ -83,31 +91,39 @@ class Telemetry:
         return self._sample(threading.Event())
 
     def _sample(self, stop: threading.Event) -> Snapshot:
-        with self._sampling:
-            if self._told is not None:  # the lock lets only the thread in whose listener asks
-                return self._told
+        with self._lock:
+            self.sampling = True
             try:
                 snapshot = self._source.read()
-            except EndOfTrace:
-                self.ended = True
-                raise
-            if stop.is_set():  # stopped during a long read: nobody expects this one any more
-                return snapshot
-            self.history.append(snapshot)
-            self.latest = snapshot
-            raised: Exception | None = None
-            self._told = snapshot
-            try:
-                for listener in tuple(self.listeners):
-                    try:
-                        listener(snapshot)
-                    except Exception as error:
-                        raised = raised or error
+                if stop.is_set():  # stopped during a long read: nobody expects this one any more
+                    return snapshot
+                self.history.append(snapshot)
+                self.latest, self._latest_at = snapshot, self._clock()
+                self._tell(snapshot)
             finally:
-                self._told = None
-            if raised is not None:
-                raise raised
+                self.sampling = False
             return snapshot
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        raised: Exception | None = None
+        for listener in tuple(self.listeners):
+            try:
+                listener(snapshot)
+            except Exception as error:  # the others hear of the snapshot all the same
+                raised = raised or error
+        if raised is not None:
+            raise raised
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the latest sample; None before the first."""
+        return None if self._latest_at is None else self._clock() - self._latest_at
+
+    @property
+    def stale(self) -> bool:
+        """Whether the thread should have sampled long ago: the source does not return, or keeps failing."""
+        bound = max(_STALE_INTERVALS * self.interval_s, _STALE_LEAST_S)
+        return self.running and self.age_s is not None and self.age_s > bound
 
     @property
     def running(self) -> bool:
@@ -139,13 +155,14 @@ class Telemetry:
         return not thread.is_alive()
 
     def _run(self, stop: threading.Event, cpu_before: float) -> None:
-        due = time.monotonic()
-        while not stop.is_set():
+        for pause_s in self._pauses():
+            if stop.wait(pause_s):
+                return
             try:
                 self._sample(stop)
             except EndOfTrace:
                 return
-            except Exception as error:  # told in `error`: one bad reading must not end the watch
+            except Exception as error:  # kept in `error`: one bad reading must not end the watch
                 self.error = error
                 if type(error) not in self._logged:
                     self._logged.add(type(error))
@@ -154,6 +171,12 @@ class Telemetry:
                 self.error = None
             finally:
                 self.cpu_seconds = cpu_before + time.thread_time()
-            now = time.monotonic()
-            due = max(due + self.interval_s, now)  # samples that were missed are not made up for
-            stop.wait(due - now)
+
+    def _pauses(self) -> Iterator[float]:
+        """Seconds to wait before each sample: samples start an interval apart, however long they take."""
+        due = self._clock()
+        while True:
+            now = self._clock()
+            due = max(due, now)  # missed samples are not made up for
+            yield due - now
+            due += self.interval_s

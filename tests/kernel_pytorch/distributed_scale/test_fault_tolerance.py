@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import threading
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -121,7 +121,6 @@ def test_it_watches_until_it_is_stopped():
     assert set(monitor.states.values()) == {HealthState.FAILED}
     assert len(manager.telemetry.history) == told + 1  # without a thread, a question takes a reading
     monitor.stop_monitoring()
-    assert len(manager.telemetry.listeners) == 1  # that of this test
 
 
 def test_a_thread_of_the_manager_goes_on():
@@ -139,7 +138,6 @@ def test_it_starts_again():
     monitor = HardwareHealthMonitor(manager)
     for _ in range(3):
         monitor.start_monitoring()
-        assert len(manager.telemetry.listeners) == 1
         done = watched(manager, 2)
         assert done.wait(SOON_S)
         manager.telemetry.listeners.pop()
@@ -261,41 +259,62 @@ def test_two_points_make_no_trend():
     assert trends == [None, None, pytest.approx(3600)]
 
 
-def test_devices_that_are_numbered_anew():
-    manager = play(everywhere(FINE))
+def test_a_node_among_others():
+    manager = play(everywhere(FINE, _3=BROKEN), everywhere(FINE, _3=BROKEN))
     monitor = HardwareHealthMonitor(manager, False)
-    assert monitor.get_device_health_status()["total_devices"] == 8
     monitor.set_error_thresholds(temperature=70)
-    two = topologies.cluster(*(topologies.dgx_h100_node(n, first=8 * n) for n in (0, 1)))
-    second = [device.device_id for device in two.nodes[1].devices]
-    manager.cluster_topology = two
-    readings = Play([dict.fromkeys(second, FINE)])
-    manager.telemetry = type(manager.telemetry)(readings, second)
+    assert monitor.get_device_health_status()["total_devices"] == 8
+    manager.view.topology = topologies.cluster(*(topologies.dgx_h100_node(n, first=8 * n) for n in (0, 1)))
+    manager.view.first_id = 8
     status = monitor.get_device_health_status()
-    assert (status["total_devices"], status["healthy_devices"], status["unknown_devices"]) == (16, 8, 8)
-    assert {status["device_details"][number] for number in second} == {"healthy"}
+    assert (status["total_devices"], status["healthy_devices"], status["unknown_devices"]) == (16, 7, 8)
+    assert [number for number, state in status["device_details"].items() if state == "failed"] == [11]
+    assert status["components"]["gpu:11"]["status"] == "failed"
+    assert "gpu:3" not in status["components"]
+    assert {number for number, state in monitor.states.items() if state is HealthState.FAILED} == {11}
     other = monitor.get_device_health_status(0)
     assert (other["status"], other["reason"]) == (None, "it is in another node, which watches it itself")
     assert monitor.get_performance_report(0)["samples"] == 0
+    assert monitor.get_performance_report(11)["samples"] == 2
     assert monitor.thresholds.temperature_c == 70
     with pytest.raises(ValueError, match="device_id 0: it is in another node"):
         monitor.reset_device_health(0)
+    monitor.reset_device_health(11)
 
 
-def test_what_was_seen_of_a_device_outlives_its_number():
-    manager = play(everywhere(FINE), everywhere(FINE, _3=BROKEN))
-    monitor = HardwareHealthMonitor(manager, False)
-    monitor.get_device_health_status()
-    assert monitor.get_device_health_status()["failed_devices"] == 1
-    own = manager.cluster_topology.nodes[0]
-    moved = dataclasses.replace(
-        own,
-        node_id=1,
-        devices=tuple(dataclasses.replace(gpu, device_id=8 + gpu.device_id) for gpu in own.devices),
-        links=(),
+def test_two_monitors_share_one_watch():
+    manager = play(*[everywhere(FINE)] * 10**5)
+    first, second = HardwareHealthMonitor(manager), HardwareHealthMonitor(manager)
+    first.set_error_thresholds(temperature=70)
+    assert second.thresholds.temperature_c == 70
+    first.stop_monitoring()
+    assert manager.telemetry.running  # the second wants it
+    second.stop_monitoring()
+    assert not manager.telemetry.running
+
+
+def test_a_source_that_does_not_return_is_no_reading():
+    release = threading.Event()
+
+    class Hangs(Play):
+        def read(self) -> Snapshot:
+            assert reads.popleft() or release.wait(SOON_S)
+            return super().read()
+
+    reads, clock = deque([True, False]), iter(range(0, 10**6, 100))
+    manager = HardwareTopologyManager(
+        False, topology=topologies.dgx_h100(), source=Hangs([everywhere(FINE)] * 9)
     )
-    manager.cluster_topology = topologies.cluster(topologies.dgx_h100_node(0), moved)
-    readings = Play([{8 + number: gpu for number, gpu in everywhere(FINE, _3=BROKEN).items()}])
-    manager.telemetry = type(manager.telemetry)(readings, range(8, 16))
-    assert {number for number, state in monitor.states.items() if state is HealthState.FAILED} == {11}
-    assert monitor.get_device_health_status()["components"]["gpu:11"]["status"] == "failed"
+    manager.telemetry._clock = lambda: float(next(clock))
+    done = watched(manager, 1)
+    manager.telemetry.start()
+    try:
+        assert done.wait(SOON_S)
+        monitor = HardwareHealthMonitor(manager, False)
+        status = monitor.get_device_health_status()
+        assert status["unknown_devices"] == 8
+        assert "no reading for" in status["components"]["gpu:0"]["reason"]
+        assert set(manager.view.watch.now().devices) == set()
+    finally:
+        release.set()
+        manager.shutdown()

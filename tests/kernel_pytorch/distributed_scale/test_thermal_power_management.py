@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import fake_power_nvml
 import pytest
@@ -14,6 +13,7 @@ from fake_power_nvml import FakePowerNvml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernel_pytorch.distributed_scale.hardware_discovery import HardwareTopologyManager
 from kernel_pytorch.distributed_scale.thermal_power_management import (
     PowerEfficiencyOptimizer,
     ThermalAwareScheduler,
@@ -27,8 +27,7 @@ from kernel_pytorch.machine.facts import (
     NodeTopology,
 )
 from kernel_pytorch.machine.readings import DeviceReading, Snapshot
-from kernel_pytorch.watch.health import HealthState
-from kernel_pytorch.watch.telemetry import EndOfTrace, Telemetry
+from kernel_pytorch.watch.telemetry import EndOfTrace
 
 
 class Listed:
@@ -52,7 +51,7 @@ def reading(temperature_c: float | None = 50, **known: object) -> DeviceReading:
 UNKNOWN = DeviceReading()
 
 
-def hardware(*rows: list[DeviceReading], **facts: object) -> SimpleNamespace:
+def hardware(*rows: list[DeviceReading], **facts: object) -> HardwareTopologyManager:
     """As many devices as the rows are wide; each row is a snapshot, 10 s after the one before."""
     width = len(rows[0])
     known = {"kind": "gpu", "vendor": HardwareVendor.NVIDIA, "name": "NVIDIA A100", **facts}
@@ -72,10 +71,7 @@ def hardware(*rows: list[DeviceReading], **facts: object) -> SimpleNamespace:
     snapshots = [
         Snapshot(time_s=1000 + 10.0 * second, devices=dict(enumerate(row))) for second, row in enumerate(rows)
     ]
-    telemetry = Telemetry(Listed(snapshots), list(range(width)))
-    return SimpleNamespace(
-        cluster_topology=ClusterTopology(nodes={0: node}), telemetry=telemetry, health=dict
-    )
+    return HardwareTopologyManager(False, topology=ClusterTopology(nodes={0: node}), source=Listed(snapshots))
 
 
 def test_the_coolest_devices_until_they_are_released() -> None:
@@ -128,9 +124,7 @@ def test_trend_and_hysteresis_come_from_the_history() -> None:
 
 
 def test_health_is_asked_for() -> None:
-    states = {0: HealthState.FAILED, 1: HealthState.DEGRADED, 2: HealthState.HEALTHY}
-    machine = hardware([reading(40), reading(50), reading(60)])
-    machine.health = lambda: states
+    machine = hardware([reading(40, xids=(79,)), reading(50, xids=(63,)), reading(60)])
     scheduler = ThermalAwareScheduler(machine)
     assert scheduler.schedule_job("a", 2)["devices"] == [2, 1]
 
@@ -182,8 +176,8 @@ def test_nothing_readable_is_unknown_and_not_0() -> None:
 
 
 def test_no_reading_at_all() -> None:
-    machine = hardware([reading()])
-    machine.telemetry = Telemetry(Listed([]), [0])
+    topology = hardware([reading()]).cluster_topology
+    machine = HardwareTopologyManager(False, topology=topology, source=Listed([]))
     with pytest.raises(EndOfTrace):
         create_thermal_scheduler(machine).schedule_job("a", 1)
 
@@ -212,8 +206,8 @@ def test_threads_never_share_a_device(attempt: int) -> None:
     assert sorted(found) == list(range(64))
 
 
-def number_anew(machine: SimpleNamespace, first: int, row: list[DeviceReading]) -> None:
-    """As a discovery does that finds another node with ``first`` devices."""
+def join(machine: HardwareTopologyManager, first: int) -> None:
+    """As a discovery does that finds another node with ``first`` devices, which come before these."""
     own = machine.cluster_topology.nodes[0]
     moved = tuple(replace(gpu, device_id=first + gpu.device_id) for gpu in own.devices)
     others = tuple(
@@ -224,28 +218,29 @@ def number_anew(machine: SimpleNamespace, first: int, row: list[DeviceReading]) 
         0: replace(own, hostname="other", devices=others),
         1: replace(own, node_id=1, devices=moved),
     }
-    machine.cluster_topology = ClusterTopology(nodes=nodes)
-    ids = [gpu.device_id for gpu in moved]
-    snapshots = [Snapshot(time_s=2000.0 + n, devices=dict(zip(ids, row, strict=True))) for n in range(4)]
-    machine.telemetry = Telemetry(Listed(snapshots), ids)
+    machine.view.topology, machine.view.first_id = ClusterTopology(nodes=nodes), first
 
 
-def test_jobs_keep_their_devices_when_these_are_numbered_anew() -> None:
+def test_jobs_keep_their_devices_when_the_node_joins_a_cluster() -> None:
     machine = hardware([reading(50), reading(60)])
     scheduler = create_thermal_scheduler(machine)
     assert scheduler.schedule_job("a", 1)["devices"] == [0]
-    number_anew(machine, 2, [reading(50), reading(60)])
+    join(machine, 2)
     assert scheduler.get_thermal_report()["jobs"] == {"a": [2]}
     result = scheduler.schedule_job("b", 1)
     assert (result["devices"], result["reasons"][2]) == ([3], "taken by job 'a'")
+    assert scheduler.schedule_job("b", 1)["error"].startswith("job 'b' has devices [3] already")
 
 
-def test_workloads_keep_their_devices_when_these_are_numbered_anew() -> None:
+def test_workloads_keep_their_devices_when_the_node_joins_a_cluster() -> None:
     machine = hardware([reading(), reading()])
     optimizer = optimizer_of(machine, "train", "serve")
-    number_anew(machine, 2, [reading(), reading()])
+    join(machine, 2)
     result = optimizer.optimize_power_distribution({"train": 1, "serve": 1})
     assert result["device_adjustments"] == {2: 200, 3: 200}
+    optimizer.record_measurement("train", 150, 5.0, 140.0, devices=[2])
+    with pytest.raises(ValueError, match=r"devices must be among \[2, 3\], got 0"):
+        optimizer.record_measurement("train", 150, 5.0, 140.0, devices=[0])
 
 
 def test_a_listener_of_the_telemetry_may_call_the_scheduler() -> None:
@@ -315,7 +310,9 @@ def test_requests_are_checked(call: object, message: str) -> None:
 CURVE = [(400, 10.0, 380.0), (300, 9.5, 290.0), (200, 8.0, 195.0), (100, 3.0, 98.0)]
 
 
-def optimizer_of(machine: SimpleNamespace, *workloads: str, **known: object) -> PowerEfficiencyOptimizer:
+def optimizer_of(
+    machine: HardwareTopologyManager, *workloads: str, **known: object
+) -> PowerEfficiencyOptimizer:
     optimizer = PowerEfficiencyOptimizer(machine, **known)
     for number, workload in enumerate(workloads):
         for power_limit_w, throughput, power_w in CURVE:

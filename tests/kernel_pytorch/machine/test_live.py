@@ -10,7 +10,7 @@ from sysfs_trees import write, write_host
 from kernel_pytorch.machine.live import Machine
 
 
-def test_gpus_are_read_under_the_ids_of_the_cluster(monkeypatch, tmp_path):
+def test_gpus_are_read_under_their_ids_in_the_node(monkeypatch, tmp_path):
     write_host(tmp_path, packages=[[[0]]], numa=[[0]])
     unsupported = error(pynvml.NVML_ERROR_NOT_SUPPORTED)
     first = h100(0, GetTemperature=40, GetTotalEnergyConsumption=unsupported)
@@ -19,8 +19,6 @@ def test_gpus_are_read_under_the_ids_of_the_cluster(monkeypatch, tmp_path):
     assert [device.current_temp_c for device in machine.node.devices] == [40, 50]
     assert {number: r.temperature_c for number, r in machine.read().devices.items()} == {0: 40, 1: 50}
     assert [note.what for note in machine.node.missing] == []  # a CPU's sensors are not asked for
-    machine.number_from(6)
-    assert {number: r.temperature_c for number, r in machine.read().devices.items()} == {6: 40, 7: 50}
 
 
 def test_an_error_report_is_in_the_next_snapshot_whoever_read_first(monkeypatch, tmp_path):

@@ -80,7 +80,6 @@ def test_sampling_by_hand():
     np.testing.assert_array_equal(telemetry.history.series("temperature_c"), [[40, np.nan], [np.nan, np.nan]])
     with pytest.raises(EndOfTrace, match="over"):
         telemetry.sample()
-    assert telemetry.ended
     assert len(telemetry.history) == 2
 
 
@@ -142,7 +141,6 @@ def test_the_thread_ends_with_the_trace(threads: Threads):
     for thread in threads():
         thread.join(SOON_S)
     assert not telemetry.running
-    assert telemetry.ended
     assert telemetry.error is None
     assert len(telemetry.history) == 2
     assert telemetry.stop()
@@ -216,13 +214,29 @@ def test_a_read_that_hangs_delays_no_stop_and_is_not_kept(threads: Threads):
     assert telemetry.latest is None
 
 
-def test_a_listener_that_takes_a_sample_gets_the_one_it_is_told():
-    source = Endless()
-    telemetry, heard = Telemetry(source, [0]), []
-    telemetry.listeners.append(lambda snapshot: heard.append(telemetry.sample() is snapshot))
+@pytest.mark.parametrize(
+    ("read_s", "pauses"),
+    [(0.0, [0, 1, 1, 1]), (0.4, [0, 0.6, 0.6, 0.6]), (2.5, [0, 0, 0, 0])],
+    ids=["at once", "in part of the interval", "in more than the interval"],
+)
+def test_samples_start_an_interval_apart_however_long_they_take(read_s: float, pauses: list[float]):
+    now = 50.0
+    telemetry = Telemetry(Endless(), [0], interval_s=1.0, clock=lambda: now)
+    found = []
+    for _, pause_s in zip(range(4), telemetry._pauses(), strict=False):
+        found.append(pause_s)
+        now += pause_s + read_s
+    assert found == pytest.approx(pauses)
+
+
+def test_the_age_of_the_latest_sample():
+    now = 10.0
+    telemetry = Telemetry(Endless(), [0], clock=lambda: now)
+    assert telemetry.age_s is None
     telemetry.sample()
-    telemetry.sample()
-    assert (heard, source.reads, len(telemetry.history)) == ([True, True], 2, 2)
+    now = 12.5
+    assert telemetry.age_s == 2.5
+    assert not telemetry.stale  # nobody promised another
 
 
 def test_a_listener_may_stop_it():

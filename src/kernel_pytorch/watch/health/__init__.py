@@ -61,14 +61,6 @@ class MachineHealth:
         self._devices.update(self._now, snapshot)
         self._host.update(self._now, snapshot.host)
 
-    def number_anew(self, devices: Sequence[DeviceInfo]) -> None:
-        """Give the same devices, in the same order, other ids. What was seen of them is kept."""
-        self._devices.number_anew(devices)
-        self._place = {device.device_id: place for place, device in enumerate(devices)}
-
-    def has(self, device_id: int) -> bool:
-        return device_id in self._place
-
     def reset_device(self, device_id: int) -> None:
         """Forget what was seen of a device.
 

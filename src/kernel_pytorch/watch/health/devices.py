@@ -107,11 +107,6 @@ class DeviceHealth:
         self._counters = CounterHealth(count)
         self._xids = [XidReports() for _ in self._ids]
 
-    def number_anew(self, devices: Sequence[DeviceInfo]) -> None:
-        """Give the same devices, in the same order, other ids."""
-        self.devices = tuple(devices)
-        self._ids = [device.device_id for device in devices]
-
     def update(self, now: float, snapshot: Snapshot) -> None:
         """Take in the next snapshot, at ``now`` seconds, which are not less than before."""
         self._time_s = now

@@ -1,0 +1,164 @@
+"""Which job holds which devices of this node: jobs on the devices that stay cool, within a power budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from ..machine.facts import ThermalState
+from ..power.condition import DeviceCondition, committed_w, condition_of, with_past
+from ..watch.cluster_view import ClusterView
+from . import Placement, place
+from .heat import THERMAL_THROTTLING, Decision, DeviceRequest, PlacedJob, choose_devices
+from .request import PlacementRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heat:
+    """The devices of a node, at one moment. Lists hold device ids."""
+
+    time_s: float
+    """Seconds since 1970."""
+    temperatures_c: dict[int, float | None]
+    throttled: list[int]
+    """Slowed down by heat."""
+    hot: list[int]
+    """Reached the threshold, and not yet 5 C below it again."""
+    unknown: list[int]
+    """Without a temperature."""
+    states: Counter[ThermalState | None]
+    """Number of devices by state; None: unknown."""
+    draw_w: float | None
+    """Sum over the devices whose draw could be read; None if there are none."""
+    draws_unknown: int
+    """Number of devices that are not in that sum."""
+    committed_w: float | None
+    """What counts against a budget; None where nothing bounds a device's draw."""
+    jobs: dict[str, list[int]]
+
+
+class JobDevices:
+    """Gives jobs devices of this node, each for one job, the coolest first: :func:`.heat.choose_devices`.
+
+    It knows the jobs that it placed itself, in this process. Any thread may call it.
+
+    Args:
+        view: has the devices, their telemetry and their health.
+        threshold_c: degrees Celsius at or above which a device gets no job.
+        power_budget_w: bound on what all devices may draw together; None: no bound.
+    """
+
+    def __init__(
+        self, view: ClusterView, threshold_c: float = 85.0, power_budget_w: float | None = None
+    ) -> None:
+        DeviceRequest(num_devices=1, power_w=1, threshold_c=threshold_c, power_budget_w=power_budget_w)
+        self.threshold_c, self.power_budget_w = threshold_c, power_budget_w
+        self._view = view
+        self._jobs: dict[str, PlacedJob] = {}
+        """Devices by their ids in this node."""
+        self._lock = threading.Lock()
+
+    def place(self, job_id: str, num_devices: int, power_w: float) -> Decision:
+        """Choose devices for a job from the readings of now, or refuse it.
+
+        Args:
+            power_w: estimate for each device; less counts on a device whose power limit is lower.
+        """
+        request = DeviceRequest(
+            num_devices=num_devices,
+            power_w=power_w,
+            threshold_c=self.threshold_c,
+            power_budget_w=self.power_budget_w,
+        )
+        _, devices = self._conditions()  # not under the lock: it may take a reading, whose listeners may call
+        with self._lock:
+            jobs = self._known_jobs()
+            if job_id in jobs:
+                held = list(jobs[job_id].devices)
+                return Decision(
+                    devices=(),
+                    reasons={},
+                    refusal=f"job {job_id!r} has devices {held} already: release it first",
+                    committed_w=_committed_w(devices, jobs),
+                )
+            decision = choose_devices(devices, jobs, request)
+            if decision.refusal is None:
+                first = self._view.first_id
+                own = tuple(number - first for number in decision.devices)
+                self._jobs[job_id] = PlacedJob(devices=own, power_w=power_w)
+        return decision
+
+    def order(self, job_id: str) -> Placement:
+        """The devices of a job in the order of :func:`.placement.place`, by the links between them.
+
+        Raises:
+            ValueError: they cannot work together (GPUs of two vendors, for example); the job is released.
+        """
+        with self._lock:
+            devices = self._known_jobs()[job_id].devices
+        try:
+            request = PlacementRequest(num_devices=len(devices), devices=devices)
+            return place(self._view.topology, request, self._view.states())
+        except ValueError:
+            self.release(job_id)
+            raise
+
+    def release(self, job_id: str) -> bool:
+        """Free a job's devices; False if there is no such job."""
+        with self._lock:
+            return self._jobs.pop(job_id, None) is not None
+
+    def heat(self) -> Heat:
+        """Temperatures, draw and jobs now."""
+        time_s, devices = self._conditions()
+        with self._lock:
+            jobs = self._known_jobs()
+        draws = [device.power_w for device in devices if device.power_w is not None]
+        return Heat(
+            time_s=time_s,
+            temperatures_c={device.device_id: device.temperature_c for device in devices},
+            throttled=[
+                device.device_id
+                for device in devices
+                if THERMAL_THROTTLING.intersection(device.throttle_reasons or ())
+            ],
+            hot=[
+                device.device_id
+                for device in devices
+                if device.cooling_down
+                or (device.temperature_c is not None and device.temperature_c >= self.threshold_c)
+            ],
+            unknown=[device.device_id for device in devices if device.temperature_c is None],
+            states=Counter(ThermalState.of(device.temperature_c) for device in devices),
+            draw_w=sum(draws) if draws else None,
+            draws_unknown=len(devices) - len(draws),
+            committed_w=_committed_w(devices, jobs),
+            jobs={name: list(job.devices) for name, job in jobs.items()},
+        )
+
+    def _known_jobs(self) -> dict[str, PlacedJob]:
+        """With the cluster ids of their devices."""
+        first = self._view.first_id
+        return {
+            name: replace(job, devices=tuple(first + number for number in job.devices))
+            for name, job in self._jobs.items()
+        }
+
+    def _conditions(self) -> tuple[float, list[DeviceCondition]]:
+        """When, and this node's devices under their cluster ids."""
+        watch, first = self._view.watch, self._view.first_id
+        snapshot = watch.now()
+        states = {number: health.state for number, health in watch.device_health().items()}
+        found = with_past(
+            [condition_of(device, snapshot) for device in watch.devices],
+            watch.telemetry.history,
+            self.threshold_c,
+            states,
+        )
+        return snapshot.time_s, [replace(each, device_id=first + each.device_id) for each in found]
+
+
+def _committed_w(devices: list[DeviceCondition], jobs: dict[str, PlacedJob]) -> float | None:
+    estimates = {device_id: job.power_w for job in jobs.values() for device_id in job.devices}
+    return committed_w(devices, estimates)
