@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -13,54 +14,85 @@ from .facts import DeviceInfo
 from .measured import MeasuredPeaks
 from .torch_devices import torch_device
 
-_MATRIX = {"cpu": 2048, "gpu": 8192}
-_COPY_BYTES = {"cpu": 512 << 20, "gpu": 2 << 30}
+_DTYPES = {"cpu": ("float32", "bfloat16"), "gpu": ("float32", "tf32", "bfloat16", "float16")}
+_MATRIX_SIZES = {"cpu": (128, 256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8192)}
+_COPY_MIB = {"cpu": (8, 64, 512), "gpu": (256, 2048)}
+_RUNS = 3
+_FIGURE_S = 1.0
+"""About what a figure may cost. A CPU without bfloat16 instructions needs minutes for a product of 2048."""
 
 
-def measure_peaks(device: DeviceInfo, *, seconds: float = 0.5) -> MeasuredPeaks:
-    """Measure one device.
+class TooSlowError(Exception):
+    """Even the smallest run takes longer than a figure may."""
 
-    Args:
-        seconds: for each figure, after one run to warm up.
+
+def measure_peaks(device: DeviceInfo) -> MeasuredPeaks:
+    """Measure one device, with the largest products and copies that take about a second for each figure.
 
     Raises:
         ValueError: torch does not see the device, or too little of its memory is free.
     """
     try:
-        return _measure_peaks(device, torch_device(device), seconds)
+        return _measure_peaks(device, torch_device(device))
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{device.label}: too little free memory to measure: {error}") from error
 
 
-def _measure_peaks(device: DeviceInfo, target: torch.device, seconds: float) -> MeasuredPeaks:
-    size, count = _MATRIX[device.kind], _COPY_BYTES[device.kind]
+def _measure_peaks(device: DeviceInfo, target: torch.device) -> MeasuredPeaks:
+    flops: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    unmeasured: dict[str, str] = {}
+    for name in (
+        ("float32", "bfloat16") if device.kind == "cpu" else ("float32", "tf32", "bfloat16", "float16")
+    ):
+        try:
+            sizes[name], seconds = _median_s(
+                partial(_product, name, target), _MATRIX_SIZES[device.kind], 3, target
+            )
+            flops[name] = 2 * sizes[name] ** 3 / seconds
+        except TooSlowError as error:
+            unmeasured[name] = str(error)
+    counts = [mib << 20 for mib in _COPY_MIB[device.kind]]
     if device.kind == "cpu" and device.memory_bytes is not None:
-        count = min(count, device.memory_bytes // 8)  # two such, and this process may be granted little
-    names = ("float32", "bfloat16") if device.kind == "cpu" else ("float32", "tf32", "bfloat16", "float16")
-    flops = {name: _matmul_flops(name, size, target, seconds) for name in names}
-    source = torch.ones(count, dtype=torch.uint8, device=target)
-    copy = torch.empty_like(source)
-    memory_gb_s = 2 * count / _median_s(lambda: copy.copy_(source), target, seconds) / 1e9
+        most = device.memory_bytes // 8  # two such, and this process may be granted little
+        counts = [count for count in counts if count <= most] or [most]
+    memory_gb_s, count = None, 0
+    try:
+        count, seconds = _median_s(partial(_copy, target), counts, 1, target)
+        memory_gb_s = 2 * count / seconds / 1e9
+    except TooSlowError as error:
+        unmeasured["copy"] = str(error)
     peaks = device.peaks
     known = peaks.flops if peaks else {}
     return MeasuredPeaks(
         device_id=device.device_id,
         flops=flops,
         memory_gb_s=memory_gb_s,
-        matrix_size=size,
+        matrix_sizes=sizes,
         copy_bytes=count,
         threads=torch.get_num_threads() if device.kind == "cpu" else None,
         flops_share={name: flops[name] / known[name] for name in flops if name in known},
-        memory_share=memory_gb_s / peaks.memory_gb_s if peaks else None,
+        memory_share=memory_gb_s / peaks.memory_gb_s if peaks and memory_gb_s else None,
+        unmeasured=unmeasured,
     )
 
 
-def _matmul_flops(name: str, size: int, target: torch.device, seconds: float) -> float:
+def _product(name: str, target: torch.device, size: int) -> Callable[[], object]:
     dtype = torch.float32 if name == "tf32" else getattr(torch, name)
     a, b = (torch.randn(size, size, device=target).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    with _products(rounded=name == "tf32"):
-        return float(2 * size**3 / _median_s(lambda: torch.mm(a, b, out=out), target, seconds))
+
+    def run() -> None:
+        with _products(rounded=name == "tf32"):
+            torch.mm(a, b, out=out)
+
+    return run
+
+
+def _copy(target: torch.device, count: int) -> Callable[[], object]:
+    source = torch.ones(count, dtype=torch.uint8, device=target)
+    copy = torch.empty_like(source)
+    return lambda: copy.copy_(source)
 
 
 @contextmanager
@@ -73,18 +105,36 @@ def _products(*, rounded: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _median_s(run: Callable[[], object], target: torch.device, seconds: float) -> float:
-    def wait() -> None:
-        if target.type != "cpu":
-            torch.accelerator.synchronize(target)
+def _median_s(
+    make: Callable[[int], Callable[[], object]], sizes: Sequence[int], power: int, target: torch.device
+) -> tuple[int, float]:
+    """The largest of ``sizes`` whose runs together take about :data:`_FIGURE_S`, and the median of its runs.
 
-    run()
-    wait()
-    times: list[float] = []
-    started = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - started < seconds:
+    Args:
+        make: gives what is run for a size.
+        power: of the size that the time of a run grows with.
+
+    Raises:
+        TooSlowError: a run of the smallest size takes longer.
+    """
+
+    def seconds_of(run: Callable[[], object]) -> float:
         begin = time.perf_counter()
         run()
-        wait()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        if target.type != "cpu":
+            torch.accelerator.synchronize(target)
+        return time.perf_counter() - begin
+
+    for number, size in enumerate(sizes):
+        run = make(size)
+        seconds = min(seconds_of(run), seconds_of(run))  # the first run also loads the code
+        if number == 0 and seconds > _FIGURE_S:
+            raise TooSlowError(f"a run of size {size} takes {seconds:.3g} s")
+        larger = sizes[number + 1] if number + 1 < len(sizes) else None
+        if larger is None or (2 + _RUNS) * seconds * (larger / size) ** power > _FIGURE_S:
+            break
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < _RUNS or time.perf_counter() - started < _FIGURE_S / 2:
+        times.append(seconds_of(run))
+    return size, statistics.median(times)

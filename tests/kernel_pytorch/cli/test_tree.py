@@ -202,16 +202,17 @@ def test_measured_figures():
         device_id=3,
         flops={"float32": 1.5e12, "bfloat16": 0.5e12},
         memory_gb_s=12.34,
-        matrix_size=2048,
+        matrix_sizes={"float32": 2048, "bfloat16": 256},
         copy_bytes=1 << 29,
         threads=2,
         flops_share={"float32": 0.25},
         memory_share=None,
+        unmeasured={"tf32": "too slow"},
     )
     node = topologies.dgx_h100_node()
     assert lines(node, measured=(measured,))[-2:] == [
         "measured",
-        "device 3  matrix products (n = 2048, 2 threads) float32 1.5 (25% of peak), bfloat16 0.5 TFLOP/s; "
-        "copy 12.3 GB/s",
+        "device 3  matrix products, 2 threads: float32 1.5 TFLOP/s (25% of peak), n = 2048; "
+        "bfloat16 500 GFLOP/s, n = 256; copy 12.3 GB/s; tf32 not measured: too slow",
     ]
     assert lines(node, measured=())[-1] == "measured"  # asked for, though no device could be

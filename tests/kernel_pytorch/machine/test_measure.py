@@ -1,61 +1,107 @@
-"""Measured figures, with a clock that says a second passed in each run."""
+"""Measured figures, on a clock that products and copies move forward by a speed that the test chooses."""
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import topologies
 import torch
 
-from kernel_pytorch.machine.facts import Peaks
+from kernel_pytorch.machine.facts import DeviceInfo, Peaks
 from kernel_pytorch.machine.measure import measure_peaks
+from kernel_pytorch.machine.measured import MeasuredPeaks
+
+COPY_GB_S = 8.0
+
+
+class Speeds:
+    """torch's products and copies at ``flops`` FLOP/s by dtype, and what they were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, flops: dict[torch.dtype, float]) -> None:
+        self.now, self.flops = 0.0, flops
+        self.products: list[tuple[torch.dtype, int, str]] = []
+        self.copied: list[int] = []
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch, "mm", self.mm)
+        monkeypatch.setattr(torch.Tensor, "copy_", self.copy_)
+
+    def mm(self, a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        assert a.shape == b.shape == out.shape
+        self.now += 2 * len(a) ** 3 / self.flops[a.dtype]
+        self.products.append((a.dtype, len(a), torch.get_float32_matmul_precision()))
+        return out
+
+    def copy_(self, source: torch.Tensor) -> None:
+        self.now += 2 * source.numel() / COPY_GB_S / 1e9
+        self.copied.append(source.numel())
+
+
+def cpu(**facts: object) -> DeviceInfo:
+    (first, *_) = topologies.cpu_only().devices
+    return replace(first, **facts)
+
+
+Measure = Callable[..., tuple[MeasuredPeaks, Speeds]]
 
 
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, str]]:
-    """Dtype and precision of each product; the clock ticks a second whenever it is read."""
-    ticks = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    seen: list[tuple[torch.dtype, str]] = []
-    mm = torch.mm
+def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
+    def run(float32: float, bfloat16: float, **facts: object) -> tuple[MeasuredPeaks, Speeds]:
+        speeds = Speeds(monkeypatch, {torch.float32: float32, torch.bfloat16: bfloat16})
+        return measure_peaks(cpu(**facts)), speeds
 
-    def watched(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        assert a.shape == b.shape == (2048, 2048)
-        seen.append((a.dtype, torch.get_float32_matmul_precision()))
-        return mm(a, b, out=out)
-
-    monkeypatch.setattr(torch, "mm", watched)
-    return seen
+    return run
 
 
-def test_products_and_copies_of_a_second(products):
-    (cpu, *_) = topologies.cpu_only().devices
-    cpu = replace(
-        cpu, peaks=Peaks(flops={"float32": 2**35, "float64": 1.0}, memory_gb_s=2.147483648, source="")
-    )
+def test_a_fast_cpu_is_measured_with_the_largest_products(measure: Measure):
     torch.set_float32_matmul_precision("medium")
     try:
-        found = measure_peaks(cpu)
+        peaks = Peaks(flops={"float32": 1e12, "float64": 1.0}, memory_gb_s=2 * COPY_GB_S, source="")
+        found, speeds = measure(2e11, 8e11, peaks=peaks)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    # 2048**3 products and as many sums; 512 MiB read and as many written.
-    assert found.flops == {"float32": 2**34, "bfloat16": 2**34}
-    assert found.memory_gb_s == pytest.approx(1.073741824)
-    assert found.flops_share == {"float32": 0.5}
+    assert found.flops == pytest.approx({"float32": 2e11, "bfloat16": 8e11})
+    assert found.matrix_sizes == {"float32": 2048, "bfloat16": 2048}
+    assert found.memory_gb_s == pytest.approx(COPY_GB_S)
+    assert found.flops_share == {"float32": pytest.approx(0.2)}
     assert found.memory_share == pytest.approx(0.5)
-    assert (found.matrix_size, found.copy_bytes) == (2048, 1 << 29)
+    assert found.copy_bytes == 512 << 20
     assert found.threads == torch.get_num_threads()
-    # One run to warm up, three to measure: then half a second is over.
-    assert products == [(torch.float32, "highest")] * 4 + [(torch.bfloat16, "highest")] * 4
+    assert found.unmeasured == {}
+    assert {precision for _, _, precision in speeds.products} == {"highest"}
 
 
-def test_runs_go_on_until_the_time_is_over(products):
-    (cpu, *_) = topologies.cpu_only().devices
-    found = measure_peaks(cpu, seconds=20)
-    # The clock ticks twice in a run and, from the fourth on, once more to see whether it is time to end.
-    assert len(products) == 2 * (1 + 3 + 5)
-    assert (found.flops_share, found.memory_share) == ({}, None)
+def test_a_cpu_without_bfloat16_instructions_costs_about_a_second_a_figure(measure: Measure):
+    """An AMD EPYC with AVX2 took 115 s for one product of 2048: 0.15 GFLOP/s."""
+    found, speeds = measure(2e11, 0.15e9, memory_bytes=64 << 20)
+    assert found.flops["bfloat16"] == pytest.approx(0.15e9)
+    assert found.matrix_sizes == {"float32": 2048, "bfloat16": 128}
+    assert sum(2 * n**3 / 0.15e9 for dtype, n, _ in speeds.products if dtype == torch.bfloat16) < 1.5
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e9, 1e11])
+def test_no_figure_costs_much_more_than_a_second_at_any_rate(measure: Measure, rate: float):
+    found, speeds = measure(rate, rate, memory_bytes=64 << 20)
+    for dtype in speeds.flops:
+        products = [n for each, n, _ in speeds.products if each is dtype]
+        if found.flops:
+            assert sum(2 * n**3 / rate for n in products) < 2
+        else:
+            assert products == [128, 128]
+
+
+def test_what_cannot_be_measured_says_so(measure: Measure):
+    found, _ = measure(2e11, 1e6, memory_bytes=64 << 20)
+    assert list(found.flops) == list(found.matrix_sizes) == ["float32"]
+    assert found.unmeasured == {"bfloat16": "a run of size 128 takes 4.19 s"}
+
+
+def test_copies_stay_within_an_eighth_of_the_memory(measure: Measure):
+    found, speeds = measure(2e11, 2e11, memory_bytes=800 << 20)
+    assert found.copy_bytes == max(speeds.copied) == 64 << 20
+    found, _ = measure(2e11, 2e11, memory_bytes=8 << 20)
+    assert found.copy_bytes == 1 << 20

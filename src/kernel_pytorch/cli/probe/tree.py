@@ -206,14 +206,23 @@ def _interface_text(found: NetworkInterface) -> str:
 
 
 def _measured(found: MeasuredPeaks) -> Branch:
-    parts = []
-    for name, flops in found.flops.items():
-        share = found.flops_share.get(name)
-        parts.append(f"{name} {flops / 1e12:.3g}" + (f" ({share:.0%} of peak)" if share is not None else ""))
-    share = found.memory_share
-    copy = f"copy {found.memory_gb_s:.3g} GB/s" + (f" ({share:.0%} of peak)" if share is not None else "")
-    how = f"n = {found.matrix_size}" + (f", {_counted(found.threads, 'thread')}" if found.threads else "")
-    return Branch(f"device {found.device_id}  matrix products ({how}) {', '.join(parts)} TFLOP/s; {copy}")
+    threads = f", {_counted(found.threads, 'thread')}" if found.threads else ""
+    parts = [
+        f"{name} {_flops(flops)}{_share(found.flops_share.get(name))}, n = {found.matrix_sizes[name]}"
+        for name, flops in found.flops.items()
+    ]
+    if found.memory_gb_s is not None:
+        parts.append(f"copy {found.memory_gb_s:.3g} GB/s{_share(found.memory_share)}")
+    parts += [f"{what} not measured: {why}" for what, why in found.unmeasured.items()]
+    return Branch(f"device {found.device_id}  matrix products{threads}: {'; '.join(parts)}")
+
+
+def _flops(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f" ({share:.0%} of peak)"
 
 
 def _missing_text(missing: Missing) -> str:
