@@ -20,7 +20,6 @@ HEAVY = (
     "triton",
     "pynvml",
     "amdsmi",
-    "zeus",
     "prometheus_client",
     "matplotlib",
     "rich",
