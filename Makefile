@@ -19,7 +19,7 @@ train-distributed: setup
 		-m dilated_attention_pytorch.train -- --context-parallel $(PROCESSES) --steps 60 $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=10 $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
