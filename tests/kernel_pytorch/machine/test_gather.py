@@ -153,6 +153,8 @@ def test_each_rank_may_use_a_gpu_of_its_own():
     assert [place.device_id for place in topology.ranks] == [1, 0]
     assert [(gpu.hidden, gpu.visible_as) for gpu in topology.devices] == [(None, "0"), (None, "1")]
     assert place_ranks(topology, PlacementRequest(num_devices=2)).left_out == {}
+    without_torch = merge_reports([replace(report, gpu=None) for report in reports])
+    assert [(gpu.hidden, gpu.visible_as) for gpu in without_torch.devices] == [(None, "0"), (None, "1")]
     (gpu, other) = merge_reports(reports[:1]).devices
     assert (gpu.hidden, other.hidden) == ("is hidden by CUDA_VISIBLE_DEVICES=1", None)
 

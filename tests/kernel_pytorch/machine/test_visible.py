@@ -12,7 +12,7 @@ import pytest
 import topologies
 import torch
 from fake_nvml import FakeNvml, h100
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sysfs_trees import write
 
@@ -32,11 +32,11 @@ from kernel_pytorch.placement.launch_hints import launch_hints
 
 NOWHERE = Files("/nowhere")
 UUIDS = ("GPU-aa11", "GPU-aa12", "GPU-ab00", "GPU-b000")
-ENTRIES = st.one_of(
-    st.sampled_from(["0", "1", "2", "3", "4", "-1", "+2", " 1", "1gpu2", "", "x", "NoDevFiles", "MIG-1"]),
-    st.sampled_from(["GPU-aa1", "GPU-aa11", "GPU-ab", "GPU-b", "GPU-", "gpu-b000", " GPU-b"]),
+NUMBERS = st.sampled_from(["0", "1", "2", "3", "4", "-1", "+2", " 1", "1gpu2", "", "x", "NoDevFiles"])
+IDS = st.sampled_from(
+    ["GPU-aa1", "GPU-aa11", "GPU-ab", "GPU-b", "GPU-b0", "GPU-", "gpu-b000", " GPU-b", "MIG-1"]
 )
-VALUES = st.lists(ENTRIES, max_size=5).map(",".join)
+VALUES = st.one_of(st.lists(kind, max_size=5) for kind in (NUMBERS, IDS, NUMBERS | IDS)).map(",".join)
 
 
 def gpus(count: int, vendor: HardwareVendor = HardwareVendor.NVIDIA, **facts: object) -> list[DeviceInfo]:
@@ -56,6 +56,8 @@ def reasons(devices: Sequence[DeviceInfo]) -> set[str | None]:
 
 
 @given(value=VALUES)
+@example(value="0,4,0")  # twice, though the list ends between
+@example(value="GPU-b,GPU-b0")  # twice, under two names
 def test_cudas_list_as_torch_reads_it(value: str):
     """torch's own reader, which imitates CUDA's, is the oracle."""
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=value):
@@ -98,6 +100,15 @@ def test_nothing_set_hides_nothing():
         assert ({device.hidden for device in devices}, notes) == ({None}, [])
     (cpu, *_) = topologies.cpu_only().devices
     assert mark_hidden([cpu], {"CUDA_VISIBLE_DEVICES": ""}, NOWHERE) == ([cpu], [])
+
+
+def test_a_whole_id_is_never_ambiguous():
+    instances = [{"MIG-a", "MIG-GPU-b/1/1"}, {"MIG-ab", "MIG-GPU-b/1/10"}]
+    assert cuda_visible("MIG-GPU-b/1/1,MIG-ab", instances) == {0: "MIG-GPU-b/1/1", 1: "MIG-ab"}
+    assert cuda_visible("MIG-a", instances) == {0: "MIG-a"}
+    assert cuda_visible("MIG-GPU-b/1", instances) == {}
+    assert rocr_visible("GPU-", ["GPU-1"]) == {}  # no digit, no UUID, even of the only GPU
+    assert rocr_visible("GPU-1", ["GPU-1"]) == {0: "GPU-1"}
 
 
 @pytest.mark.parametrize("value", ["void", "none"])
