@@ -32,6 +32,7 @@ from .host.network import read_network_interfaces
 from .host.pci import PciFunction, accelerators
 from .host.storage import read_storage
 from .peaks import peaks_of
+from .visible import mark_hidden
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def read_node(files: Files, drivers: Drivers) -> NodeTopology:
         limits = limits if limits.cpus else _portable_limits()
     memory = meminfo_bytes(files.text("proc/meminfo"), "MemTotal")
     devices, links = _devices_and_links(drivers, numa_nodes)
-    missing += [note for driver in drivers.opened for note in driver.missing]
+    devices, untold = mark_hidden(devices, os.environ, files)
+    missing += [*(note for driver in drivers.opened for note in driver.missing), *untold]
     if not devices:
         devices = _cpu_devices(files, packages, numa_nodes, memory, limits.memory_bytes)
         links = _cpu_links(devices)

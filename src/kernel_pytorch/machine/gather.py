@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .facts import ClusterTopology, GpuIdentity, NodeTopology, RankPlace
+from .facts import ClusterTopology, DeviceInfo, GpuIdentity, NodeTopology, RankPlace
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,14 +68,33 @@ def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
     places: dict[int, RankPlace] = {}
     first = 0
     for node_id, ranks in enumerate(hosts.values()):
-        node = _numbered(reports[ranks[0]].node, node_id, first)
-        cpus = {cpu for rank in ranks for cpu in reports[rank].node.limits.cpus}
-        nodes[node_id] = replace(node, limits=replace(node.limits, cpus=tuple(sorted(cpus))))
+        node = _numbered(_shared([reports[rank] for rank in ranks]), node_id, first)
+        nodes[node_id] = node
         for local_rank, rank in enumerate(ranks):
             device = _device_of(node, reports[rank].gpu, local_rank, len(ranks))
             places[rank] = RankPlace(rank=rank, node_id=node_id, local_rank=local_rank, device_id=device)
         first += len(node.devices)
     return ClusterTopology(nodes=nodes, ranks=tuple(places[rank] for rank in range(len(reports))))
+
+
+def _shared(reports: Sequence[RankReport]) -> NodeTopology:
+    """The node as its first rank sees it, with the CPUs and the devices that any of its ranks may use."""
+    first = reports[0].node
+    cpus = {cpu for report in reports for cpu in report.node.limits.cpus}
+    devices = []
+    for device in first.devices:
+        for report in reports:
+            computes = report.gpu is not None and report.gpu.is_of(device)
+            for other in report.node.devices:
+                if _is_same(other, device) and (computes or other.hidden is None):
+                    device = replace(other, hidden=None)
+        devices.append(device)
+    limits = replace(first.limits, cpus=tuple(sorted(cpus)))
+    return replace(first, limits=limits, devices=tuple(devices))
+
+
+def _is_same(a: DeviceInfo, b: DeviceInfo) -> bool:
+    return (a.device_id, a.uuid, a.pci_slot) == (b.device_id, b.uuid, b.pci_slot)
 
 
 def _numbered(node: NodeTopology, node_id: int, first: int) -> NodeTopology:

@@ -17,24 +17,35 @@ def torch_device(device: DeviceInfo) -> torch.device:
     """
     if device.kind == "cpu":
         return torch.device("cpu")
-    if device.vendor is HardwareVendor.INTEL and torch.xpu.is_available():
-        return torch.device("xpu", device.index)
-    for index in range(torch.cuda.device_count()):
-        if cuda_gpu(index).is_of(device):
-            return torch.device("cuda", index)
+    kind = "xpu" if device.vendor is HardwareVendor.INTEL else "cuda"
+    identify = xpu_gpu if kind == "xpu" else cuda_gpu
+    count = torch.get_device_module(kind).device_count()
+    for index in range(count):
+        if identify(index).is_of(device):
+            return torch.device(kind, index)
+    if kind == "xpu" and device.uuid is None and device.index < count:  # older versions of PyTorch tell none
+        return torch.device(kind, device.index)
+    why = "CUDA_VISIBLE_DEVICES or its like hides it, or torch was built for other devices"
     raise ValueError(
         f"torch does not see {device.label} ({device.name}, {device.pci_slot}): "
-        "CUDA_VISIBLE_DEVICES hides it, or torch was built for other devices"
+        + (f"it {device.hidden}" if device.hidden else why)
     )
 
 
 def own_gpu() -> GpuIdentity | None:
     """The GPU that this process computes on: torch's current one, or the LOCAL_RANK-th it sees."""
-    if not torch.cuda.is_available():
-        return None
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return cuda_gpu(torch.cuda.current_device())
-    return cuda_gpu(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    for module, identify in ((torch.cuda, cuda_gpu), (torch.xpu, xpu_gpu)):
+        if module.is_available():
+            if module.is_initialized():
+                return identify(module.current_device())
+            return identify(int(os.environ.get("LOCAL_RANK", "0")) % module.device_count())
+    return None
+
+
+def xpu_gpu(index: int) -> GpuIdentity:
+    """The Intel GPU that torch numbers ``index``; it tells no PCI address."""
+    uuid = getattr(torch.xpu.get_device_properties(index), "uuid", None)
+    return GpuIdentity(uuid=None if uuid is None else str(uuid), pci_address=None)
 
 
 def cuda_gpu(index: int) -> GpuIdentity:

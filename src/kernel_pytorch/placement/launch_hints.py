@@ -38,7 +38,8 @@ class LaunchHints:
     nodes: tuple[NodeLaunch, ...]
     """In the order of their node ranks."""
     in_order: bool
-    """Started like this, rank r is the r-th of the mesh; False: the mesh goes to and fro between nodes."""
+    """Started like this, rank r is the r-th of the mesh. False: the mesh goes to and fro between nodes, or
+    Intel's GPUs are not in its order."""
 
     def __str__(self) -> str:
         """For people: a command line for each node, and the CPUs of each rank."""
@@ -58,7 +59,7 @@ class LaunchHints:
                 cpus = f"CPUs {format_cpu_list(rank.cpus)}" if rank.cpus else "no CPUs known next to it"
                 lines.append(f"  local rank {rank.local_rank}: {rank.device.label}, {where}, {cpus}")
         if not self.in_order:
-            lines.append("The mesh goes to and fro between nodes: ranks are not in its order.")
+            lines.append("The ranks are not in the order of the mesh.")
         return "\n".join(lines)
 
 
@@ -71,6 +72,9 @@ def launch_hints(topology: ClusterTopology, placement: Placement) -> LaunchHints
     homes: dict[int, list[DeviceInfo]] = {}
     for device_id in placement.device_ids:
         homes.setdefault(topology.node_of(device_id).node_id, []).append(devices[device_id])
+    for own in homes.values():
+        if own[0].vendor is HardwareVendor.INTEL:  # Level Zero keeps its own order, whatever the mask's
+            own.sort(key=lambda device: device.index)
     started = [device.device_id for own in homes.values() for device in own]
     return LaunchHints(
         nodes=tuple(_node_launch(topology.nodes[node_id], own) for node_id, own in homes.items()),
@@ -123,18 +127,23 @@ def _numa_binding(node: NodeTopology, ranks: Sequence[LocalRank]) -> tuple[str |
 
 
 def _visible(devices: Sequence[DeviceInfo]) -> dict[str, str]:
-    """The variables that choose and order the GPUs that a process sees."""
+    """The variable that chooses and orders the GPUs that a process sees, in the form in which it is set here.
+
+    A number of NVIDIA's that was not given is NVML's, so CUDA is told to count like it.
+    """
     gpus = [device for device in devices if device.kind == "gpu"]
     if not gpus:
         return {}
-    indices = ",".join(str(device.index) for device in gpus)
-    if gpus[0].vendor is HardwareVendor.AMD:
-        return {"HIP_VISIBLE_DEVICES": indices}
-    if gpus[0].vendor is HardwareVendor.INTEL:
-        return {"ZE_AFFINITY_MASK": indices}
-    instances = [
-        max(gpu.mig_instances, key=lambda m: m.memory_bytes or 0).uuid for gpu in gpus if gpu.mig_enabled
-    ]
-    if instances:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(instances)}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indices}
+    variables = {HardwareVendor.AMD: "HIP_VISIBLE_DEVICES", HardwareVendor.INTEL: "ZE_AFFINITY_MASK"}
+    variable = variables.get(gpus[0].vendor, "CUDA_VISIBLE_DEVICES")
+    entries = {variable: ",".join(map(_entry, gpus))}
+    numbered = any(gpu.visible_as is None and not gpu.mig_enabled for gpu in gpus)
+    if numbered and variable == "CUDA_VISIBLE_DEVICES":
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **entries}
+    return entries
+
+
+def _entry(gpu: DeviceInfo) -> str:
+    if gpu.best_instance is not None and not (gpu.visible_as or "").startswith("MIG-"):
+        return gpu.best_instance.uuid
+    return gpu.visible_as or str(gpu.index)

@@ -86,10 +86,10 @@ class PlacementRequest:
 
 
 def usable_memory_gb(device: DeviceInfo) -> float | None:
-    """What one process can have: in MIG mode the memory of the largest instance."""
+    """What one process can have: in MIG mode the memory of the largest instance that it may use."""
     if device.mig_enabled:
-        known = [m.memory_bytes for m in device.mig_instances if m.memory_bytes is not None]
-        return max(known) / 1e9 if known else None
+        best = device.best_instance
+        return None if best is None or best.memory_bytes is None else best.memory_bytes / 1e9
     return device.memory_gb
 
 
@@ -113,6 +113,8 @@ def unfit_devices(topology: ClusterTopology, request: PlacementRequest, health: 
 
 
 def _unfit(device: DeviceInfo, request: PlacementRequest, health: HealthState | None) -> str | None:
+    if device.hidden:
+        return device.hidden
     if health is HealthState.FAILED:
         return "failed"
     if device.mig_enabled and not device.mig_instances:

@@ -42,7 +42,7 @@ def test_a_node_of_eight_gpus():
             storage=(BlockDevice(name="nvme0n1", kind="nvme", size_bytes=1920383410176, model="SAMSUNG"),),
         )
     )
-    assert found[0] == "host-0  may use 224 CPUs, 2199.0 GB"
+    assert found[0] == "host-0  may use 8 GPUs, 224 CPUs, 2199.0 GB"
     assert "package 1  Xeon, 112 cores, CPUs 56-111,168-223" in found
     assert "NUMA node 1  1099.5 GB, CPUs 56-111,168-223, distances 21 10" in found
     assert "8 devices" in found
@@ -146,6 +146,28 @@ def test_modes_instances_and_a_slow_link():
         "MIG instance 1g.10gb  10.5 GB",
         "now  nothing can be read",
     ]
+
+
+def test_gpus_that_this_process_may_not_use():
+    why = "is hidden by CUDA_VISIBLE_DEVICES=4,5"
+    node = topologies.dgx_h100_node()
+    devices = tuple(replace(gpu, hidden=None if gpu.index in (4, 5) else why) for gpu in node.devices)
+    found = lines(replace(node, devices=devices))
+    assert found[0] == "host-0  may use 2 of 8 GPUs, 224 CPUs, 2199.0 GB"
+    marked = [line for line in found if line.startswith("gpu:") and line.endswith(f"NUMA node 0: {why}")]
+    assert [line[:5] for line in marked] == ["gpu:0", "gpu:1", "gpu:2", "gpu:3"]
+    assert any(line.startswith("gpu:4") and line.endswith("NUMA node 1") for line in found)
+
+    cut = topologies.mig().nodes[0].devices[0]
+    instances = (replace(cut.mig_instances[0], hidden="is hidden by CUDA_VISIBLE_DEVICES=MIG-1"),)
+    found = lines(topologies.node([replace(cut, mig_instances=instances + cut.mig_instances[1:2])]))
+    assert found[0].startswith("host-0  may use 1 GPU, ")
+    assert [line for line in found if line.startswith("MIG instance")] == [
+        "MIG instance 1g.10gb  10.5 GB: is hidden by CUDA_VISIBLE_DEVICES=MIG-1",
+        "MIG instance 1g.10gb  10.5 GB",
+    ]
+    found = lines(topologies.node([replace(cut, hidden=why, mig_instances=instances)]))
+    assert "MIG instance 1g.10gb  10.5 GB" in found  # said once, of the GPU
 
 
 def test_links_the_nearest_first_and_by_pairs_unless_all_are_joined():

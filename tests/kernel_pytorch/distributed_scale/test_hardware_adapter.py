@@ -100,8 +100,23 @@ def test_the_former_device_comes_back_after_an_error(gpus: SimpleNamespace):
 def test_a_gpu_that_torch_cannot_see_is_no_success(gpus: SimpleNamespace):
     gpus.visible = []
     with (
-        pytest.raises(ValueError, match=r"torch does not see gpu:0 .*CUDA_VISIBLE_DEVICES hides it"),
+        pytest.raises(
+            ValueError, match=r"torch does not see gpu:0 .*CUDA_VISIBLE_DEVICES or its like hides it"
+        ),
         adapter_of(four_gpus()).optimal_device_context(),
+    ):
+        pass
+
+
+def test_gpus_that_this_process_may_not_use_are_left_out(gpus: SimpleNamespace):
+    hidden = "is hidden by CUDA_VISIBLE_DEVICES=3,1"
+    devices = [topologies.gpu(i, hidden=None if i in (1, 3) else hidden) for i in range(4)]
+    with adapter_of(topologies.cluster(topologies.node(devices))).optimal_device_context() as usable:
+        assert usable == [1, 3]
+        assert gpus.current == 1
+    with (
+        pytest.raises(ValueError, match=f"left out: gpu:0-3 {hidden}"),
+        adapter_of(four_gpus(hidden=hidden)).optimal_device_context(),
     ):
         pass
 

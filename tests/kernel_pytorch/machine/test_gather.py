@@ -21,6 +21,8 @@ from kernel_pytorch.machine.facts import (
 )
 from kernel_pytorch.machine.files import Files
 from kernel_pytorch.machine.gather import RankReport, gather_topology, merge_reports
+from kernel_pytorch.placement import PlacementRequest
+from kernel_pytorch.placement.mesh import place_ranks
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,42 @@ def test_gpus_are_known_by_their_uuid():
     topology = merge_reports(reports)
     assert [place.device_id for place in topology.ranks] == [1, 0, 3, 2]
     assert topology.nodes[1].nvlink_topology == {(2, 3): None}
+
+
+def test_each_rank_may_use_a_gpu_of_its_own():
+    """A batch system that gives each rank one GPU: between them they may use both, under the names given."""
+    node = gpu_node("x")
+    reports = [
+        replace(
+            _report(node, f"abx{own}"),
+            node=replace(
+                node,
+                devices=tuple(
+                    replace(gpu, visible_as=str(own))
+                    if gpu.index == own
+                    else replace(gpu, hidden=f"is hidden by CUDA_VISIBLE_DEVICES={own}")
+                    for gpu in node.devices
+                ),
+            ),
+        )
+        for own in (1, 0)
+    ]
+    topology = merge_reports(reports)
+    assert [place.device_id for place in topology.ranks] == [1, 0]
+    assert [(gpu.hidden, gpu.visible_as) for gpu in topology.devices] == [(None, "0"), (None, "1")]
+    assert place_ranks(topology, PlacementRequest(num_devices=2)).left_out == {}
+    without_torch = merge_reports([replace(report, gpu=None) for report in reports])
+    assert [(gpu.hidden, gpu.visible_as) for gpu in without_torch.devices] == [(None, "0"), (None, "1")]
+    (gpu, other) = merge_reports(reports[:1]).devices
+    assert (gpu.hidden, other.hidden) == ("is hidden by CUDA_VISIBLE_DEVICES=1", None)
+
+
+def test_a_rank_that_computes_on_a_gpu_may_use_it():
+    """Whatever the environment says by now: CUDA reads it once."""
+    node = gpu_node("x")
+    hidden = tuple(replace(gpu, hidden="is hidden by CUDA_VISIBLE_DEVICES=") for gpu in node.devices)
+    topology = merge_reports([_report(replace(node, devices=hidden), "abx1")])
+    assert [gpu.hidden is None for gpu in topology.devices] == [False, True]
 
 
 def test_hosts_that_cannot_be_told_apart_are_not_taken_for_one():

@@ -40,11 +40,40 @@ def test_cpus_and_intel_gpus(cuda, monkeypatch):
     (cpu, *_) = topologies.cpu_only().devices
     assert torch_device(cpu) == torch.device("cpu")
     intel = topologies.gpu(5, index=1, vendor=HardwareVendor.INTEL, uuid=None)
-    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch does not see gpu:5"):
         torch_device(intel)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: SimpleNamespace())
+    assert torch_device(intel) == torch.device("xpu", 1)  # older versions of PyTorch tell no UUID
+
+
+def test_an_intel_gpu_under_the_number_that_a_mask_leaves_it(monkeypatch):
+    """ZE_AFFINITY_MASK=1,3 leaves torch two of four, as 0 and 1."""
+    left = [SimpleNamespace(uuid="b"), SimpleNamespace(uuid="d")]
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: left[index])
+    found = {
+        uuid: topologies.gpu(number, vendor=HardwareVendor.INTEL, uuid=uuid)
+        for number, uuid in enumerate("abcd")
+    }
+    assert torch_device(found["d"]) == torch.device("xpu", 1)
+    assert torch_device(found["b"]) == torch.device("xpu", 0)
+    with pytest.raises(ValueError, match="torch does not see gpu:0"):
+        torch_device(found["a"])
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
-    assert torch_device(intel) == torch.device("xpu", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_gpu() == GpuIdentity(uuid="d", pci_address=None)
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.xpu, "current_device", lambda: 0)
+    assert own_gpu() == GpuIdentity(uuid="b", pci_address=None)
+
+
+def test_why_torch_does_not_see_it_where_that_is_known(cuda):
+    hidden = topologies.gpu(1, hidden="is hidden by CUDA_VISIBLE_DEVICES=2,0")
+    with pytest.raises(
+        ValueError, match=r"torch does not see gpu:1 .*: it is hidden by CUDA_VISIBLE_DEVICES=2,0"
+    ):
+        torch_device(hidden)
 
 
 def test_the_gpu_of_this_process(cuda, monkeypatch):

@@ -54,7 +54,7 @@ def test_devices_are_numbered_by_node_and_in_the_order_of_the_mesh():
     across = topologies.uneven_nodes([2, 2], [None, None])
     to_and_fro = replace(place(across, PlacementRequest(num_devices=4)), device_ids=(0, 2, 1, 3))
     assert not launch_hints(across, to_and_fro).in_order
-    assert str(launch_hints(across, to_and_fro)).endswith("ranks are not in its order.")
+    assert str(launch_hints(across, to_and_fro)).endswith("The ranks are not in the order of the mesh.")
 
 
 def test_where_torchrun_cannot_bind_it_is_not_asked_to():
@@ -91,6 +91,16 @@ def test_other_vendors(vendor: HardwareVendor, environment: dict[str, str], bind
     topology = topologies.cluster(topologies.node([topologies.gpu(i, vendor=vendor) for i in range(2)]))
     (node,) = hints(topology, num_devices=2).nodes
     assert (node.environment, node.numa_binding) == (environment, binding)
+
+
+def test_level_zero_orders_gpus_by_itself():
+    devices = [topologies.gpu(i, vendor=HardwareVendor.INTEL, visible_as=str(2 * i)) for i in range(3)]
+    topology = topologies.cluster(topologies.node(devices))
+    placement = replace(place(topology, PlacementRequest(num_devices=2)), device_ids=(2, 1))
+    found = launch_hints(topology, placement)
+    assert found.nodes[0].environment == {"ZE_AFFINITY_MASK": "2,4"}
+    assert [rank.device.device_id for rank in found.nodes[0].ranks] == [1, 2]
+    assert not found.in_order
 
 
 def test_an_instance_is_chosen_by_its_uuid():

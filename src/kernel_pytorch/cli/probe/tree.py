@@ -58,12 +58,15 @@ def report_tree(report: ProbeReport) -> Branch:
 
 
 def _usable(node: NodeTopology) -> str:
-    limits = node.limits
-    parts = [f"may use {_counted(len(limits.cpus), 'CPU')}"]
+    limits, gpus = node.limits, [device for device in node.devices if device.kind == "gpu"]
+    cpus = _counted(len(limits.cpus), "CPU")
     if limits.cpu_quota is not None:
-        parts[0] += f" for {limits.cpu_quota:g} CPU seconds a second"
-    parts.append("memory unknown" if node.memory_gb is None else f"{node.memory_gb:.1f} GB")
-    return ", ".join(parts)
+        cpus += f" for {limits.cpu_quota:g} CPU seconds a second"
+    parts = [cpus, "memory unknown" if node.memory_gb is None else f"{node.memory_gb:.1f} GB"]
+    if gpus:
+        usable = sum(gpu.hidden is None for gpu in gpus)
+        parts.insert(0, ("" if usable == len(gpus) else f"{usable} of ") + _counted(len(gpus), "GPU"))
+    return "may use " + ", ".join(parts)
 
 
 def _cpus(node: NodeTopology, hwloc: SecondOpinion | None) -> Branch:
@@ -118,7 +121,7 @@ def _device(device: DeviceInfo) -> Branch:
         None if device.power_limit_w is None else f"power limit {device.power_limit_w:.0f} W",
         None if device.numa_node is None else f"NUMA node {device.numa_node}",
     ]
-    branch = Branch(f"{device.label}  " + ", ".join(filter(None, facts)))
+    branch = Branch(f"{device.label}  " + ", ".join(filter(None, facts)) + _hidden(device.hidden))
     if device.pci:
         pci = device.pci
         now, most = _pcie(pci.generation, pci.width), _pcie(pci.generation_max, pci.width_max)
@@ -136,9 +139,14 @@ def _device(device: DeviceInfo) -> Branch:
         branch.below.append(Branch(", ".join(modes)))
     for instance in device.mig_instances:
         memory = "memory unknown" if instance.memory_bytes is None else _gb(instance.memory_bytes)
-        branch.below.append(Branch(f"MIG instance {instance.name or instance.uuid}  {memory}"))
+        text = f"MIG instance {instance.name or instance.uuid}  {memory}"
+        branch.below.append(Branch(text + ("" if device.hidden else _hidden(instance.hidden))))
     branch.below.append(Branch(f"now  {reading_text(device.reading)}"))
     return branch
+
+
+def _hidden(why: str | None) -> str:
+    return f": {why}" if why else ""
 
 
 def _peaks(devices: Iterable[DeviceInfo]) -> list[Branch]:

@@ -115,6 +115,8 @@ class NvidiaDriver:
                     name=maybe("nvmlDeviceGetName", instance),
                     memory_bytes=None if attributes is None else attributes.memorySizeMB * _MIB,
                     compute_units=None if attributes is None else attributes.multiprocessorCount,
+                    gpu_instance_id=maybe("nvmlDeviceGetGpuInstanceId", instance),
+                    compute_instance_id=maybe("nvmlDeviceGetComputeInstanceId", instance),
                 )
             )
         return tuple(found)

@@ -74,6 +74,10 @@ class MigInstance:
     name: str | None
     memory_bytes: int | None
     compute_units: int | None
+    gpu_instance_id: int | None = None
+    compute_instance_id: int | None = None
+    hidden: str | None = None
+    """Why this process may not use it; None: nothing forbids it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,11 @@ class DeviceInfo:
     mig_instances: tuple[MigInstance, ...] = ()
     ecc_enabled: bool | None = None
     persistence_mode: bool | None = None
+    hidden: str | None = None
+    """Why this process may not use it: "is hidden by CUDA_VISIBLE_DEVICES=4,5"; None: nothing forbids it."""
+    visible_as: str | None = None
+    """Its entry in the variable that chooses a process's GPUs (CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES,
+    ZE_AFFINITY_MASK), in the form in which it was set: "4", "GPU-8932f937"; None: ``index``."""
     peaks: Peaks | None = None
     reading: DeviceReading = field(default_factory=DeviceReading)
     """Temperature, power, clocks and so on, when it was discovered."""
@@ -126,6 +135,12 @@ class DeviceInfo:
     @property
     def label(self) -> str:
         return f"{self.kind}:{self.device_id}"
+
+    @property
+    def best_instance(self) -> MigInstance | None:
+        """The MIG instance with the most memory of those that this process may use."""
+        usable = [instance for instance in self.mig_instances if instance.hidden is None]
+        return max(usable, key=lambda instance: instance.memory_bytes or 0, default=None)
 
     @property
     def capability(self) -> DeviceCapability | None:
