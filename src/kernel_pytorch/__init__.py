@@ -1,6 +1,6 @@
 """The machine and the job: what hardware there is, its condition, which devices work.
 
-Names are loaded when they are first used; the folders (``machine``, ``watch``, ``power``, ``placement``) have more.
+Names are loaded when they are first used. The folders have more: machine, watch, power, placement.
 """
 
 from __future__ import annotations

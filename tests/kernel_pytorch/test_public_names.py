@@ -76,8 +76,11 @@ def test_our_own_names_are_documented():
     for module, names in public_names().items():
         path = SOURCES.joinpath(*module.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names:
-                if not ast.get_docstring(node):
-                    undocumented.append(f"{module}.{node.name}")
+        undocumented += [
+            f"{module}.{node.name}"
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and node.name in names
+            and not ast.get_docstring(node)
+        ]
     assert undocumented == []
