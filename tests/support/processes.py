@@ -20,17 +20,16 @@ def first_process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare and the right to make a PID namespace")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*unshare, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield process, int(child), line
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            yield process, int(child), line
+        finally:
+            process.kill()
 
 
 WITH_A_DRIVER = """

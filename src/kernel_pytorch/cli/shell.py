@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, NoReturn, Protocol
 
 from ..errors import KernelPytorchError
 from .errors import CommandError
@@ -107,7 +107,7 @@ class Program:
                 complain("terminated" if terminated else "interrupted")
                 return TERMINATED if terminated else INTERRUPTED
             finally:
-                _discard_unwritten(sys.stdout)
+                _discard_unwritten()
             if peers is not None:  # who leaves first may have the others ended in the middle of a line
                 peers.gather(None)
             return status
@@ -192,7 +192,6 @@ def print_json(data: object) -> None:
 def _print_error(line: str) -> None:
     with suppress(OSError):  # if nobody can be told, the exit status remains
         print(line, file=sys.stderr)
-    _discard_unwritten(sys.stderr)
 
 
 def _show_what_can_be_shown() -> None:
@@ -204,15 +203,15 @@ def _show_what_can_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _discard_unwritten(stream: TextIO | None) -> None:
+def _discard_unwritten() -> None:
     """Discard buffered output, or the interpreter flushes it again at exit and prints a traceback."""
-    if stream is None:
+    if sys.stdout is None:
         return
     try:
-        stream.flush()
+        sys.stdout.flush()
     except OSError:
         with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextmanager

@@ -227,9 +227,10 @@ def test_json_is_ascii_and_loses_nothing(monkeypatch):
 
 
 def test_streams_replace_what_they_cannot_encode(program, monkeypatch):
-    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
-    for name, stream in streams.items():
-        monkeypatch.setattr(sys, name, stream)
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding="ascii", line_buffering=True)
+        monkeypatch.setattr(sys, name, streams[name])
 
     def run(args):
         print("caf\u00e9 \udcff")
