@@ -103,11 +103,12 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of the same package that a file imports when it is loaded (not inside functions)."""
+def imports_of(path: Path, *, anywhere: bool = False) -> set[str]:
+    """Modules of the same package that a file imports when it is loaded or, anywhere, at all."""
     package = path.relative_to(SOURCES).parent.parts
+    tree = ast.parse(path.read_text())
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.walk(tree) if anywhere else tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + tuple((node.module or "").split("."))
             for alias in node.names:
@@ -115,6 +116,33 @@ def imports_of(path: Path) -> set[str]:
                 is_module = inner.is_dir() or inner.with_suffix(".py").exists()
                 found.add(".".join([*base, alias.name] if is_module else base).strip("."))
     return found
+
+
+# The folders of the lower floor, the lowest first. A folder may import from those before it.
+FOLDERS = (
+    "errors",
+    "_lazy",
+    "legacy",
+    "groups",
+    "machine",
+    "watch",
+    "power",
+    "placement",
+    "distributed_scale",
+    "cli",
+)
+
+
+def test_no_arrow_points_upwards():
+    height = {f"kernel_pytorch.{name}": number for number, name in enumerate(FOLDERS)}
+
+    def folder(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    for path in LOWER.rglob("*.py"):
+        module = module_name(path)
+        for imported in imports_of(path, anywhere=True) if module != "kernel_pytorch" else ():
+            assert height[folder(imported)] <= height[folder(module)], f"{module} imports {imported}"
 
 
 def test_no_import_cycles():

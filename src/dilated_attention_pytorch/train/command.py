@@ -27,7 +27,7 @@ from .energy import TokenEnergy
 from .errors import CommandError, RankError
 from .generate import continue_bytes, load_model
 from .loop import NonFiniteLossError, make_optimizer, training_steps
-from .options import RESUMABLE_WITH, TrainOptions, flag, given_options
+from .options import RESUMABLE_WITH, TrainOptions, add_arguments, flag, given_options
 from .place import Place, spread
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
@@ -49,6 +49,8 @@ from .run_folder import (
 from .split import Split, split_of
 from .stop import StopRequest
 
+__all__ = ["add_arguments", "check_same_on_all_ranks", "run"]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
@@ -64,16 +66,13 @@ class _Job:
     checkpoint: dict[str, Any] | None
 
 
-def run_train(args: argparse.Namespace, ranks: Ranks) -> int:
-    """``longnet train``: train, or go on training, and return the exit status.
-
-    Args:
-        args: the command line.
-        ranks: who trains; each of them calls this.
+def run(args: argparse.Namespace) -> int:
+    """``longnet train``: train, or go on training, and return the exit status. Each rank calls it.
 
     Raises:
         CommandError: what its user can do something about.
     """
+    ranks: Ranks = args.peers or Ranks()
     job = ranks.together(lambda: _prepare(args, ranks))
     check_same_on_all_ranks(job, ranks)
     model = ranks.together(lambda: _build(job))
@@ -81,11 +80,11 @@ def run_train(args: argparse.Namespace, ranks: Ranks) -> int:
     optimizer = make_optimizer(model, job.options)
     folder = job.folder or ranks.gather(ranks.on_first(lambda: create_run_folder(args.run)))[0]
     assert folder is not None
-    run = Run(folder, job.options, job.config, job.data, model, optimizer, ranks)
+    training = Run(folder, job.options, job.config, job.data, model, optimizer, ranks)
     if job.checkpoint is not None:
-        run.load(job.checkpoint)
-    _describe(run, job)
-    return _train(run, job, place)
+        training.load(job.checkpoint)
+    _describe(training, job)
+    return _train(training, job, place)
 
 
 def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 import torch
+
+from kernel_pytorch.cli.shell import add_json, print_json
 
 from ..models import LongNetConfig, LongNetLM
 from .checkpoint import load_checkpoint
@@ -16,6 +17,11 @@ from .errors import CommandError
 from .progress import say
 from .ranks import Ranks
 from .run_folder import CHECKPOINT, existing_run_folder
+
+_EXAMPLE = """\
+example:
+  longnet generate runs/books-64k --prompt 'It was ' --bytes 200 --temperature 0.8 --top-k 50 --seed 0
+"""
 
 
 def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, int]:
@@ -49,7 +55,23 @@ def continue_bytes(
     return bytes(out[0, len(prompt) :].tolist())
 
 
-def run_generate(args: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``longnet generate``."""
+    parser.description = "Continue a prompt with the model of a run."
+    parser.epilog = _EXAMPLE
+    parser.add_argument("run", metavar="RUN", help="folder of the run, or its name below runs/")
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--bytes", type=int, default=200, help="bytes to generate (default: 200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest byte (default: 0.8)"
+    )
+    parser.add_argument("--top-k", type=int, help="choose among this many bytes only; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    add_json(parser, "one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
     """``longnet generate``: print what the model of a run makes of a prompt."""
     if not args.prompt:
         raise CommandError("--prompt must have at least one byte, got ''")
@@ -73,7 +95,7 @@ def run_generate(args: argparse.Namespace) -> int:
     ).decode(errors="replace")
     if args.json:
         result = {"checkpoint": str(path), "step": step, "prompt": args.prompt, "continuation": continuation}
-        say(json.dumps(result))
+        print_json(result)
     else:
         say(continuation)
     return 0

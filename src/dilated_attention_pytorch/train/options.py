@@ -11,6 +11,25 @@ from typing import Any, get_args
 from ..core.sharding import Sharding
 from .errors import CommandError
 
+_EXAMPLES = """\
+examples:
+  longnet train                                   on the Python standard library, context 8192
+  longnet train --data books --seq-len 65536 --run books-64k --steps 2000
+  longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
+  torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
+
+Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
+of each context; the numbers are those of one process. Any number of processes, one too, resumes the run.
+The -- keeps torchrun from taking --run for one of its own options.
+
+A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
+processes, the folder with its tensors: shards-0 or shards-1).
+--resume takes the options from there; of them --data, --checkpoint-every, --prompt, --sample-bytes,
+--device and --threads may be given anew.
+Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint, 2 a mistake in what
+was given, 1 a failure of the computation.
+"""
+
 _METAVARS = {int: "N", float: "X"}
 
 
@@ -158,15 +177,23 @@ def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one option per field; an option that is not given stays absent from the parsed namespace.
+    """Add the arguments of ``longnet train``: the run, an option per field, and how ranks divide the work.
 
-    How the work is spread over ranks is no part of a run: it changes no more than rounding.
+    An option of a field that is not given stays absent from the parsed namespace.
     """
+    parser.description = "Train a byte-level LongNet language model on text files."
+    parser.epilog = _EXAMPLES
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--run", help="name of the new run below runs/, or its folder; default: the time")
+    where.add_argument(
+        "--resume", metavar="RUN", help="go on with this run: its folder, or its name below runs/"
+    )
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)
         if field.default is not None:
             keywords["help"] += f" (default: {field.default})"
         parser.add_argument(flag(field.name), dest=field.name, default=argparse.SUPPRESS, **keywords)
+    add_split_arguments(parser)
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -176,7 +203,10 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how the work is spread over the processes that torchrun starts."""
+    """Add the options that say how the work is spread over the processes that torchrun starts.
+
+    They are no part of a run: they change no more than rounding.
+    """
     parser.add_argument(
         "--context-parallel",
         type=int,

@@ -25,7 +25,7 @@ from .facts import (
     NodeTopology,
     NumaNode,
 )
-from .files import Files
+from .files import Files, printable
 from .host.cpu import meminfo_bytes, read_caches, read_numa_nodes, read_packages
 from .host.limits import read_limits
 from .host.network import read_network_interfaces
@@ -105,7 +105,7 @@ def read_node(files: Files, drivers: Drivers) -> NodeTopology:
         links = _cpu_links(devices)
     return NodeTopology(
         node_id=0,
-        hostname=socket.gethostname(),
+        hostname=printable(socket.gethostname()),
         boot_id=files.text("proc/sys/kernel/random/boot_id"),
         network_namespace=files.link_name("proc/self/ns/net"),
         packages=packages,
@@ -146,7 +146,7 @@ def _cpu_devices(
 ) -> list[DeviceInfo]:
     """The packages; none has more memory than this process is granted."""
     if not packages:
-        name = platform.processor() or platform.machine() or "CPU"
+        name = platform.machine() or "CPU"  # platform.processor() starts a process
         return [DeviceInfo(device_id=0, kind="cpu", index=0, vendor=HardwareVendor.UNKNOWN, name=name)]
     found = []
     for number, package in enumerate(packages):

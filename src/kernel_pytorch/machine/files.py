@@ -62,6 +62,11 @@ class Files:
         return os.path.exists(self.path(name))
 
 
+def printable(name: str) -> str:
+    """A name that the system gave, as text that UTF-8 has: bytes that are none of it become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def parse_cpu_list(text: str) -> tuple[int, ...]:
     """``0-3,8`` is (0, 1, 2, 3, 8): Linux's format for lists of CPUs and nodes.
 

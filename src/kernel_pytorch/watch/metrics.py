@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..cli.errors import CommandError
-from ..machine.facts import DeviceInfo
-from ..machine.live import Machine
 from ..machine.readings import HostReading, Snapshot
-from .health import HealthState, MachineHealth
-from .telemetry import Telemetry
+from .health import HealthState
+from .node_watch import NodeWatch
+from .quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _PREFIX = "kernel_pytorch"
-# Field of a reading -> metric, factor to the base unit, help. Counters are those that end in _total.
-_DEVICE_METRICS = {
-    "temperature_c": ("device_temperature_celsius", 1.0, "Temperature of the chip"),
-    "memory_temperature_c": ("device_memory_temperature_celsius", 1.0, "Temperature of the memory"),
-    "power_w": ("device_power_watts", 1.0, "Draw"),
-    "power_limit_w": ("device_power_limit_watts", 1.0, "Limit of the draw"),
-    "utilization": ("device_utilization_ratio", 1.0, "Share of the time that it computed"),
-    "memory_used_bytes": ("device_memory_used_bytes", 1.0, "Memory in use"),
-    "sm_clock_mhz": ("device_clock_hertz", 1e6, "Clock of the multiprocessors, or of the fastest CPU core"),
-    "memory_clock_mhz": ("device_memory_clock_hertz", 1e6, "Clock of the memory"),
-    "energy_j": ("device_energy_joules_total", 1.0, "Energy used"),
-    "ecc_corrected": ("device_ecc_corrected_total", 1.0, "Memory errors that were corrected"),
-    "ecc_uncorrected": ("device_ecc_uncorrected_total", 1.0, "Memory errors that were not corrected"),
-    "retired_pages": ("device_retired_pages_total", 1.0, "Memory pages or rows given up"),
-    "nvlink_errors": ("device_nvlink_errors_total", 1.0, "Errors on NVLinks"),
-    "pcie_replays": ("device_pcie_replays_total", 1.0, "PCIe replays"),
-}
 _HOST_METRICS = {
     "memory_available_bytes": ("memory_available_bytes", "Memory available"),
     "memory_stall_s": ("memory_stall_seconds_total", "Time in which some task waited for memory"),
@@ -46,24 +26,17 @@ class MachineCollector:
     """What Prometheus's client asks at each scrape: the last readings and the health. The unknown is absent.
 
     Args:
-        telemetry: that samples.
-        devices: whose ids its snapshots have.
+        watch: whose thread samples.
     """
 
-    def __init__(self, telemetry: Telemetry, devices: tuple[DeviceInfo, ...]) -> None:
-        self._telemetry, self._devices = telemetry, devices
-        self._health = MachineHealth(devices)
-        self._lock = threading.Lock()
-        telemetry.listeners.append(self._take)
-
-    def _take(self, snapshot: Snapshot) -> None:
-        with self._lock:
-            self._health.update(snapshot)
+    def __init__(self, watch: NodeWatch) -> None:
+        self._watch = watch
 
     def collect(self) -> Iterator[Any]:
-        """Nothing while readings fail: old ones would look like new ones."""
-        snapshot = self._telemetry.latest
-        if snapshot is None or self._telemetry.error is not None:
+        """Nothing while readings fail or are overdue: old ones would look like new ones."""
+        telemetry = self._watch.telemetry
+        snapshot = telemetry.latest
+        if snapshot is None or telemetry.error is not None or telemetry.stale:
             return
         taken = _family("last_reading_timestamp_seconds", "When it was read, since 1970", ())
         taken.add_metric((), snapshot.time_s)
@@ -71,22 +44,20 @@ class MachineCollector:
         yield from self._device_families(snapshot)
         if snapshot.host is not None:
             yield from _host_families(snapshot.host)
-        with self._lock:
-            components = self._health.components()
         states = _family("component_health", "1 for the state of a component", ("component", "state"))
-        for name, health in components.items():
+        for name, health in self._watch.health().items():
             for state in HealthState if health.state is not None else ():
                 states.add_metric((name, state.value), float(state is health.state))
         yield states
 
     def _device_families(self, snapshot: Snapshot) -> Iterator[Any]:
-        for field, (metric, factor, told) in _DEVICE_METRICS.items():
-            family = _family(metric, told, ("device", "name", "uuid"))
-            for device in self._devices:
+        for field, quantity in QUANTITIES.items():
+            family = _family(f"device_{quantity.metric}", quantity.told, ("device", "name", "uuid"))
+            for device in self._watch.devices:
                 reading = snapshot.devices.get(device.device_id)
                 value = None if reading is None else getattr(reading, field)
                 if value is not None:
-                    family.add_metric((device.label, device.name, device.uuid or ""), value * factor)
+                    family.add_metric((device.label, device.name, device.uuid or ""), value * quantity.base)
             if family.samples:
                 yield family
 
@@ -127,40 +98,3 @@ def registry_of(collector: MachineCollector) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(collector)
     return registry
-
-
-def serve(machine: Machine, address: str, interval_s: float) -> int:
-    """Serve metrics at ``[HOST]:PORT`` until Ctrl-C.
-
-    Raises:
-        CommandError: no prometheus-client, or no such address.
-        OSError: the port is taken.
-    """
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise CommandError(f"--serve takes [HOST]:PORT, as in :9400 or 127.0.0.1:9400, got {address!r}")
-    try:
-        from prometheus_client import start_http_server
-    except ImportError as error:
-        raise CommandError(
-            "--serve needs prometheus-client: pip install 'dilated-attention-pytorch[metrics]'"
-        ) from error
-    devices = machine.node.devices
-    telemetry = Telemetry(machine, [device.device_id for device in devices], interval_s=interval_s)
-    collector = MachineCollector(telemetry, devices)
-    telemetry.sample()
-    try:
-        server, thread = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry_of(collector))
-    except OSError as error:
-        raise CommandError(f"--serve {address}: {error.strerror or error}") from error
-    telemetry.start()
-    print(f"http://{host or '0.0.0.0'}:{server.server_port}/metrics", flush=True)
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        telemetry.stop()
-        server.shutdown()
-        server.server_close()
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import msgspec
 import pytest
 import topologies
+from processes import WITH_A_DRIVER, first_process
 
 from kernel_pytorch.cli import main
 from kernel_pytorch.cli.errors import CommandError
@@ -47,6 +49,21 @@ def test_ctrl_c_keeps_what_was_read(tmp_path):
     assert "readings of" in out
     assert err == "interrupted: what was read so far is kept\n"
     assert f"{len(list(read_trace(path)))} readings" in out
+
+
+def test_sigterm_to_the_first_process_of_a_container_keeps_what_was_read(tmp_path, monkeypatch):
+    """And closes the drivers."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    path = tmp_path / "trace.jsonl"
+    command = [sys.executable, "-c", WITH_A_DRIVER, "probe", "--record", str(path), "--seconds", "600"]
+    with first_process(command) as (process, child, line):
+        assert line == f"recording into {path} for 600 s; Ctrl-C ends it\n"
+        os.kill(child, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "terminated: what was read so far is kept\n")
+    first, *_, last = out.splitlines()
+    assert first.startswith(f"{path}: {len(list(read_trace(path)))} readings of 1 devices in ")
+    assert last == "opened 1, closed 1"
 
 
 def test_a_trace_with_faults(faulty, capsys):

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import topologies
+from hwloc import lstopo_xml, read_hwloc_xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from kernel_pytorch.machine.facts import (
     LinkKind,
     NodeTopology,
 )
-from kernel_pytorch.machine.host.hwloc import lstopo_xml, read_hwloc_xml
 from kernel_pytorch.placement import PlacementRequest, place
 from kernel_pytorch.placement.link_costs import PairLink
 from kernel_pytorch.watch.health import HealthState
@@ -382,9 +382,7 @@ def test_a_machine_without_accelerators_places_its_packages():
 @pytest.mark.skipif(shutil.which("lstopo-no-graphics") is None, reason="needs hwloc (apt-get install hwloc)")
 def test_packages_of_a_machine_that_hwloc_made_up():
     """Two NUMA nodes of two packages, numbered to and fro: 0 and 2 in one, 1 and 3 in the other."""
-    text = lstopo_xml("-i", "node:2 pack:2(indexes=0,2,1,3) core:2 pu:2", timeout_s=30)
-    assert text is not None
-    seen = read_hwloc_xml(text)
+    seen = read_hwloc_xml(lstopo_xml("-i", "node:2 pack:2(indexes=0,2,1,3) core:2 pu:2"))
     devices = [
         topologies.gpu(package.package_id, kind="cpu", numa_node=numa.numa_id, cpus=package.cpus)
         for package in seen.packages

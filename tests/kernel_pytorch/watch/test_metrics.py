@@ -1,32 +1,14 @@
-"""``probe --serve``: scraped over HTTP, parsed by Prometheus's own parser."""
+"""What Prometheus is told, read back by its own parser."""
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from urllib.parse import urlsplit
-
-import pytest
 import topologies
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_samples import samples
 
-from kernel_pytorch.cli import main
 from kernel_pytorch.machine.readings import DeviceReading, DiskReading, HostReading, NicReading, Snapshot
 from kernel_pytorch.watch.metrics import MachineCollector, registry_of
-from kernel_pytorch.watch.telemetry import Telemetry
-
-
-def samples(text: str) -> dict[tuple[str, ...], float]:
-    return {
-        (sample.name.removeprefix("kernel_pytorch_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from kernel_pytorch.watch.node_watch import NodeWatch
 
 
 class Readings:
@@ -53,8 +35,8 @@ class Readings:
 
 def test_readings_in_base_units_and_the_unknown_absent():
     devices = tuple(topologies.dgx_h100().devices)[:3]  # the third was not read
-    telemetry = Telemetry(Readings(), [0, 1])
-    registry = registry_of(MachineCollector(telemetry, devices))
+    watch = NodeWatch(devices, Readings())
+    telemetry, registry = watch.telemetry, registry_of(MachineCollector(watch))
     assert generate_latest(registry) == b""
     telemetry.sample()
     found = samples(generate_latest(registry).decode())
@@ -82,58 +64,9 @@ def test_readings_in_base_units_and_the_unknown_absent():
 
 
 def test_nothing_old_while_readings_fail():
-    telemetry = Telemetry(Readings(), [0, 1])
-    registry = registry_of(MachineCollector(telemetry, tuple(topologies.dgx_h100().devices)[:2]))
+    watch = NodeWatch(tuple(topologies.dgx_h100().devices)[:2], Readings())
+    telemetry, registry = watch.telemetry, registry_of(MachineCollector(watch))
     telemetry.sample()
     assert generate_latest(registry)
     telemetry.error = OSError("the driver is gone")
     assert generate_latest(registry) == b""
-
-
-def test_scraped():
-    command = [sys.executable, "-m", "kernel_pytorch.cli", "probe", "--serve", "127.0.0.1:0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().strip()
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            found = samples(answer.read().decode())
-        assert found["memory_available_bytes",] > 0
-        assert found["disk_size_bytes", "/"] > found["disk_free_bytes", "/"] >= 0
-        with pytest.raises(ConnectionRefusedError):  # at the other addresses of this machine it is not served
-            socket.create_connection(("127.0.0.2", urlsplit(url).port), timeout=60)
-    finally:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-
-
-def test_readings_go_on():
-    """Free memory never stays the same: asked until a second reading shows."""
-    command = [sys.executable, "-m", "kernel_pytorch.cli", "probe", "--serve", ":0", "--interval", "0.05"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://0.0.0.0:")
-        seen = set()
-        until = time.monotonic() + 60
-        while len(seen) < 2 and time.monotonic() < until:
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                seen.add(samples(answer.read().decode())["memory_available_bytes",])
-        assert len(seen) == 2
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
-@pytest.mark.parametrize("address", ["9400x", "host", "1:99999", ""])
-def test_what_is_no_address(capsys, address):
-    assert main(["probe", "--serve", address]) == 2
-    assert "--serve takes [HOST]:PORT" in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken(capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert main(["probe", "--serve", f"127.0.0.1:{taken.getsockname()[1]}"]) == 2
-    assert "Address already in use" in capsys.readouterr().err

@@ -1,18 +1,16 @@
-"""``kernel-pytorch probe``: what this machine is and how it feels."""
+"""``kernel-pytorch probe``: what this machine is, and its condition."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from ...machine.host.hwloc import differences, lstopo_xml, read_hwloc_xml
 from ...machine.live import Machine
 from ..errors import CommandError
-from .report import ProbeReport, SecondOpinion
+from ..shell import add_json, print_json
+from .report import ProbeReport
 from .tree import report_tree, tree_lines
 
 if TYPE_CHECKING:
@@ -29,21 +27,18 @@ examples:
   kernel-pytorch probe --replay trace.jsonl              what the health rules say of it
   kernel-pytorch probe --serve 127.0.0.1:9400            metrics for Prometheus
 
-Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was given.
+Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was given, 130 ended by Ctrl-C
+(0 with --record and --serve), 143 by SIGTERM.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
-    parser = commands.add_parser(
-        "probe",
-        help="show this machine",
-        description="Show this machine: CPUs, memory, accelerators, links, network, storage, and what is "
-        "missing to see more.",
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show this machine: CPUs, memory, accelerators, links, network, storage, and what is missing to "
+        "see more."
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (docs/probe.schema.json)")
+    parser.epilog = _EXAMPLES
+    add_json(parser, "JSON, which --schema describes")
     parser.add_argument("--measure", action="store_true", help="measure each device; loads torch")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plot", type=Path, metavar="FILE", help="draw the topology: .svg, .png or .pdf")
@@ -51,14 +46,21 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     what.add_argument(
         "--replay", type=Path, metavar="FILE", help="judge a recorded trace instead of this machine"
     )
-    what.add_argument("--serve", metavar="[HOST]:PORT", help="serve metrics for Prometheus until Ctrl-C")
+    what.add_argument(
+        "--serve", metavar="[HOST]:PORT", help="serve metrics for Prometheus until Ctrl-C or SIGTERM"
+    )
+    what.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
     parser.add_argument("--seconds", type=float, help="how long to record (default: 60)")
     parser.add_argument("--interval", type=float, help="seconds from reading to reading (default: 1)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    if args.schema:
+        from importlib import resources
+
+        print(resources.files(__name__).joinpath("probe.schema.json").read_text(encoding="utf-8"), end="")
+        return 0
     if args.replay is not None:
         from .trace import replay
 
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
             return record(machine, machine.node, args.record, args.seconds or 60.0, args.interval or 1.0)
         if args.serve is not None:
-            from ...watch.metrics import serve
+            from .serve import serve
 
             return serve(machine, args.serve, args.interval or 1.0)
         if args.plot is not None:
@@ -80,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
             print(args.plot)
             return 0
         measured, status = _measure(machine.node) if args.measure else (None, 0)
-        report = ProbeReport(node=machine.node, hwloc=second_opinion(machine.node), measured=measured)
+        report = ProbeReport(node=machine.node, measured=measured)
     finally:
         machine.close()
     if args.json:
-        print(msgspec.json.encode(report).decode())
+        print_json(report)
     else:
         plain = not (sys.stdout.encoding or "").lower().startswith("utf")
         print("\n".join(tree_lines(report_tree(report), ascii_only=plain)))
@@ -100,21 +102,10 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError("--seconds is for --record")
     if args.interval is not None and args.record is None and args.serve is None:
         raise CommandError("--interval is for --record and --serve")
-    if args.measure and (args.plot or args.record or args.replay or args.serve):
+    if args.measure and (args.plot or args.record or args.replay or args.serve or args.schema):
         raise CommandError("--measure goes with the tree and with --json only")
-    if args.json and (args.plot or args.record or args.serve):
+    if args.json and (args.plot or args.record or args.serve or args.schema):
         raise CommandError("--json goes with the tree, --measure and --replay only")
-
-
-def second_opinion(node: NodeTopology) -> SecondOpinion | None:
-    """hwloc's view, where it is installed."""
-    text = lstopo_xml()
-    if text is None:
-        return None
-    try:
-        return SecondOpinion(differences=tuple(differences(node, read_hwloc_xml(text))))
-    except ValueError as error:
-        return SecondOpinion(differences=(str(error),))
 
 
 def _measure(node: NodeTopology) -> tuple[tuple[MeasuredPeaks, ...], int]:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 _FORMATS = (".svg", ".png", ".pdf")
 _COLOURS = {
-    LinkKind.NVLINK: ("tab:green", "NVLink"),
-    LinkKind.PCIE_SWITCH: ("tab:blue", "PCIe switch"),
-    LinkKind.HOST_BRIDGE: ("tab:orange", "PCIe host bridge"),
-    LinkKind.SOCKET: ("lightgrey", "between sockets"),
+    LinkKind.NVLINK: "tab:green",
+    LinkKind.PCIE_SWITCH: "tab:blue",
+    LinkKind.HOST_BRIDGE: "tab:orange",
+    LinkKind.SOCKET: "lightgrey",
 }
 _WIDTH, _GAP = 4.0, 1.2
 
@@ -101,13 +101,12 @@ def _links(axes: Axes, node: NodeTopology, spots: dict[int, tuple[float, float]]
         if link.a not in spots or link.b not in spots:
             continue
         (x0, y0), (x1, y1) = spots[link.a], spots[link.b]
-        colour, name = _COLOURS[link.kind]
         bend = _WIDTH / 2 + 0.15 * abs(y1 - y0)
         xs = (x0, x0 + bend, x1 + bend, x1) if x0 == x1 else (x0, x1)
         ys = (y0, y0, y1, y1) if x0 == x1 else (y0, y1)
-        label = None if link.kind in labelled else name
+        label = None if link.kind in labelled else link.kind.label
         labelled.add(link.kind)
-        axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.6, zorder=1, label=label)
+        axes.plot(xs, ys, color=_COLOURS[link.kind], linewidth=1, alpha=0.6, zorder=1, label=label)
 
 
 def _short(cpus: tuple[int, ...]) -> str:

@@ -10,21 +10,12 @@ from ...machine.measured import MeasuredPeaks
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOpinion:
-    """What hwloc says of the same CPUs, caches and NUMA nodes."""
-
-    differences: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """What ``--json`` prints; ``docs/probe.schema.json`` describes it."""
+    """What ``--json`` prints; ``--schema`` describes it."""
 
     format: Literal["kernel-pytorch probe"] = "kernel-pytorch probe"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Grows when a field changes its meaning or goes; new ones may come without."""
     node: NodeTopology
-    hwloc: SecondOpinion | None = None
-    """None: hwloc is not installed."""
     measured: tuple[MeasuredPeaks, ...] | None = None
     """None without ``--measure``."""

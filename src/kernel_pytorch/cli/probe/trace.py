@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from ...machine.facts import DeviceInfo, NodeTopology
 from ...machine.readings import Snapshot
 from ...watch.health import ComponentHealth, HealthState, MachineHealth
+from ...watch.quantities import SHOWN
 from ...watch.telemetry import Source
 from ...watch.trace import TraceWriter, read_trace
 from ..errors import CommandError
+from ..shell import Terminated, print_json, status_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,6 @@ class ReplayReport:
     findings: tuple[Finding, ...]
     components: dict[str, ComponentHealth]
     """At the end."""
-
-
-# Field of a reading -> factor and unit to print.
-_SHOWN = {
-    "temperature_c": (1, "C"),
-    "power_w": (1, "W"),
-    "utilization": (100, "% busy"),
-    "sm_clock_mhz": (1, "MHz"),
-    "memory_used_bytes": (1e-9, "GB used"),
-}
 
 
 class Watch:
@@ -89,15 +79,15 @@ class Watch:
         """A line for each device: the least and the most that was read."""
         for device in self._devices:
             parts = [
-                f"{pair[0] * factor:.0f} to {pair[1] * factor:.0f} {unit}"
-                for field, (factor, unit) in _SHOWN.items()
+                f"{quantity.number(pair[0])} to {quantity.number(pair[1])} {quantity.unit}"
+                for field, quantity in SHOWN.items()
                 if (pair := self._ranges.get((device.device_id, field))) is not None
             ]
             yield f"  {device.label:<12} {', '.join(parts) or 'nothing could be read'}"
 
     def _note(self, snapshot: Snapshot) -> None:
         for number, reading in snapshot.devices.items():
-            for field in _SHOWN:
+            for field in SHOWN:
                 value = getattr(reading, field)
                 if value is not None:
                     least, most = self._ranges.get((number, field), (value, value))
@@ -105,14 +95,17 @@ class Watch:
 
 
 def record(machine: Source, node: NodeTopology, path: Path, seconds: float, interval_s: float) -> int:
-    """Record readings of ``node`` into ``path``, for ``seconds`` or until Ctrl-C.
+    """Record readings of ``node`` into ``path``, for ``seconds`` or until Ctrl-C or SIGTERM.
+
+    Returns:
+        The exit status.
 
     Raises:
         CommandError: the file is there already, or a reading failed; those before it are kept.
     """
     if path.exists():
         raise CommandError(f"{path} exists; --record does not write over it")
-    watch = Watch(node.devices)
+    watch, status = Watch(node.devices), 0
     on_terminal = sys.stderr.isatty()
     with TraceWriter(path, node) as writer:
         try:
@@ -124,13 +117,15 @@ def record(machine: Source, node: NodeTopology, path: Path, seconds: float, inte
                     print(_line(finding), flush=True)
                 if on_terminal:
                     print(f"\r{left:4.0f} s left ", end="", file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            print("interrupted: what was read so far is kept", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            status = status_of(interrupt)
+            how = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
+            print(f"{how}: what was read so far is kept", file=sys.stderr)
     if on_terminal:
         print(file=sys.stderr)
     print(f"{path}: {watch.readings} readings of {len(node.devices)} devices in {watch.last_s:.0f} s")
     print("\n".join(watch.ranges()))
-    return 0
+    return status
 
 
 def _read(machine: Source, path: Path) -> Snapshot:
@@ -169,7 +164,7 @@ def replay(path: Path, *, as_json: bool) -> int:
         components=dict(watch.components()) if watch.readings else {},
     )
     if as_json:
-        print(msgspec.json.encode(report).decode())
+        print_json(report)
         return 0
     for finding in findings:
         print(_line(finding))

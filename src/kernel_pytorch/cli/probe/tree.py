@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from ...machine.facts import Cache, DeviceInfo, LinkKind, Missing, NetworkInterface, NodeTopology
 from ...machine.files import format_cpu_list
 from ...machine.measured import MeasuredPeaks
-from ...machine.readings import DeviceReading
-from .report import ProbeReport, SecondOpinion
+from ...watch.quantities import reading_text
+from .report import ProbeReport
 
 
 @dataclass
@@ -35,7 +35,7 @@ def tree_lines(branch: Branch, *, ascii_only: bool = False) -> Iterator[str]:
 def report_tree(report: ProbeReport) -> Branch:
     node = report.node
     root = Branch(f"{node.hostname}  {_usable(node)}")
-    root.below.append(_cpus(node, report.hwloc))
+    root.below.append(_cpus(node))
     devices = Branch(_counted(len(node.devices), "device") + _devices_note(node))
     devices.below = [_device(device) for device in node.devices] + _peaks(node.devices)
     root.below.append(devices)
@@ -69,7 +69,7 @@ def _usable(node: NodeTopology) -> str:
     return "may use " + ", ".join(parts)
 
 
-def _cpus(node: NodeTopology, hwloc: SecondOpinion | None) -> Branch:
+def _cpus(node: NodeTopology) -> Branch:
     branch = Branch("CPUs")
     for package in node.packages:
         cpus = f"{_counted(len(package.cores), 'core')}, CPUs {format_cpu_list(package.cpus)}"
@@ -88,10 +88,6 @@ def _cpus(node: NodeTopology, hwloc: SecondOpinion | None) -> Branch:
         distances = " ".join(map(str, numa.distances))
         text = f"NUMA node {numa.numa_id}  {memory}, CPUs {format_cpu_list(numa.cpus) or 'none'}"
         branch.below.append(Branch(f"{text}, distances {distances or 'unknown'}{_after(pages)}"))
-    if hwloc is not None:
-        branch.below += [Branch(f"hwloc sees otherwise: {text}") for text in hwloc.differences]
-        if not hwloc.differences:
-            branch.below.append(Branch("hwloc agrees"))
     return branch
 
 
@@ -160,27 +156,7 @@ def _peaks(devices: Iterable[DeviceInfo]) -> list[Branch]:
     return found
 
 
-def reading_text(reading: DeviceReading) -> str:
-    """A reading in one line; what is unknown is left out."""
-    parts = [
-        None if reading.temperature_c is None else f"{reading.temperature_c:.0f} C",
-        None if reading.power_w is None else f"{reading.power_w:.0f} W",
-        None if reading.utilization is None else f"{100 * reading.utilization:.0f} % busy",
-        None if reading.sm_clock_mhz is None else f"{reading.sm_clock_mhz:.0f} MHz",
-        None if reading.memory_used_bytes is None else f"{_gb(reading.memory_used_bytes)} used",
-        "slowed down: " + ", ".join(reading.throttle_reasons) if reading.throttle_reasons else None,
-        f"{reading.ecc_uncorrected} uncorrected memory errors" if reading.ecc_uncorrected else None,
-    ]
-    return ", ".join(filter(None, parts)) or "nothing can be read"
-
-
 def _links(node: NodeTopology) -> Branch:
-    names = {
-        LinkKind.NVLINK: "NVLink",
-        LinkKind.PCIE_SWITCH: "PCIe switch",
-        LinkKind.HOST_BRIDGE: "PCIe host bridge",
-        LinkKind.SOCKET: "between sockets",
-    }
     grouped: dict[tuple[LinkKind, int | None, int | None, float | None], list[str]] = {}
     for link in node.links:
         key = (link.kind, link.version, link.lanes, link.gb_s)
@@ -189,7 +165,7 @@ def _links(node: NodeTopology) -> Branch:
     every = len(node.devices) * (len(node.devices) - 1) // 2
     for (kind, version, lanes, gb_s), pairs in sorted(grouped.items(), key=lambda item: item[0][0]):
         text = (
-            names[kind]
+            kind.label
             + (f" {version}" if version else "")
             + (f", {_counted(lanes, 'lane')}" if lanes else "")
         )

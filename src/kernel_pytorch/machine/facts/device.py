@@ -201,6 +201,11 @@ class LinkKind(IntEnum):
     SOCKET = 3
     """The interconnect between NUMA nodes (SYS)."""
 
+    @property
+    def label(self) -> str:
+        """As people read it."""
+        return ("NVLink", "PCIe switch", "PCIe host bridge", "between sockets")[self]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLink:

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from ..files import Files
+from ..files import Files, printable
 from ..readings import DiskReading, HostReading, NicReading
 from .cpu import meminfo_bytes
 from .limits import own_groups
@@ -43,7 +43,7 @@ class HostReader:
             memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
             oom_kills=self._oom_kills(),
-            nics={name: self._nic(name) for name in names} | self._adapters(),
+            nics={printable(name): self._nic(name) for name in names} | self._adapters(),
             disks=disks,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..facts import NetworkInterface
-from ..files import Files
+from ..files import Files, printable
 
 _NET = "sys/class/net"
 _RDMA = "sys/class/infiniband"
@@ -36,7 +36,7 @@ def _interface(files: Files, name: str) -> NetworkInterface:
     else:
         kind = "roce" if rdma else "ethernet"
     return NetworkInterface(
-        name=name,
+        name=printable(name),
         kind=kind,  # type: ignore[arg-type]
         speed_gbit_s=speed / 1000 if speed is not None and speed > 0 else _rate(files, rdma),
         mtu=files.number(f"{folder}/mtu"),

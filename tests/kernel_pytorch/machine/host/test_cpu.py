@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hwloc import HwlocTopology, lstopo_xml, read_hwloc_xml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sysfs_trees import write, write_host
 
-from kernel_pytorch.machine.discover import Drivers, read_node
 from kernel_pytorch.machine.facts import HardwareVendor
 from kernel_pytorch.machine.files import Files, format_cpu_list, parse_cpu_list
 from kernel_pytorch.machine.host.cpu import read_caches, read_numa_nodes, read_packages
-from kernel_pytorch.machine.host.hwloc import HwlocTopology, differences, lstopo_xml, read_hwloc_xml
 
 needs_hwloc = pytest.mark.skipif(
     shutil.which("lstopo-no-graphics") is None, reason="needs hwloc (apt-get install hwloc)"
@@ -26,15 +22,9 @@ needs_hwloc = pytest.mark.skipif(
 
 
 def hwloc_of(root: Path) -> HwlocTopology:
-    environment = {
-        **os.environ,
-        "HWLOC_FSROOT": str(root),
-        "HWLOC_THISSYSTEM": "0",
-        "HWLOC_COMPONENTS": "linux,stop",
-    }
-    command = ["lstopo-no-graphics", "--of", "xml", "--no-io"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return read_hwloc_xml(done.stdout)
+    return read_hwloc_xml(
+        lstopo_xml("--no-io", HWLOC_FSROOT=str(root), HWLOC_THISSYSTEM="0", HWLOC_COMPONENTS="linux,stop")
+    )
 
 
 @st.composite
@@ -91,9 +81,7 @@ def test_the_same_as_hwloc(host):
 
 @needs_hwloc
 def test_this_host():
-    text = lstopo_xml(timeout_s=30)
-    assert text is not None
-    theirs, files = read_hwloc_xml(text), Files()
+    theirs, files = read_hwloc_xml(lstopo_xml()), Files()
     assert read_packages(files) == theirs.packages
     assert read_caches(files) == theirs.caches
     assert [node.cpus for node in read_numa_nodes(files)] == [node.cpus for node in theirs.numa_nodes]
@@ -101,9 +89,7 @@ def test_this_host():
 
 @needs_hwloc
 def test_synthetic_topology():
-    text = lstopo_xml("-i", "node:2 pack:2 core:4 pu:2", timeout_s=30)
-    assert text is not None
-    topology = read_hwloc_xml(text)
+    topology = read_hwloc_xml(lstopo_xml("-i", "node:2 pack:2 core:4 pu:2"))
     assert [numa.cpus for numa in topology.numa_nodes] == [tuple(range(16)), tuple(range(16, 32))]
     assert len(topology.packages) == 4
     assert topology.packages[1].cores == ((8, 9), (10, 11), (12, 13), (14, 15))
@@ -208,36 +194,6 @@ def test_sizes_in_all_units_and_huge_pages_by_size(tmp_path):
         (2 * 1024**2, 8, 5),
         (1024**3, 4, 1),
     ]
-
-
-def test_what_hwloc_sees_otherwise(tmp_path):
-    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]], memory_kb=4096)
-    files = Files(tmp_path)
-    node = read_node(files, Drivers((), ()))
-    theirs = HwlocTopology(packages=node.packages, caches=node.caches, numa_nodes=node.numa_nodes)
-    assert differences(node, theirs) == []
-    (numa,) = node.numa_nodes
-    assert differences(node, replace(theirs, numa_nodes=(replace(numa, memory_bytes=1),))) == [
-        f"NUMA nodes: sysfs [(0, (0, 1), {4096 * 1024})], hwloc [(0, (0, 1), 1)]"
-    ]
-    assert [text.split(":")[0] for text in differences(node, replace(theirs, packages=(), caches=()))] == [
-        "packages",
-        "caches",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("script", "printed"),
-    [("echo '<topology/>'", "<topology/>\n"), ("echo '<topology/>'; exit 1", None), ("exec sleep 600", None)],
-    ids=["well", "fails", "too slow"],
-)
-def test_a_program_that_calls_itself_lstopo(tmp_path, monkeypatch, script, printed):
-    program = tmp_path / "lstopo"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    monkeypatch.setattr(shutil, "which", lambda name: str(program) if name == "lstopo" else None)
-    assert lstopo_xml(timeout_s=0.2 if printed is None else 60) == printed
 
 
 def test_nothing_to_read(tmp_path):

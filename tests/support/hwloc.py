@@ -1,16 +1,16 @@
-"""CPUs, caches and NUMA nodes as hwloc sees them: a second opinion, from the XML of ``lstopo --of xml``."""
+"""CPUs, caches and NUMA nodes as hwloc sees them: the tests' oracle, from the XML of ``lstopo --of xml``."""
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..facts import Cache, CpuPackage, HardwareVendor, HugePages, NodeTopology, NumaNode
-from .cpu import CPU_VENDORS
+from kernel_pytorch.machine.facts import Cache, CpuPackage, HardwareVendor, HugePages, NumaNode
+from kernel_pytorch.machine.host.cpu import CPU_VENDORS
 
 _CACHE_TYPES: dict[str | None, Literal["data", "instruction", "unified"]] = {
     "0": "unified",
@@ -27,18 +27,11 @@ class HwlocTopology:
     numa_nodes: tuple[NumaNode, ...]
 
 
-def lstopo_xml(*arguments: str, timeout_s: float = 1.0) -> str | None:
-    """What ``lstopo --of xml`` prints; None without hwloc, or if it fails or takes too long."""
-    program = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, *arguments, "--of", "xml"], capture_output=True, text=True, timeout=timeout_s
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+def lstopo_xml(*arguments: str, **environment: str) -> str:
+    """What ``lstopo --of xml`` prints, with more environment variables."""
+    command = ["lstopo-no-graphics", *arguments, "--of", "xml"]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
 def read_hwloc_xml(text: str) -> HwlocTopology:
@@ -78,23 +71,6 @@ def read_hwloc_xml(text: str) -> HwlocTopology:
             for numa in numas
         ),
     )
-
-
-def differences(node: NodeTopology, hwloc: HwlocTopology) -> list[str]:
-    """Where hwloc sees something else than we do; empty if it agrees."""
-    ours = {
-        "packages": [package.cores for package in node.packages],
-        "caches": [(cache.level, cache.type, cache.size_bytes, cache.cpus) for cache in node.caches],
-        "NUMA nodes": [(numa.numa_id, numa.cpus, numa.memory_bytes) for numa in node.numa_nodes],
-    }
-    theirs = {
-        "packages": [package.cores for package in hwloc.packages],
-        "caches": [(cache.level, cache.type, cache.size_bytes, cache.cpus) for cache in hwloc.caches],
-        "NUMA nodes": [(numa.numa_id, numa.cpus, numa.memory_bytes) for numa in hwloc.numa_nodes],
-    }
-    return [
-        f"{what}: sysfs {ours[what]}, hwloc {theirs[what]}" for what in ours if ours[what] != theirs[what]
-    ]
 
 
 def _of_type(element: ElementTree.Element, kind: str) -> Iterator[ElementTree.Element]:

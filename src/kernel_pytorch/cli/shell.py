@@ -1,0 +1,235 @@
+"""What ``kernel-pytorch`` and ``longnet`` share: parser, one-line errors, exit statuses, JSON, version.
+
+Exit status: 0 done, 1 a failure, 2 a mistake of the user or output that cannot be written, 130 ended by
+Ctrl-C, 143 by SIGTERM, 141 the reader of the output went away. A command may give Ctrl-C another meaning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from ..errors import KernelPytorchError
+from .errors import CommandError
+
+INTERRUPTED, TERMINATED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGTERM, 141
+_DISTRIBUTION = "dilated-attention-pytorch"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Raised where Ctrl-C raises KeyboardInterrupt, so that both end a command alike."""
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """Exit status of a command that runs until it is interrupted: Ctrl-C is its ordinary end."""
+    return TERMINATED if isinstance(interrupt, Terminated) else 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a program."""
+
+    name: str
+    help: str
+    module: str
+    """Has ``add_arguments(parser)`` and ``run(args)``, which returns the exit status. It is imported when
+    the command is used."""
+
+
+class Peers(Protocol):
+    """The processes that run one command together, seen from one of them; ``args.peers`` for its module."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints."""
+
+    def gather(self, value: Any) -> Any:
+        """Returns when all have called it."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command line: ``name COMMAND ...``."""
+
+    name: str
+    description: str
+    commands: tuple[Command, ...]
+
+    def main(self, argv: Sequence[str] | None = None, peers: Peers | None = None) -> int:
+        """Run a command and return its exit status.
+
+        Args:
+            argv: the arguments, by default the process's.
+            peers: the processes that do the same; they must have been given the same arguments.
+        """
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        command = self._command(arguments)
+        name = self.name if command is None else f"{self.name} {command.name}"
+        quiet = peers is not None and not peers.first
+
+        def complain(reason: object) -> None:
+            if not quiet:
+                _print_error(f"{name}: {reason}")
+
+        _show_what_can_be_shown()
+        # Who starts several processes ends them too: a rank that waits for others runs no handler.
+        with _sigterm_as_interrupt() if peers is None else nullcontext():
+            try:
+                status = self._run(arguments, command, peers, quiet)
+            except KernelPytorchError as error:
+                if isinstance(error, CommandError) and error.of_one:
+                    rank = "" if peers is None else f"rank {peers.rank}: "
+                    _print_error(f"{name}: error: {rank}{error}")
+                    return error.status
+                complain(f"error: {error}")
+                status = error.status if isinstance(error, CommandError) else 1
+            except BrokenPipeError:
+                status = BROKEN_PIPE
+            except OSError as error:
+                said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                complain(f"error: {said}")
+                status = 2
+            except KeyboardInterrupt as interrupt:
+                terminated = isinstance(interrupt, Terminated)
+                complain("terminated" if terminated else "interrupted")
+                return TERMINATED if terminated else INTERRUPTED
+            finally:
+                _discard_unwritten()
+            if peers is not None:  # who leaves first may have the others ended in the middle of a line
+                peers.gather(None)
+            return status
+
+    def _run(
+        self, arguments: Sequence[str], command: Command | None, peers: Peers | None, quiet: bool
+    ) -> int:
+        if sys.stdout is None:
+            raise CommandError("standard output is closed")
+        parser = self._parser(command)
+        try:
+            with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere) if quiet else nullcontext():
+                args = parser.parse_args(arguments)
+            args.peers = peers
+            status: int = args.execute(args)
+        except SystemExit as exit:  # of argparse
+            status = exit.code if isinstance(exit.code, int) else 0
+        sys.stdout.flush()  # here, where a full disk or a reader that went away can be told
+        return status
+
+    def _command(self, arguments: Sequence[str]) -> Command | None:
+        """That of the first argument that is no option: the options before it take no value."""
+        given = next((argument for argument in arguments if not argument.startswith("-")), None)
+        return next((command for command in self.commands if command.name == given), None)
+
+    def _parser(self, chosen: Command | None) -> argparse.ArgumentParser:
+        parser = _Parser(prog=self.name, description=self.description, allow_abbrev=False)
+        parser.add_argument("--version", action=_Version, help="print the version and exit")
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for command in self.commands:
+            below = commands.add_parser(
+                command.name,
+                help=command.help,
+                allow_abbrev=False,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            if command is chosen:
+                module = importlib.import_module(command.module)
+                module.add_arguments(below)
+                below.set_defaults(execute=module.run)
+        return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse itself swallows the errors of writing
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed distribution."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"{parser.prog} {version(_DISTRIBUTION)}")
+        except PackageNotFoundError as error:
+            raise CommandError(f"no version: {_DISTRIBUTION} is not installed (pip install .)") from error
+        parser.exit()
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--json``, which has the command print ``what`` by :func:`print_json`."""
+    parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def print_json(data: object) -> None:
+    """Print dataclasses, msgspec's structs or builtins as a line of JSON, in ASCII: any terminal shows it."""
+    import json
+
+    import msgspec
+
+    print(json.dumps(msgspec.to_builtins(data), separators=(",", ":")))
+
+
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # if nobody can be told, the exit status remains
+        print(line, file=sys.stderr)
+
+
+def _show_what_can_be_shown() -> None:
+    """Let the standard streams write ``?`` for what they cannot encode; drop errors if stderr is closed."""
+    if sys.stderr is None:  # print(file=None) would write into the output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process runs)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_unwritten() -> None:
+    """Discard buffered output, or the interpreter flushes it again at exit and prints a traceback."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated`; by default the first process of a container ignores it.
+
+    Without effect where the signal is handled or ignored already, or outside the main thread.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,1 @@
+"""Readings over time: sampling, recordings, metrics, health."""
