@@ -7,6 +7,7 @@ NVMLError_NotSupported, as the driver's functions do.
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -84,7 +85,7 @@ class FakeNvml:
 
         for name in dir(pynvml):
             if name.startswith("nvmlDevice"):
-                install(name, self._answer(name.removeprefix("nvmlDevice")))
+                install(name, self._answer(name.removeprefix("nvmlDevice"), getattr(pynvml, name)))
         install("nvmlInit", self._initialise)
         install("nvmlShutdown", self._shut_down)
         install("nvmlDeviceGetCount", lambda: len(self.gpus))
@@ -122,10 +123,12 @@ class FakeNvml:
         self.event_sets += change
         return "events"
 
-    def _answer(self, name: str) -> Any:
+    def _answer(self, name: str, original: Any) -> Any:
+        """Answers as ``original`` would, and takes the arguments that it takes."""
         name = _RENAMED.get(name, name)
 
         def function(handle: Any, *arguments: Any) -> Any:
+            inspect.signature(original).bind(handle, *arguments)
             answer = self._gpu(handle).answers.get(name, error(pynvml.NVML_ERROR_NOT_SUPPORTED))
             if isinstance(answer, Exception):
                 raise answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from .driver import DriverUnavailableError, note
 # nvmlReturn_t and nvmlValueType_t
 _NOT_SUPPORTED, _FUNCTION_NOT_FOUND = 3, 13
 _VALUE_MEMBERS = {1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal"}
+_OLD_BINDING = "nvidia-ml-py does not have it", "pip install -U nvidia-ml-py"
+_OLD_DRIVER = "the driver does not have it", "update NVIDIA's driver"
 _NO_MEMORY = SimpleNamespace(total=0, used=None)
 
 
@@ -64,12 +67,11 @@ class Nvml:
         what: str | None,
         unsupported: Any = None,
     ) -> Any:
-        if None in arguments:  # a constant that the binding does not have
-            return None
+        """The answer of the first function that there is; ``unsupported`` if NVML says that of it."""
         absent = None
-        for function in functions:
+        for function in () if None in arguments else functions:  # None: a constant that the binding lacks
             if not hasattr(self.api, function):
-                absent = "nvidia-ml-py does not have it", "pip install -U nvidia-ml-py"
+                absent = _OLD_BINDING
                 continue
             try:
                 answer = getattr(self.api, function)(*arguments)
@@ -77,33 +79,27 @@ class Nvml:
             except self.api.NVMLError as error:
                 code = getattr(error, "value", None)
                 if code == _FUNCTION_NOT_FOUND:
-                    absent = "the driver does not have it", "update NVIDIA's driver"
+                    absent = _OLD_DRIVER
                     continue
                 if code == _NOT_SUPPORTED and unsupported is not None:
                     return unsupported
                 if what is not None:
                     permission = isinstance(error, self.api.NVMLError_NoPermission)
-                    fix = "run as root" if permission else None
-                    note(self.missing, f"NVIDIA GPU: {what}", f"NVML: {error}", fix)
-            except (
-                Exception
-            ) as error:  # of the binding: text that is no text, a changed structure or argument
-                why = f"nvidia-ml-py raised {type(error).__name__}: {error}"
-                note(self.missing, f"NVIDIA GPU: {what or function}", why)
+                    self._note(what, f"NVML: {error}", "run as root" if permission else None)
+            except Exception as error:  # of the binding: text that is no text, a changed structure
+                self._note(what or function, f"nvidia-ml-py raised {type(error).__name__}: {error}")
             return None
         if absent is not None:
-            note(self.missing, f"NVIDIA GPU: {what or functions[0]}", *absent)
+            self._note(what or functions[0], *absent)
         return None
+
+    def _note(self, what: str, why: str, fix: str | None = None) -> None:
+        note(self.missing, f"NVIDIA GPU: {what}", why, fix)
 
     def constant(self, name: str) -> Any:
         """A constant of the binding; None, and a note, if it is too old to have it."""
         if not hasattr(self.api, name):
-            note(
-                self.missing,
-                f"NVIDIA GPU: {name}",
-                "nvidia-ml-py does not have it",
-                "pip install -U nvidia-ml-py",
-            )
+            self._note(name, *_OLD_BINDING)
         return getattr(self.api, name, None)
 
     def memory(self, handle: Any) -> Any:
@@ -120,6 +116,6 @@ class Nvml:
         """The integer of the field that the binding calls ``name`` (``NVML_FI_...``)."""
         field = self.constant(name)
         values = None if field is None else self.maybe("nvmlDeviceGetFieldValues", handle, [field])
-        if not values or values[0].nvmlReturn != 0:
+        if not isinstance(values, ctypes.Array) or values[0].nvmlReturn != 0:
             return None
         return getattr(values[0].value, _VALUE_MEMBERS.get(values[0].valueType, ""), None)
