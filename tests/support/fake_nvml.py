@@ -7,6 +7,7 @@ NVMLError_NotSupported, as the driver's functions do.
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pynvml
 import pytest
 
 _FIRST_HANDLE = 0x1000
+_RENAMED = {"GetCurrentClocksEventReasons": "GetCurrentClocksThrottleReasons"}
 
 
 @dataclass(eq=False)
@@ -78,12 +80,12 @@ class FakeNvml:
         self.levels: dict[tuple[int, int], int] = {}
 
         def install(name: str, function: Any) -> None:
-            assert hasattr(pynvml, name), f"nvidia-ml-py has no {name}"
-            monkeypatch.setattr(pynvml, name, function)
+            if hasattr(pynvml, name):  # older releases lack some
+                monkeypatch.setattr(pynvml, name, function)
 
         for name in dir(pynvml):
             if name.startswith("nvmlDevice"):
-                install(name, self._answer(name.removeprefix("nvmlDevice")))
+                install(name, self._answer(name.removeprefix("nvmlDevice"), getattr(pynvml, name)))
         install("nvmlInit", self._initialise)
         install("nvmlShutdown", self._shut_down)
         install("nvmlDeviceGetCount", lambda: len(self.gpus))
@@ -121,8 +123,12 @@ class FakeNvml:
         self.event_sets += change
         return "events"
 
-    def _answer(self, name: str) -> Any:
+    def _answer(self, name: str, original: Any) -> Any:
+        """Answers as ``original`` would, and takes the arguments that it takes."""
+        name = _RENAMED.get(name, name)
+
         def function(handle: Any, *arguments: Any) -> Any:
+            inspect.signature(original).bind(handle, *arguments)
             answer = self._gpu(handle).answers.get(name, error(pynvml.NVML_ERROR_NOT_SUPPORTED))
             if isinstance(answer, Exception):
                 raise answer

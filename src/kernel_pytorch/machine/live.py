@@ -15,6 +15,7 @@ from .files import Files
 from .host.cpu import read_packages
 from .host.cpu_readings import CpuReader
 from .host.host_readings import HostReader
+from .possible import Notes, possible_facts, possible_readings
 from .readings import DeviceReading, Snapshot
 
 
@@ -34,6 +35,7 @@ class Machine:
         self._drivers = open_drivers(self._files, load_torch=load_torch)
         self._devices = [(driver, index) for driver in self._drivers.opened for index in driver.indices]
         self._xids: dict[int, tuple[int, ...]] = {}
+        self._impossible: Notes = {}
         self._host, self._cpus = HostReader(root, mounts), CpuReader(read_packages(self._files), root)
         self._closed = False
         self._lock = threading.Lock()  # a thread may sample while another discovers anew or closes
@@ -46,15 +48,24 @@ class Machine:
 
     def _refresh(self) -> NodeTopology:
         node = read_node(self._files, self._drivers)
-        readings = self._device_readings(node.devices)
+        devices = tuple(possible_facts(device, self._impossible) for device in node.devices)
+        readings = self._device_readings(devices)
         for number, reading in readings.items():  # the driver reports them once; the next snapshot has them
             self._xids[number] = self._xids.get(number, ()) + reading.xids
-        devices = tuple(replace(device, reading=readings[device.device_id]) for device in node.devices)
+        devices = tuple(replace(device, reading=readings[device.device_id]) for device in devices)
         missing = (
             node.missing if self._devices else (*node.missing, *self._unread_sensors(devices[0].reading))
         )
         self.node = replace(node, devices=devices, missing=missing)
+        self._add_notes()
         return self.node
+
+    def _add_notes(self) -> None:
+        """Add to the node's ``missing`` what only readings showed."""
+        notes = [note for driver in self._drivers.opened for note in driver.missing]
+        new = [note for note in (*notes, *self._impossible.values()) if note not in self.node.missing]
+        if new:
+            self.node = replace(self.node, missing=(*self.node.missing, *new))
 
     def _unread_sensors(self, reading: DeviceReading) -> Iterator[Missing]:
         """What is not known of a CPU; virtual machines seldom have sensors."""
@@ -81,6 +92,7 @@ class Machine:
         for number, xids in self._xids.items():
             readings[number] = msgspec.structs.replace(readings[number], xids=xids + readings[number].xids)
         self._xids.clear()
+        self._add_notes()
         return Snapshot(
             time_s=time.time(),
             devices=readings,
@@ -90,9 +102,11 @@ class Machine:
     def _device_readings(self, devices: tuple[DeviceInfo, ...]) -> dict[int, DeviceReading]:
         """By id in this node: accelerators, or without any the CPU packages."""
         if self._devices:
-            return {number: driver.read(index) for number, (driver, index) in enumerate(self._devices)}
-        packages = self._cpus.read()
-        return {device.device_id: packages.get(device.index, DeviceReading()) for device in devices}
+            found = {number: driver.read(index) for number, (driver, index) in enumerate(self._devices)}
+        else:
+            packages = self._cpus.read()
+            found = {device.device_id: packages.get(device.index, DeviceReading()) for device in devices}
+        return possible_readings(found, {device.device_id: device for device in devices}, self._impossible)
 
     def close(self) -> None:
         """Close the drivers. May be called again."""

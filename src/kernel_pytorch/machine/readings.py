@@ -30,6 +30,8 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Counter of retired pages, or of remapped rows on GPUs that remap (Ampere and later)."""
     remap_failed: bool | None = None
     """A faulty row could not be remapped."""
+    remap_pending: bool | None = None
+    """Faulty rows or pages wait for a reset of the device, after which they are not used any more."""
     nvlink_errors: int | None = None
     """Counter of replays, recoveries and CRC errors on all its NVLinks."""
     pcie_replays: int | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
-from ..machine.facts import ClusterTopology, NodeTopology
-from ..machine.readings import Snapshot
+from ..machine.facts import ClusterTopology, Missing, NodeTopology
+from ..machine.possible import Notes, possible_facts, possible_readings
+from ..machine.readings import DeviceReading, HostReading, Snapshot
 from .telemetry import EndOfTrace
 
 FORMAT = "kernel-pytorch trace"
@@ -32,6 +34,22 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     topology: ClusterTopology
     """The readings' device ids are its own. A trace of one node has that node alone."""
+
+
+class _Untyped(msgspec.Struct):
+    """A snapshot in whose readings anything may stand: text where a number belongs."""
+
+    time_s: float
+    devices: dict[int, dict[str, Any]]
+    host: HostReading | None = None
+
+    def snapshot(self) -> Snapshot:
+        names, devices = set(DeviceReading.__struct_fields__), {}
+        for id, reading in self.devices.items():
+            known = {name: value for name, value in reading.items() if name in names}
+            lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+            devices[id] = DeviceReading(**known | lists)
+        return Snapshot(time_s=self.time_s, devices=devices, host=self.host)
 
 
 class TraceWriter:
@@ -79,7 +97,7 @@ class TraceWriter:
 
 
 class TraceReader:
-    """A recorded trace: its topology, and its snapshots by iteration.
+    """A recorded trace: its topology, and its snapshots by iteration. Impossible values in it are unknown.
 
     Raises:
         OSError: the file cannot be read.
@@ -89,12 +107,26 @@ class TraceReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with self.path.open("rb") as file:
-            self.topology = self._header(file.readline()).topology
+            topology = self._header(file.readline()).topology
+        self._impossible: Notes = {}
+        nodes = {
+            id: replace(
+                node, devices=tuple(possible_facts(device, self._impossible) for device in node.devices)
+            )
+            for id, node in topology.nodes.items()
+        }
+        self.topology = replace(topology, nodes=nodes)
         self.truncated = False
         """The last line has no end: the recording was cut off there. An iteration leaves that line out."""
 
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """The impossible values, so far: one note for each device and quantity."""
+        return tuple(self._impossible.values())
+
     def __iter__(self) -> Iterator[Snapshot]:
         decoder = msgspec.json.Decoder(Snapshot)
+        devices = {device.device_id: device for device in self.topology.devices}
         with self.path.open("rb") as file:
             file.readline()
             for number, line in enumerate(file, 2):
@@ -102,9 +134,18 @@ class TraceReader:
                     self.truncated = True
                     return
                 try:
-                    yield decoder.decode(line)
+                    snapshot = self._snapshot(decoder, line)
                 except ValueError as error:
                     raise ValueError(f"{self.path}: line {number} is damaged: {error}") from error
+                readings = possible_readings(snapshot.devices, devices, self._impossible)
+                yield msgspec.structs.replace(snapshot, devices=readings)
+
+    @staticmethod
+    def _snapshot(decoder: msgspec.json.Decoder[Snapshot], line: bytes) -> Snapshot:
+        try:
+            return decoder.decode(line)
+        except msgspec.ValidationError:
+            return msgspec.json.decode(line, type=_Untyped).snapshot()
 
     def _header(self, line: bytes) -> TraceHeader:
         try:

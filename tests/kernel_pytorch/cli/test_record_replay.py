@@ -66,6 +66,20 @@ def test_sigterm_to_the_first_process_of_a_container_keeps_what_was_read(tmp_pat
     assert last == "opened 1, closed 1"
 
 
+def test_what_a_recording_cannot_mean(tmp_path, capsys):
+    path = tmp_path / "trace.jsonl"
+    with TraceWriter(path, topologies.dgx_h100()) as writer:
+        for time_s in range(3):
+            writer.write(Snapshot(time_s=float(time_s), devices={1: DeviceReading(temperature_c=255.0)}))
+    assert main(["probe", "--replay", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("unknown: gpu:1: temperature_c: 255.0 is not a possible value\n") == 1
+    assert main(["probe", "--replay", str(path), "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=ReplayReport)
+    assert [note.what for note in report.missing] == ["gpu:1: temperature_c"]
+    assert report.components["gpu:1"].evidence == ()
+
+
 def test_a_trace_with_faults(faulty, capsys):
     assert main(["probe", "--replay", str(faulty), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

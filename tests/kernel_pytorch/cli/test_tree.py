@@ -60,6 +60,15 @@ def test_a_node_of_eight_gpus():
     assert "not seen" not in found
 
 
+def test_a_gpu_that_uses_the_hosts_memory():
+    node = topologies.dgx_h100_node()
+    device = replace(node.devices[0], name="NVIDIA GB10", memory_shared=True)
+    found = lines(replace(node, devices=(device,), links=()))
+    assert any(
+        "NVIDIA GB10, architecture 9.0, 85.5 GB shared with the host, 132 SMs" in line for line in found
+    )
+
+
 def test_a_node_about_which_little_is_known():
     cluster = topologies.cpu_only(1)
     (node,) = cluster.nodes.values()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,11 +17,11 @@ from kernel_pytorch.watch.telemetry import EndOfTrace, Telemetry
 from kernel_pytorch.watch.trace import ReplaySource, TraceWriter, read_trace
 
 NUMBERS = st.none() | st.floats(0, 1e12)
-COUNTS = st.none() | st.integers(0, 1 << 62)
+COUNTS = st.none() | st.integers(0, 1 << 62).filter(lambda count: count != (1 << 32) - 1)
 READINGS = st.builds(
     DeviceReading,
-    temperature_c=NUMBERS,
-    utilization=NUMBERS,
+    temperature_c=st.none() | st.floats(0, 150),
+    utilization=st.none() | st.floats(0, 1),
     energy_j=NUMBERS,
     ecc_corrected=COUNTS,
     remap_failed=st.none() | st.booleans(),
@@ -176,3 +177,49 @@ def test_a_replay_gives_the_same_verdicts_as_the_readings(tmp_path: Path):
     path = record(tmp_path / "t.jsonl", snapshots)
     assert list(read_trace(path)) == snapshots
     assert injected.keys() == findings(read_trace(path)).keys()
+
+
+def test_impossible_values_are_unknown_and_noted_once(tmp_path: Path):
+    topology = eight_pcie()
+    garbage = {
+        0: DeviceReading(power_w=4294967.295, temperature_c=40.0),
+        9: DeviceReading(temperature_c=255.0),
+    }
+    snapshots = [Snapshot(time_s=float(time_s), devices=garbage) for time_s in range(3)]
+    trace = read_trace(record(tmp_path / "t.jsonl", snapshots, topology))
+    assert trace.missing == ()
+    right = {0: DeviceReading(temperature_c=40.0), 9: DeviceReading()}
+    assert [snapshot.devices for snapshot in trace] == [right] * 3
+    assert [(note.what, note.why) for note in trace.missing] == [
+        ("gpu:0: power_w", "4294967.295 is not a possible value"),
+        ("device 9: temperature_c", "255.0 is not a possible value"),
+    ]
+    replayed = ReplaySource(tmp_path / "t.jsonl")
+    assert replayed.read().devices == right
+
+
+def test_text_for_a_number_is_unknown_and_nothing_else_is_lost(tmp_path: Path):
+    path = record(tmp_path / "t.jsonl", [Snapshot(time_s=1.0, devices={})])
+    line = {
+        "time_s": 2.0,
+        "devices": {"0": {"power_w": "N/A", "utilization": 0.5, "throttle_reasons": ["power_cap"], "new": 1}},
+        "host": {"oom_kills": 3},
+    }
+    path.write_bytes(path.read_bytes() + msgspec.json.encode(line) + b"\n")
+    trace = read_trace(path)
+    assert list(trace)[1] == Snapshot(
+        time_s=2.0,
+        devices={0: DeviceReading(utilization=0.5, throttle_reasons=("power_cap",))},
+        host=HostReading(oom_kills=3),
+    )
+    assert [note.what for note in trace.missing] == ["device 0: power_w"]
+
+
+def test_impossible_facts_of_a_recorded_machine(tmp_path: Path):
+    node = eight_pcie().nodes[0]
+    devices = (replace(node.devices[0], memory_bytes=(1 << 64) - 1), *node.devices[1:])
+    trace = read_trace(
+        record(tmp_path / "t.jsonl", [], ClusterTopology(nodes={0: replace(node, devices=devices)}))
+    )
+    assert next(iter(trace.topology.devices)) == replace(node.devices[0], memory_bytes=None)
+    assert [note.what for note in trace.missing] == ["gpu:0: memory_bytes"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...machine.facts import DeviceInfo, NodeTopology
+from ...machine.facts import DeviceInfo, Missing, NodeTopology
 from ...machine.readings import Snapshot
 from ...watch.health import ComponentHealth, HealthState, MachineHealth
 from ...watch.quantities import SHOWN
@@ -41,6 +41,8 @@ class ReplayReport:
     seconds: float
     truncated: bool
     """The recording was cut off in the middle of its last line."""
+    missing: tuple[Missing, ...]
+    """What was recorded but is not possible: it counts as unknown."""
     findings: tuple[Finding, ...]
     components: dict[str, ComponentHealth]
     """At the end."""
@@ -160,6 +162,7 @@ def replay(path: Path, *, as_json: bool) -> int:
         readings=watch.readings,
         seconds=watch.last_s,
         truncated=reader.truncated,
+        missing=reader.missing,
         findings=findings,
         components=dict(watch.components()) if watch.readings else {},
     )
@@ -170,7 +173,7 @@ def replay(path: Path, *, as_json: bool) -> int:
         print(_line(finding))
     cut = ", cut off at the end" if report.truncated else ""
     print(f"{path}: {report.readings} readings in {report.seconds:.0f} s{cut}")
-    print("\n".join(watch.ranges()))
+    print("\n".join([*watch.ranges(), *(f"unknown: {note.what}: {note.why}" for note in report.missing)]))
     print("at the end")
     for name, health in report.components.items():
         state = "unknown" if health.state is None else health.state.value

@@ -111,7 +111,7 @@ def _device(device: DeviceInfo) -> Branch:
     facts = [
         device.name,
         f"architecture {device.architecture}" if device.architecture else None,
-        _gb(device.memory_bytes) if device.memory_bytes else None,
+        f"{_gb(device.memory_bytes)}{_shared(device)}" if device.memory_bytes else None,
         _counted(device.compute_units, units) if device.compute_units else None,
         f"up to {device.boost_clock_mhz} MHz" if device.boost_clock_mhz else None,
         None if device.power_limit_w is None else f"power limit {device.power_limit_w:.0f} W",
@@ -143,6 +143,10 @@ def _device(device: DeviceInfo) -> Branch:
 
 def _hidden(why: str | None) -> str:
     return f": {why}" if why else ""
+
+
+def _shared(device: DeviceInfo) -> str:
+    return " shared with the host" if device.memory_shared else ""
 
 
 def _peaks(devices: Iterable[DeviceInfo]) -> list[Branch]:

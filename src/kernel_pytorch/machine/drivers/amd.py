@@ -10,10 +10,12 @@ from ..facts import DeviceInfo, DeviceLink, HardwareVendor, LinkKind, Missing, P
 from ..files import Files
 from ..host.pci import numa_node_of
 from ..readings import DeviceReading
-from .driver import DriverUnavailableError
+from .driver import DriverUnavailableError, host_memory_bytes, note, scaled, text
 
 _GENERATIONS = {2500: 1, 5000: 2, 8000: 3, 16000: 4, 32000: 5, 64000: 6}
 """PCIe generation by transfers a second (MT/s)."""
+_MICRO = 1e-6
+_UPDATE = "install amdsmi of the version of the ROCm that is installed"
 
 
 class AmdDriver:
@@ -33,7 +35,7 @@ class AmdDriver:
             raise DriverUnavailableError(
                 "amdsmi is not installed", "pip install 'dilated-attention-pytorch[amd]'"
             ) from error
-        except (OSError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever the binding meets in a library of another version
             raise DriverUnavailableError(
                 f"amdsmi: libamd_smi.so: {error}", "install ROCm's amd-smi-lib of amdsmi's version"
             ) from error
@@ -41,7 +43,7 @@ class AmdDriver:
         try:
             amdsmi.amdsmi_init()
             self._handles = amdsmi.amdsmi_get_processor_handles()
-        except amdsmi.AmdSmiException as error:
+        except Exception as error:  # AmdSmiException, or the binding's own
             raise DriverUnavailableError(
                 f"AMD SMI: {error}", "load the amdgpu driver; be in the groups video and render"
             ) from error
@@ -54,15 +56,33 @@ class AmdDriver:
         self._api.amdsmi_shut_down()
 
     def _ask(self, function: str, *arguments: Any) -> Any:
+        """The answer of a function; None for "N/A" and a refusal, with a note if it is absent or raises."""
+        call = getattr(self._api, f"amdsmi_{function}", None)
+        if call is None:
+            note(self._missing, f"AMD GPU: amdsmi_{function}", "amdsmi does not have it", _UPDATE)
+        if call is None or None in arguments:
+            return None
         try:
-            return getattr(self._api, f"amdsmi_{function}")(*arguments)
+            answer = call(*arguments)
         except self._api.AmdSmiException:
             return None
+        except Exception as error:  # of the binding: text that is no text, a changed structure or argument
+            why = f"amdsmi raised {type(error).__name__}: {error}"
+            note(self._missing, f"AMD GPU: amdsmi_{function}", why)
+            return None
+        return None if answer == "N/A" else answer
 
-    def _number(self, function: str, *arguments: Any, key: str, scale: float = 1) -> float | None:
-        """A number of a dictionary that AMD SMI gives; "N/A" is None."""
-        value = (self._ask(function, *arguments) or {}).get(key)
-        return value * scale if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    def _fields(self, function: str, *arguments: Any) -> dict[str, Any]:
+        """The dictionary that a function gives."""
+        return _known(self._ask(function, *arguments))
+
+    def _member(self, enumeration: str, *names: str) -> Any:
+        """A member of an enumeration, by any name it has had; None, and a note, if it is absent."""
+        members = getattr(self._api, enumeration, None)
+        found = [getattr(members, name) for name in names if hasattr(members, name)]
+        if not found:
+            note(self._missing, f"AMD GPU: {enumeration}.{names[0]}", "amdsmi does not have it", _UPDATE)
+        return found[0] if found else None
 
     @property
     def indices(self) -> list[int]:
@@ -72,55 +92,69 @@ class AmdDriver:
         return [self._device(index, handle) for index, handle in enumerate(self._handles)]
 
     def _device(self, index: int, handle: Any) -> DeviceInfo:
-        asic = self._ask("get_gpu_asic_info", handle) or {}
-        undescribed = Missing(what=f"AMD GPU {index}", why="AMD SMI does not describe it")
-        if not asic and undescribed not in self._missing:
-            self._missing.append(undescribed)
-        address = self._ask("get_gpu_device_bdf", handle)
-        clocks = self._api.AmdSmiClkType
+        asic = self._fields("get_gpu_asic_info", handle)
+        if not asic:
+            note(self._missing, f"AMD GPU {index}", "AMD SMI does not describe it")
+        pci = self._pci(handle)
+        total = self._memory("get_gpu_memory_total", handle)
+        caps = self._fields("get_power_cap_info", handle)
         return DeviceInfo(
             device_id=index,
             kind="gpu",
             index=index,
             vendor=HardwareVendor.AMD,
-            name=_text(asic.get("market_name")) or "AMD GPU",
-            uuid=self._ask("get_gpu_device_uuid", handle),
-            architecture=_text(asic.get("target_graphics_version")),
-            memory_bytes=self._ask("get_gpu_memory_total", handle, self._api.AmdSmiMemoryType.VRAM),
-            compute_units=_integer(asic.get("num_compute_units")),
-            boost_clock_mhz=_integer(self._number("get_clock_info", handle, clocks.GFX, key="max_clk")),
-            memory_clock_mhz=_integer(self._number("get_clock_info", handle, clocks.MEM, key="max_clk")),
-            power_limit_w=self._cap(handle, "power_cap"),
-            power_limit_min_w=self._cap(handle, "min_power_cap"),
-            power_limit_max_w=self._cap(handle, "max_power_cap"),
-            pci=None if address is None else self._pci(handle, address.lower()),
-            numa_node=numa_node_of(self._files, address.lower() if address else None),
+            name=text(asic.get("market_name")) or "AMD GPU",
+            uuid=text(self._ask("get_gpu_device_uuid", handle)),
+            architecture=text(asic.get("target_graphics_version")),
+            memory_bytes=host_memory_bytes(self._files)[0] if total == 0 else total,
+            memory_shared=total == 0,
+            compute_units=asic.get("num_compute_units"),
+            boost_clock_mhz=self._clock(handle, "GFX").get("max_clk"),
+            memory_clock_mhz=self._clock(handle, "MEM").get("max_clk"),
+            power_limit_w=scaled(caps.get("power_cap"), _MICRO),
+            power_limit_min_w=scaled(caps.get("min_power_cap"), _MICRO),
+            power_limit_max_w=scaled(caps.get("max_power_cap"), _MICRO),
+            pci=pci,
+            numa_node=numa_node_of(self._files, pci.address if pci else None),
         )
 
-    def _cap(self, handle: Any, key: str) -> float | None:
-        return self._number("get_power_cap_info", handle, key=key, scale=1e-6)  # microwatts
+    def _memory(self, function: str, handle: Any) -> Any:
+        return self._ask(function, handle, self._member("AmdSmiMemoryType", "VRAM"))
 
-    def _pci(self, handle: Any, address: str) -> PciLink:
-        info = self._ask("get_pcie_info", handle) or {}
-        now, most = info.get("pcie_metric", {}), info.get("pcie_static", {})
+    def _clock(self, handle: Any, name: str) -> dict[str, Any]:
+        return self._fields("get_clock_info", handle, self._member("AmdSmiClkType", name))
+
+    def _address(self, handle: Any) -> str | None:
+        address = text(self._ask("get_gpu_device_bdf", handle))
+        return None if address is None else address.lower()
+
+    def _pci(self, handle: Any) -> PciLink | None:
+        address, info = self._address(handle), self._fields("get_pcie_info", handle)
+        now, most = _known(info.get("pcie_metric")), _known(info.get("pcie_static"))
+        if address is None:
+            return None
         return PciLink(
             address=address,
-            generation=_GENERATIONS.get(now.get("pcie_speed")),
-            generation_max=_GENERATIONS.get(most.get("max_pcie_speed")),
-            width=_integer(now.get("pcie_width")),
-            width_max=_integer(most.get("max_pcie_width")),
+            generation=_generation(now.get("pcie_speed")),
+            generation_max=_generation(most.get("max_pcie_speed")),
+            width=now.get("pcie_width"),
+            width_max=most.get("max_pcie_width"),
         )
 
     def links(self) -> list[DeviceLink]:
         """xGMI where there is some, else the PCI bus, by NUMA node."""
-        xgmi = int(self._api.AmdSmiLinkType.AMDSMI_LINK_TYPE_XGMI)
-        addresses = [self._ask("get_gpu_device_bdf", handle) for handle in self._handles]
-        numas = [numa_node_of(self._files, address.lower() if address else None) for address in addresses]
+        # Before ROCm 7 the types are AmdSmiIoLinkType's; AmdSmiLinkType has other numbers for them.
+        if hasattr(self._api, "AmdSmiIoLinkType"):
+            xgmi = self._member("AmdSmiIoLinkType", "XGMI")
+        else:
+            xgmi = self._member("AmdSmiLinkType", "AMDSMI_LINK_TYPE_XGMI")
+        if xgmi is None:
+            return []
+        numas = [numa_node_of(self._files, self._address(handle)) for handle in self._handles]
         found = []
         for b, theirs in enumerate(self._handles):
             for a, ours in enumerate(self._handles[:b]):
-                link = self._ask("topo_get_link_type", ours, theirs)
-                if link is not None and int(link["type"]) == xgmi:
+                if self._fields("topo_get_link_type", ours, theirs).get("type") == xgmi:
                     found.append(DeviceLink(a=a, b=b, kind=LinkKind.NVLINK))
                 elif numas[a] is not None and numas[b] is not None:
                     kind = LinkKind.HOST_BRIDGE if numas[a] == numas[b] else LinkKind.SOCKET
@@ -128,42 +162,63 @@ class AmdDriver:
         return found
 
     def read(self, index: int) -> DeviceReading:
-        handle, types = self._handles[index], self._api.AmdSmiTemperatureType
-        clocks, vram = self._api.AmdSmiClkType, self._api.AmdSmiMemoryType.VRAM
-        power = self._number("get_power_info", handle, key="current_socket_power")
-        if power is None:
-            power = self._number("get_power_info", handle, key="average_socket_power")
-        energy = self._ask("get_energy_count", handle)
-        pcie = (self._ask("get_pcie_info", handle) or {}).get("pcie_metric", {})
-        pages = self._ask("get_gpu_bad_page_info", handle)
+        handle = self._handles[index]
+        power, energy = self._fields("get_power_info", handle), self._fields("get_energy_count", handle)
+        core, memory = self._clock(handle, "GFX"), self._clock(handle, "MEM")
+        ecc = self._fields("get_gpu_total_ecc_count", handle)
+        retired, pending, failed = self._pages(handle)
+        shared = self._memory("get_gpu_memory_total", handle) == 0
+        used = self._memory("get_gpu_memory_usage", handle)
         return DeviceReading(
-            temperature_c=self._temperature(handle, types.HOTSPOT),
-            memory_temperature_c=self._temperature(handle, types.VRAM),
-            power_w=power,
-            power_limit_w=self._cap(handle, "power_cap"),
-            utilization=self._number("get_gpu_activity", handle, key="gfx_activity", scale=1e-2),
-            memory_used_bytes=self._ask("get_gpu_memory_usage", handle, vram),
-            sm_clock_mhz=self._number("get_clock_info", handle, clocks.GFX, key="clk"),
-            memory_clock_mhz=self._number("get_clock_info", handle, clocks.MEM, key="clk"),
-            energy_j=None
-            if energy is None
-            else energy["energy_accumulator"] * energy["counter_resolution"] * 1e-6,
-            ecc_corrected=_integer(self._number("get_gpu_total_ecc_count", handle, key="correctable_count")),
-            ecc_uncorrected=_integer(
-                self._number("get_gpu_total_ecc_count", handle, key="uncorrectable_count")
+            temperature_c=self._temperature(handle, "HOTSPOT", "JUNCTION"),
+            memory_temperature_c=self._temperature(handle, "VRAM"),
+            power_w=power.get("current_socket_power", power.get("average_socket_power")),
+            power_limit_w=scaled(self._fields("get_power_cap_info", handle).get("power_cap"), _MICRO),
+            utilization=scaled(self._fields("get_gpu_activity", handle).get("gfx_activity"), 1e-2),
+            memory_used_bytes=host_memory_bytes(self._files)[1] if shared else used,
+            sm_clock_mhz=core.get("clk", core.get("cur_clk")),  # ROCm 6.1, and before
+            memory_clock_mhz=memory.get("clk", memory.get("cur_clk")),
+            energy_j=_energy_j(energy),
+            ecc_corrected=ecc.get("correctable_count"),
+            ecc_uncorrected=ecc.get("uncorrectable_count"),
+            retired_pages=retired,
+            remap_failed=failed,
+            remap_pending=pending,
+            pcie_replays=_known(self._fields("get_pcie_info", handle).get("pcie_metric")).get(
+                "pcie_replay_count"
             ),
-            retired_pages=len(pages) if isinstance(pages, list) else None,
-            pcie_replays=_integer(pcie.get("pcie_replay_count")),
         )
 
-    def _temperature(self, handle: Any, sensor: Any) -> float | None:
-        value = self._ask("get_temp_metric", handle, sensor, self._api.AmdSmiTemperatureMetric.CURRENT)
-        return float(value) if isinstance(value, (int, float)) else None
+    def _pages(self, handle: Any) -> tuple[int | None, bool | None, bool | None]:
+        """How many are retired; whether some still wait for it; whether it failed for some."""
+        pages = self._ask("get_gpu_bad_page_info", handle)
+        if not isinstance(pages, list):
+            return None, None, None
+        status = "AmdSmiMemoryPageStatus"
+        states = [_known(page).get("status") for page in pages]
+        if None in states:
+            return len(pages), None, None
+        pending, failed = self._member(status, "PENDING"), self._member(status, "UNRESERVABLE")
+        return len(pages), pending in states, failed in states
+
+    def _temperature(self, handle: Any, *sensors: str) -> Any:
+        sensor = self._member("AmdSmiTemperatureType", *sensors)
+        return self._ask(
+            "get_temp_metric", handle, sensor, self._member("AmdSmiTemperatureMetric", "CURRENT")
+        )
 
 
-def _text(value: Any) -> str | None:
-    return None if value == "N/A" else value
+def _known(value: Any) -> dict[str, Any]:
+    """A dictionary of AMD SMI without what it calls "N/A"; empty for anything else."""
+    return {key: item for key, item in value.items() if item != "N/A"} if isinstance(value, dict) else {}
 
 
-def _integer(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _generation(transfers: Any) -> int | None:
+    return _GENERATIONS.get(transfers) if type(transfers) is int else None
+
+
+def _energy_j(counter: dict[str, Any]) -> Any:
+    """The accumulator, called power before ROCm 6.1, times the resolution in microjoules."""
+    resolution = scaled(counter.get("counter_resolution"), _MICRO)
+    accumulator = counter.get("energy_accumulator", counter.get("power"))
+    return scaled(accumulator, resolution) if type(resolution) is float else resolution

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..facts import DeviceInfo, DeviceLink, Missing
+from ..files import Files
+from ..host.cpu import meminfo_bytes
 from ..readings import DeviceReading
 
 
@@ -42,3 +44,36 @@ class DriverUnavailableError(Exception):
     def __init__(self, why: str, fix: str) -> None:
         super().__init__(f"{why}: {fix}")
         self.why, self.fix = why, fix
+
+
+def note(missing: list[Missing], what: str, why: str, fix: str | None = None) -> None:
+    """Add a note, unless there is one about ``what`` already: a driver is asked every second."""
+    if all(known.what != what for known in missing):
+        missing.append(Missing(what=what, why=why, fix=fix))
+
+
+def scaled(value: Any, factor: float) -> Any:
+    """A number times ``factor``. Anything else, None too, stays as it is: :mod:`..possible` refuses it."""
+    return value * factor if type(value) in (int, float) else value
+
+
+def flag(value: Any) -> Any:
+    """A driver's 0 and 1 as a truth value. Anything else, None too, stays as it is, as in :func:`scaled`."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def text(value: Any) -> str | None:
+    """A driver's text; None for anything else, and for AMD's word for unknown."""
+    return value if isinstance(value, str) and value != "N/A" else None
+
+
+def parts(value: Any, count: int) -> tuple[Any, ...]:
+    """The ``count`` items of a list or tuple; None for each if it is something else."""
+    return tuple(value) if isinstance(value, (list, tuple)) and len(value) == count else (None,) * count
+
+
+def host_memory_bytes(files: Files) -> tuple[int | None, int | None]:
+    """Total and used memory of the host: that of a GPU which has none of its own."""
+    text = files.text("proc/meminfo")
+    total, available = meminfo_bytes(text, "MemTotal"), meminfo_bytes(text, "MemAvailable")
+    return total, None if total is None or available is None else total - available

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, Missing
 from ..readings import DeviceReading
-from .driver import DriverUnavailableError
+from .driver import DriverUnavailableError, note, parts, text
 
 
 class IntelDriver:
@@ -19,38 +21,49 @@ class IntelDriver:
             import torch
         except ImportError as error:
             raise DriverUnavailableError("torch is not installed", "pip install torch") from error
-        if not torch.xpu.is_available():
+        self._xpu: Any = getattr(torch, "xpu", None)  # PyTorch 2.4
+        what = "Intel GPUs: temperature, power, clocks, PCI address"
+        self._missing = [Missing(what=what, why="torch.xpu does not tell")]
+        if not self._ask("is_available"):
             raise DriverUnavailableError(
                 "torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build"
             )
-        self._xpu = torch.xpu
 
     @property
     def missing(self) -> list[Missing]:
-        what = "Intel GPUs: temperature, power, clocks, PCI address"
-        return [Missing(what=what, why="torch.xpu does not tell")]
+        return self._missing
 
     def close(self) -> None:
         """torch keeps its GPUs open."""
 
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """The answer of a function of torch.xpu; None, and a note, if it is absent or raises."""
+        try:
+            return getattr(self._xpu, function)(*arguments)
+        except (
+            Exception
+        ) as error:  # RuntimeError, or whatever the binding meets in a driver of another version
+            note(self._missing, f"Intel GPU: {function}", f"torch.xpu raised {type(error).__name__}: {error}")
+            return None
+
     @property
     def indices(self) -> list[int]:
-        return list(range(self._xpu.device_count()))
+        return list(range(self._ask("device_count") or 0))
 
     def devices(self) -> list[DeviceInfo]:
         return [self._device(index) for index in self.indices]
 
     def _device(self, index: int) -> DeviceInfo:
-        properties = self._xpu.get_device_properties(index)
+        properties = self._ask("get_device_properties", index)
         uuid = getattr(properties, "uuid", None)
         return DeviceInfo(
             device_id=index,
             kind="gpu",
             index=index,
             vendor=HardwareVendor.INTEL,
-            name=properties.name,
+            name=text(getattr(properties, "name", None)) or "Intel GPU",
             uuid=None if uuid is None else str(uuid),
-            memory_bytes=properties.total_memory,
+            memory_bytes=getattr(properties, "total_memory", None),
             compute_units=getattr(properties, "gpu_subslice_count", None),
         )
 
@@ -58,8 +71,6 @@ class IntelDriver:
         return []
 
     def read(self, index: int) -> DeviceReading:
-        try:
-            free, total = self._xpu.mem_get_info(index)
-        except RuntimeError:  # not every GPU and driver tells
-            return DeviceReading()
-        return DeviceReading(memory_used_bytes=total - free)
+        free, total = parts(self._ask("mem_get_info", index), 2)  # not every GPU and driver tells
+        numbers = type(free) is int and type(total) is int
+        return DeviceReading(memory_used_bytes=total - free if numbers else None)

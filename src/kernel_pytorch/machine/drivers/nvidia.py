@@ -9,13 +9,24 @@ from ..facts import DeviceInfo, DeviceLink, HardwareVendor, LinkKind, MigInstanc
 from ..files import Files
 from ..host.pci import numa_node_of
 from ..readings import DeviceReading
+from .driver import flag, host_memory_bytes, parts, scaled, text
 from .nvidia_readings import NvidiaReader
 from .nvlink import pci_address, read_nvlinks
-from .nvml import Nvml, scaled
+from .nvml import Nvml
 
 _MIB = 1 << 20
 # FP32 cores of a multiprocessor by compute capability; 128 since 8.6 (CUDA C++ Programming Guide, appendix).
 _CORES_PER_MULTIPROCESSOR = {(7, 0): 64, (7, 5): 64, (8, 0): 64}
+_MOST_MIG_INSTANCES = 7  # NVIDIA, "Multi-Instance GPU User Guide"
+# nvmlGpuTopologyLevel_t: internal, single switch, several switches, host bridge, NUMA node, system.
+_LEVELS = {
+    0: LinkKind.PCIE_SWITCH,
+    10: LinkKind.PCIE_SWITCH,
+    20: LinkKind.PCIE_SWITCH,
+    30: LinkKind.HOST_BRIDGE,
+    40: LinkKind.HOST_BRIDGE,
+    50: LinkKind.SOCKET,
+}
 
 
 class NvidiaDriver:
@@ -27,7 +38,7 @@ class NvidiaDriver:
 
     def __init__(self, files: Files) -> None:
         self._nvml, self._files = Nvml(), files
-        self._reader = NvidiaReader(self._nvml)
+        self._reader = NvidiaReader(self._nvml, files)
 
     @property
     def missing(self) -> list[Missing]:
@@ -48,54 +59,55 @@ class NvidiaDriver:
         return [self._device(index, handle) for index, handle in self._nvml.handles.items()]
 
     def _device(self, index: int, handle: Any) -> DeviceInfo:
-        nvml, ask, maybe = self._nvml.api, self._nvml.ask, self._nvml.maybe
+        ask, maybe, constant = self._nvml.ask, self._nvml.maybe, self._nvml.constant
         pci = self._pci(handle)
-        memory = ask("memory", "nvmlDeviceGetMemoryInfo", handle)
-        capability = ask("compute capability", "nvmlDeviceGetCudaComputeCapability", handle)
-        limits = maybe("nvmlDeviceGetPowerManagementLimitConstraints", handle) or (None, None)
-        ecc, mig = maybe("nvmlDeviceGetEccMode", handle), maybe("nvmlDeviceGetMigMode", handle)
-        persistence = maybe("nvmlDeviceGetPersistenceMode", handle)
-        slowdown = nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        total = getattr(self._nvml.memory(handle), "total", None)
+        capability = parts(ask("compute capability", "nvmlDeviceGetCudaComputeCapability", handle), 2)
+        least, most = parts(maybe("nvmlDeviceGetPowerManagementLimitConstraints", handle), 2)
+        mig = flag(parts(maybe("nvmlDeviceGetMigMode", handle), 2)[0])
+        slowdown = constant("NVML_TEMPERATURE_THRESHOLD_SLOWDOWN")
         return DeviceInfo(
             device_id=index,
             kind="gpu",
             index=index,
             vendor=HardwareVendor.NVIDIA,
-            name=ask("name", "nvmlDeviceGetName", handle) or "NVIDIA GPU",
-            uuid=ask("UUID", "nvmlDeviceGetUUID", handle),
-            architecture=None if capability is None else ".".join(map(str, capability)),
-            memory_bytes=None if memory is None else memory.total,
-            compute_units=self._multiprocessors(handle, None if capability is None else tuple(capability)),
-            boost_clock_mhz=maybe("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
-            memory_clock_mhz=maybe("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_MEM),
+            name=text(ask("name", "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
+            uuid=text(ask("UUID", "nvmlDeviceGetUUID", handle)),
+            architecture=None if None in capability else ".".join(map(str, capability)),
+            memory_bytes=host_memory_bytes(self._files)[0] if total == 0 else total,
+            memory_shared=total == 0,
+            compute_units=self._multiprocessors(handle, capability),
+            boost_clock_mhz=maybe("nvmlDeviceGetMaxClockInfo", handle, constant("NVML_CLOCK_SM")),
+            memory_clock_mhz=maybe("nvmlDeviceGetMaxClockInfo", handle, constant("NVML_CLOCK_MEM")),
             power_limit_w=scaled(maybe("nvmlDeviceGetPowerManagementLimit", handle), 1e-3),
-            power_limit_min_w=scaled(limits[0], 1e-3),
-            power_limit_max_w=scaled(limits[1], 1e-3),
+            power_limit_min_w=scaled(least, 1e-3),
+            power_limit_max_w=scaled(most, 1e-3),
             slowdown_temperature_c=maybe("nvmlDeviceGetTemperatureThreshold", handle, slowdown),
             pci=pci,
             numa_node=numa_node_of(self._files, pci.address if pci else None),
-            mig_enabled=None if mig is None else mig[0] == 1,
-            mig_instances=self._mig_instances(handle) if mig is not None and mig[0] == 1 else (),
-            ecc_enabled=None if ecc is None else ecc[0] == 1,
-            persistence_mode=None if persistence is None else persistence == 1,
+            mig_enabled=mig,
+            mig_instances=self._mig_instances(handle) if mig is True else (),
+            ecc_enabled=flag(parts(maybe("nvmlDeviceGetEccMode", handle), 2)[0]),
+            persistence_mode=flag(maybe("nvmlDeviceGetPersistenceMode", handle)),
         )
 
-    def _multiprocessors(self, handle: Any, capability: tuple[int, int] | None) -> int | None:
+    def _multiprocessors(self, handle: Any, capability: tuple[Any, ...]) -> Any:
         """NVML tells multiprocessors of GPUs that can be cut into instances; of others, their cores."""
         attributes = self._nvml.maybe("nvmlDeviceGetAttributes_v2", handle)
         if attributes is not None:
-            return int(attributes.multiprocessorCount)
+            return getattr(attributes, "multiprocessorCount", None)
         cores = self._nvml.maybe("nvmlDeviceGetNumGpuCores", handle)
-        if cores is None or capability is None or capability < (7, 0):
+        if type(cores) is not int or None in capability or capability < (7, 0):
             return None
-        return int(cores) // _CORES_PER_MULTIPROCESSOR.get(capability, 128)
+        return cores // _CORES_PER_MULTIPROCESSOR.get(capability, 128)
 
     def _pci(self, handle: Any) -> PciLink | None:
         info, maybe = self._nvml.ask("PCI address", "nvmlDeviceGetPciInfo", handle), self._nvml.maybe
-        if info is None:
+        address = pci_address(getattr(info, "busId", None))
+        if address is None:
             return None
         return PciLink(
-            address=pci_address(info.busId),
+            address=address,
             generation=maybe("nvmlDeviceGetCurrPcieLinkGeneration", handle),
             generation_max=maybe("nvmlDeviceGetMaxPcieLinkGeneration", handle),
             width=maybe("nvmlDeviceGetCurrPcieLinkWidth", handle),
@@ -104,17 +116,18 @@ class NvidiaDriver:
 
     def _mig_instances(self, handle: Any) -> tuple[MigInstance, ...]:
         maybe = self._nvml.maybe
-        slots = range(maybe("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
+        slots = range(_MOST_MIG_INSTANCES)
         instances = (maybe("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot) for slot in slots)
         found = []
         for instance in filter(None, instances):  # the others are empty slots
             attributes = maybe("nvmlDeviceGetAttributes_v2", instance)
+            uuid = text(self._nvml.ask("UUID of a MIG instance", "nvmlDeviceGetUUID", instance))
             found.append(
                 MigInstance(
-                    uuid=self._nvml.ask("UUID of a MIG instance", "nvmlDeviceGetUUID", instance) or "unknown",
-                    name=maybe("nvmlDeviceGetName", instance),
-                    memory_bytes=None if attributes is None else attributes.memorySizeMB * _MIB,
-                    compute_units=None if attributes is None else attributes.multiprocessorCount,
+                    uuid=uuid or "unknown",
+                    name=text(maybe("nvmlDeviceGetName", instance)),
+                    memory_bytes=scaled(getattr(attributes, "memorySizeMB", None), _MIB),
+                    compute_units=getattr(attributes, "multiprocessorCount", None),
                     gpu_instance_id=maybe("nvmlDeviceGetGpuInstanceId", instance),
                     compute_instance_id=maybe("nvmlDeviceGetComputeInstanceId", instance),
                 )
@@ -123,19 +136,10 @@ class NvidiaDriver:
 
     def links(self) -> list[DeviceLink]:
         """NVLinks where there are some, else what lies between the GPUs on the PCI bus."""
-        nvml = self._nvml.api
-        places = {index: self._pci(handle) for index, handle in self._nvml.handles.items()}
-        found = read_nvlinks(self._nvml, {pci.address: index for index, pci in places.items() if pci})
-        levels = {
-            nvml.NVML_TOPOLOGY_INTERNAL: LinkKind.PCIE_SWITCH,
-            nvml.NVML_TOPOLOGY_SINGLE: LinkKind.PCIE_SWITCH,
-            nvml.NVML_TOPOLOGY_MULTIPLE: LinkKind.PCIE_SWITCH,
-            nvml.NVML_TOPOLOGY_HOSTBRIDGE: LinkKind.HOST_BRIDGE,
-            nvml.NVML_TOPOLOGY_NODE: LinkKind.HOST_BRIDGE,
-            nvml.NVML_TOPOLOGY_SYSTEM: LinkKind.SOCKET,
-        }
+        addresses = {index: self._pci(handle) for index, handle in self._nvml.handles.items()}
+        found = read_nvlinks(self._nvml, {pci.address: index for index, pci in addresses.items() if pci})
         for (a, ours), (b, theirs) in combinations(self._nvml.handles.items(), 2):
             level = self._nvml.maybe("nvmlDeviceGetTopologyCommonAncestor", ours, theirs)
-            if (a, b) not in found and level in levels:
-                found[a, b] = DeviceLink(a=a, b=b, kind=levels[level])
+            if (a, b) not in found and type(level) is int and level in _LEVELS:
+                found[a, b] = DeviceLink(a=a, b=b, kind=_LEVELS[level])
         return [found[pair] for pair in sorted(found)]

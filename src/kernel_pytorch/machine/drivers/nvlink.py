@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 from ..facts import DeviceLink, LinkKind
+from ..possible import is_possible
+from .driver import scaled
 from .nvml import Nvml
+
+_MAX_LINKS = 36
+"""NVML_NVLINK_MAX_LINKS of nvml.h 13: an older binding's would hide links. NVML refuses numbers beyond."""
 
 # NVML numbers the versions 1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0, 6.0 (nvmlNvlinkVersion_t).
 _VERSIONS = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 5, 8: 6}
+# nvmlIntNvLinkDeviceType_t
+_GPU, _SWITCH = 0, 2
 # GB/s of one link in one direction, where the driver does not tell (NVIDIA's page on NVLink).
 _RATES_GB_S = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 50.0}
 
@@ -25,7 +33,7 @@ def read_nvlinks(nvml: Nvml, numbers: dict[str, int]) -> dict[tuple[int, int], D
     versions: dict[int, int | None] = {}
     rates: dict[int, float | None] = {}
     for index, handle in nvml.handles.items():
-        peers = _peers(nvml, handle)
+        peers = _peers(nvml, handle, numbers)
         for peer in peers:
             if peer is not None and numbers.get(peer, -1) > index:
                 direct[index, numbers[peer]] += 1
@@ -33,9 +41,10 @@ def read_nvlinks(nvml: Nvml, numbers: dict[str, int]) -> dict[tuple[int, int], D
             switched[index] = peers.count(None)
         if peers:
             version = _version(nvml, handle)
-            speed = nvml.field(handle, nvml.api.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON)
+            rate = scaled(nvml.field(handle, "NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON"), 1e-3)
             versions[index] = version
-            rates[index] = speed / 1e3 if speed else _RATES_GB_S.get(version or 0)
+            told = rate is not None and is_possible("nvlink_gb_s", rate)
+            rates[index] = rate if told else _RATES_GB_S.get(version or 0)
     lanes = dict(direct)
     for b in switched:
         for a in switched:
@@ -55,31 +64,30 @@ def read_nvlinks(nvml: Nvml, numbers: dict[str, int]) -> dict[tuple[int, int], D
     return found
 
 
-def _peers(nvml: Nvml, handle: Any) -> list[str | None]:
+def _peers(nvml: Nvml, handle: Any, numbers: dict[str, int]) -> list[str | None]:
     """The other end of each active link: a PCI address as sysfs writes it, or None for an NVSwitch."""
     found: list[str | None] = []
-    for link in range(nvml.api.NVML_NVLINK_MAX_LINKS):
+    for link in range(_MAX_LINKS):
         if nvml.maybe("nvmlDeviceGetNvLinkState", handle, link) != 1:
             continue
         kind = nvml.maybe("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link)
-        if kind == nvml.api.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+        if kind == _SWITCH:
             found.append(None)
-        elif kind == nvml.api.NVML_NVLINK_DEVICE_TYPE_GPU:
+        elif kind in (_GPU, None):  # older drivers and bindings do not tell it
             remote = nvml.maybe("nvmlDeviceGetNvLinkRemotePciInfo", handle, link)
-            if remote is not None:
-                found.append(pci_address(remote.busId))
+            address = pci_address(getattr(remote, "busId", None))
+            if address in numbers:
+                found.append(address)
     return found
 
 
 def _version(nvml: Nvml, handle: Any) -> int | None:
-    answers = (
-        nvml.maybe("nvmlDeviceGetNvLinkVersion", handle, link)
-        for link in range(nvml.api.NVML_NVLINK_MAX_LINKS)
-    )
-    return next((_VERSIONS.get(answer) for answer in answers if answer), None)
+    answers = (nvml.maybe("nvmlDeviceGetNvLinkVersion", handle, link) for link in range(_MAX_LINKS))
+    return next((_VERSIONS.get(answer) for answer in answers if type(answer) is int and answer), None)
 
 
-def pci_address(bus_id: bytes | str) -> str:
-    """NVML's ``00000000:1B:00.0`` as sysfs has it, ``0000:1b:00.0``."""
-    domain, _, rest = (bus_id.decode() if isinstance(bus_id, bytes) else bus_id).partition(":")
-    return f"{int(domain, 16):04x}:{rest.lower()}"
+def pci_address(bus_id: Any) -> str | None:
+    """NVML's ``00000000:1B:00.0`` as sysfs has it, ``0000:1b:00.0``; None for anything else."""
+    text = bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else str(bus_id)
+    found = re.fullmatch(r"([0-9a-f]+):([0-9a-f]+:[0-9a-f]+\.[0-9a-f])", text.lower())
+    return found and f"{int(found[1], 16):04x}:{found[2]}"

@@ -105,6 +105,8 @@ class DeviceInfo:
     architecture: str | None = None
     """CUDA's compute capability ("9.0") or AMD's gfx target ("gfx942")."""
     memory_bytes: int | None = None
+    memory_shared: bool = False
+    """Its memory is the host's (NVIDIA GB10)."""
     compute_units: int | None = None
     """Streaming multiprocessors, compute units, Xe cores; a CPU's cores."""
     base_clock_mhz: int | None = None

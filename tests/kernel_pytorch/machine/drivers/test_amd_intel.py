@@ -179,6 +179,148 @@ def test_what_amd_smi_calls_not_available_is_unknown(amd):
     assert [(link.a, link.b) for link in amd.driver.links()] == [(0, 1)]
 
 
+def test_links_before_rocm_7(amd):
+    """AmdSmiLinkType is there too, and its numbers are those of the other kind."""
+    amd.module.AmdSmiLinkType = SimpleNamespace(AMDSMI_LINK_TYPE_XGMI=1, AMDSMI_LINK_TYPE_PCIE=2)
+    amd.module.AmdSmiIoLinkType = SimpleNamespace(UNDEFINED=0, PCIEXPRESS=1, XGMI=2)
+    assert [(link.a, link.b, link.kind) for link in amd.driver.links()] == [
+        (0, 1, LinkKind.NVLINK),
+        (0, 2, LinkKind.SOCKET),
+        (1, 2, LinkKind.SOCKET),
+    ]
+
+
+def test_links_of_a_kind_that_is_not_known(amd):
+    del amd.module.AmdSmiLinkType
+    assert amd.driver.links() == []
+    assert [(note.what, note.why) for note in amd.driver.missing] == [
+        ("AMD GPU: AmdSmiLinkType.AMDSMI_LINK_TYPE_XGMI", "amdsmi does not have it")
+    ]
+
+
+def test_keys_and_names_before_rocm_6_1(amd):
+    """An accumulator called power, clocks called cur_clk, the hot spot called junction; no key at all."""
+    gpu = amd.gpus[0]
+    gpu["get_energy_count"] = {"power": 8152136, "counter_resolution": 15.3}
+    gpu["get_clock_info"] = {Clock.GFX: {"cur_clk": 132, "max_clk": 2100}, Clock.MEM: {}}
+    amd.module.AmdSmiTemperatureType = SimpleNamespace(JUNCTION=Temperature.HOTSPOT, VRAM=Temperature.VRAM)
+    reading = amd.driver.read(0)
+    assert reading.energy_j == pytest.approx(124.7, abs=0.05)
+    assert (reading.sm_clock_mhz, reading.memory_clock_mhz, reading.temperature_c) == (132, None, 51)
+    assert amd.driver.devices()[0].memory_clock_mhz is None
+    gpu["get_energy_count"] = {"counter_resolution": 15.3}
+    assert amd.driver.read(0).energy_j is None
+    gpu["get_energy_count"] = {"energy_accumulator": 1}
+    assert amd.driver.read(0).energy_j is None
+    assert amd.driver.missing == []
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        UnicodeDecodeError("utf-8", b"\xf8", 0, 1, "x"),
+        KeyError("k"),
+        TypeError("t"),
+        OSError("o"),
+        ValueError("v"),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_no_exception_of_amdsmi_gets_through(amd, raised):
+    def function(*arguments):
+        raise raised
+
+    for name in vars(amd.module):
+        if name.startswith(("amdsmi_get", "amdsmi_topo")):
+            setattr(amd.module, name, function)
+    for _ in range(2):
+        assert amd.driver.devices()[0].name == "AMD GPU"
+        assert amd.driver.links() == []
+        assert amd.driver.read(0).silent
+    notes = {note.what: note.why for note in amd.driver.missing}
+    assert len(notes) == len(amd.driver.missing)
+    assert notes["AMD GPU: amdsmi_get_power_info"] == f"amdsmi raised {type(raised).__name__}: {raised}"
+
+
+def test_ctrl_c_gets_through_amd_smi(amd):
+    def function(*arguments):
+        raise KeyboardInterrupt
+
+    amd.module.amdsmi_get_power_info = function
+    with pytest.raises(KeyboardInterrupt):
+        amd.driver.read(0)
+
+
+def test_functions_and_enumerations_that_amdsmi_does_not_have(amd):
+    del amd.module.amdsmi_get_gpu_activity, amd.module.AmdSmiClkType
+    for _ in range(2):
+        reading = amd.driver.read(0)
+    assert (reading.utilization, reading.sm_clock_mhz, reading.temperature_c) == (None, None, 51)
+    assert {(note.what, note.why) for note in amd.driver.missing} == {
+        ("AMD GPU: amdsmi_get_gpu_activity", "amdsmi does not have it"),
+        ("AMD GPU: AmdSmiClkType.GFX", "amdsmi does not have it"),
+        ("AMD GPU: AmdSmiClkType.MEM", "amdsmi does not have it"),
+    }
+
+
+def test_answers_of_amd_smi_of_another_shape_are_unknown(amd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    for odd in ("N/A", 7, [], [3], {"power_cap": [1]}, SimpleNamespace()):
+        for gpu in amd.gpus:
+            gpu.update(dict.fromkeys(gpu, odd))
+            gpu |= {
+                name: dict.fromkeys((*Temperature, *Clock), odd)
+                for name in ("get_clock_info", "get_temp_metric")
+            }
+        amd.module.amdsmi_topo_get_link_type = lambda a, b, odd=odd: odd
+        machine = Machine(str(amd.root), mounts=[], load_torch=False)
+        reading, device = machine.read().devices[0], machine.node.devices[0]
+        assert (device.architecture, device.pci, reading.power_w, reading.energy_j) == (
+            None,
+            None,
+            None,
+            None,
+        )
+        machine.close()
+
+
+def test_garbage_of_amd_smi_is_unknown(amd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    amd.gpus[0] |= {
+        "get_power_info": {"current_socket_power": 65535},
+        "get_gpu_activity": {"gfx_activity": 65535},
+        "get_temp_metric": {Temperature.HOTSPOT: 255, Temperature.VRAM: 44},
+    }
+    machine = Machine(str(amd.root), mounts=[], load_torch=False)
+    reading = machine.read().devices[0]
+    assert (reading.power_w, reading.utilization, reading.temperature_c) == (None, None, None)
+    assert reading.memory_temperature_c == 44
+    assert {note.what for note in machine.node.missing} >= {
+        "gpu:0: power_w", "gpu:0: utilization", "gpu:0: temperature_c"
+    }  # fmt: skip
+
+
+def test_pages_that_wait_or_cannot_be_retired(amd):
+    amd.module.AmdSmiMemoryPageStatus = SimpleNamespace(RESERVED=0, PENDING=1, UNRESERVABLE=2)
+
+    def flags(*states):
+        amd.gpus[0]["get_gpu_bad_page_info"] = [{"status": state} for state in states]
+        reading = amd.driver.read(0)
+        return reading.retired_pages, reading.remap_pending, reading.remap_failed
+
+    assert flags() == (0, False, False)
+    assert flags(0, 1) == (2, True, False)
+    assert flags(0, 0, 2) == (3, False, True)
+
+
+def test_an_amd_gpu_without_memory_of_its_own(amd):
+    write(amd.root, "proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 400 kB")
+    amd.gpus[0] |= {"get_gpu_memory_total": 0, "get_gpu_memory_usage": 0}
+    device = amd.driver.devices()[0]
+    assert (device.memory_bytes, device.memory_shared) == (1000 << 10, True)
+    assert amd.driver.read(0).memory_used_bytes == 600 << 10
+
+
 def test_gpus_of_one_numa_node(amd):
     amd.module.amdsmi_topo_get_link_type = lambda a, b: {"type": 1, "hops": 2}
     assert [(link.a, link.b, link.kind) for link in amd.driver.links()] == [
@@ -237,6 +379,34 @@ def test_intel_through_torch(monkeypatch):
 
     monkeypatch.setattr(torch.xpu, "mem_get_info", refuse)
     assert driver.read(0).silent
+
+
+@pytest.mark.parametrize(
+    "raised", [RuntimeError("r"), AttributeError("a"), UnicodeDecodeError("utf-8", b"\xf8", 0, 1, "x")]
+)
+def test_no_exception_of_torch_gets_through(monkeypatch, raised):
+    install_xpu(monkeypatch, name="Intel(R) Arc(TM) A770", total_memory=1000)
+    driver = IntelDriver()
+
+    def refuse(index):
+        raise raised
+
+    monkeypatch.setattr(torch.xpu, "get_device_properties", refuse)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", refuse)
+    for _ in range(2):
+        (device,) = driver.devices()
+        assert (device.name, device.memory_bytes) == ("Intel GPU", None)
+        assert driver.read(0).silent
+    assert [(note.what, note.why) for note in driver.missing[1:]] == [
+        (f"Intel GPU: {function}", f"torch.xpu raised {type(raised).__name__}: {raised}")
+        for function in ("get_device_properties", "mem_get_info")
+    ]
+
+
+def test_torch_before_it_knew_intels_gpus(monkeypatch):
+    monkeypatch.delattr(torch, "xpu")
+    with pytest.raises(DriverUnavailableError, match=r"torch\.xpu sees no GPU"):
+        IntelDriver()
 
 
 def test_intel_gpus_are_asked_for_where_torch_is_loaded(monkeypatch, tmp_path):

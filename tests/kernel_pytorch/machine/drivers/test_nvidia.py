@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 
 import pynvml
@@ -22,6 +23,7 @@ from kernel_pytorch.machine.facts import (
     PciLink,
 )
 from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.live import Machine
 from kernel_pytorch.machine.readings import DeviceReading
 
 
@@ -45,6 +47,7 @@ def test_an_h100(monkeypatch, tmp_path):
         ecc_uncorrected=0,
         retired_pages=3,
         remap_failed=False,
+        remap_pending=False,
         pcie_replays=4,
     )
     assert device == DeviceInfo(
@@ -191,6 +194,221 @@ def test_a_gpu_without_instances(monkeypatch, tmp_path, capability, cores, multi
     assert driver.read(0).retired_pages is None
     driver.devices()
     assert [note.what for note in driver.missing] == ["NVIDIA GPU: name"]  # once, however often it is asked
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        UnicodeDecodeError("utf-8", b"\xf8", 0, 1, "invalid start byte"),
+        AttributeError("a"), KeyError("k"), TypeError("t"), ValueError("v"), OSError("o"),
+        ctypes.ArgumentError("argument 1"), IndexError("i"), RecursionError("r"),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)  # fmt: skip
+def test_no_exception_of_the_binding_gets_through(monkeypatch, tmp_path, raised):
+    """Neither from facts nor from readings; each function is noted once, with what it raised."""
+    gpu = h100()
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    gpu.answers = dict.fromkeys(gpu.answers, raised)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetFieldValues", raising(raised))
+    monkeypatch.setattr(pynvml, "nvmlEventSetWait_v2", raising(raised))
+    for _ in range(2):
+        (device,) = driver.devices()
+        assert driver.links() == []
+        assert driver.read(0).silent
+    assert (device.name, device.uuid, device.memory_bytes, device.pci) == ("NVIDIA GPU", None, None, None)
+    notes = {note.what: note.why for note in driver.missing}
+    assert len(notes) == len(driver.missing)
+    assert notes["NVIDIA GPU: name"] == f"nvidia-ml-py raised {type(raised).__name__}: {raised}"
+    assert {"NVIDIA GPU: memory", "NVIDIA GPU: nvmlDeviceGetPowerUsage"} <= notes.keys()
+
+
+def raising(error):
+    def function(*arguments):
+        raise error
+
+    return function
+
+
+def test_ctrl_c_gets_through(monkeypatch, tmp_path):
+    gpu = h100()
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    for name in ("GetPowerUsage", "GetMemoryInfo"):
+        monkeypatch.setitem(gpu.answers, name, raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            driver.read(0)
+        del gpu.answers[name]
+
+
+def test_answers_of_another_shape_are_unknown(monkeypatch, tmp_path):
+    """Text for numbers, numbers for structures, tuples of another length: what is wrong, not an exception."""
+    for odd in ("N/A", 7, (), (1, 2, 3), None, SimpleNamespace()):
+        gpu = h100()
+        gpu.answers = dict.fromkeys(gpu.answers, odd)
+        with monkeypatch.context() as patch:
+            FakeNvml(patch, [gpu])
+            machine = Machine(str(tmp_path), mounts=[], load_torch=False)
+            machine.read()
+            (device,) = machine.node.devices
+            assert device.memory_bytes is None
+            assert device.architecture is None
+            assert device.pci is None
+            machine.close()
+
+
+def test_names_as_bytes(monkeypatch, tmp_path):
+    """As nvidia-ml-py before 11.5 gives them; Latin-1 is not understood."""
+    FakeNvml(monkeypatch, [h100(GetName=b"Tesla V100", GetUUID=b"GPU-1"), h100(1, GetName=b"Tesla \xf8")])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [device.name for device in driver.devices()] == ["Tesla V100", "NVIDIA GPU"]
+    assert driver.devices()[0].uuid == "GPU-1"
+    assert [note.what for note in driver.missing] == ["NVIDIA GPU: name"]
+
+
+def test_functions_and_constants_that_are_absent(monkeypatch, tmp_path):
+    """From the binding, or from the driver's library: each is noted with what has to be updated."""
+    gpu = h100(
+        GetAttributes_v2=error(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        GetRemappedRows=error(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND),
+    )
+    FakeNvml(monkeypatch, [gpu])
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetNumGpuCores")
+    monkeypatch.delattr(pynvml, "NVML_FI_DEV_MEMORY_TEMP")
+    driver = NvidiaDriver(Files(tmp_path))
+    for _ in range(2):
+        (device,) = driver.devices()
+        reading = driver.read(0)
+    assert device.compute_units is None
+    assert (reading.memory_temperature_c, reading.remap_failed, reading.temperature_c) == (None, None, 41)
+    assert [(note.what, note.why, note.fix) for note in driver.missing] == [
+        (
+            "NVIDIA GPU: nvmlDeviceGetNumGpuCores",
+            "nvidia-ml-py does not have it",
+            "pip install -U nvidia-ml-py",
+        ),
+        ("NVIDIA GPU: nvmlDeviceGetRemappedRows", "the driver does not have it", "update NVIDIA's driver"),
+        (
+            "NVIDIA GPU: NVML_FI_DEV_MEMORY_TEMP",
+            "nvidia-ml-py does not have it",
+            "pip install -U nvidia-ml-py",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("gone", ["Event", "Throttle"])
+@pytest.mark.parametrize("of", ["binding", "driver"])
+def test_a_function_under_its_old_or_its_new_name(monkeypatch, tmp_path, gone, of):
+    gone = f"nvmlDeviceGetCurrentClocks{gone}Reasons"
+    FakeNvml(monkeypatch, [h100()])
+    if of == "binding":
+        monkeypatch.delattr(pynvml, gone)
+    else:
+        monkeypatch.setattr(pynvml, gone, raising(error(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)))
+    driver = NvidiaDriver(Files(tmp_path))
+    assert driver.read(0).throttle_reasons == ("power_cap", "hw_thermal")
+    assert driver.missing == []
+
+
+def memory_of(v1, v2):
+    return lambda version=None: v1 if version is None else v2(version)
+
+
+def test_memory_in_use_as_nvidia_smi_shows_it(monkeypatch, tmp_path):
+    """Version 2 keeps apart what the driver reserves. A driver before 510 has version 1 alone."""
+    v1 = SimpleNamespace(total=85520809984, used=450 << 20, free=85520809984 - (450 << 20))
+    v2 = SimpleNamespace(total=85520809984, used=1 << 20, reserved=449 << 20)
+    versions = []
+    gpu = h100(GetMemoryInfo=memory_of(v1, lambda version: versions.append(version) or v2))
+    FakeNvml(monkeypatch, [gpu])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert driver.read(0).memory_used_bytes == 1 << 20
+    assert set(versions) == {pynvml.nvmlMemory_v2}
+    gpu.answers["GetMemoryInfo"] = memory_of(v1, raising(error(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)))
+    assert driver.read(0).memory_used_bytes == 450 << 20
+    assert driver.missing == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "told", [error(3), SimpleNamespace(total=0, used=0, free=0)], ids=["unsupported", "0"]
+)
+def test_a_gpu_that_uses_the_hosts_memory(monkeypatch, tmp_path, told, version):
+    """GB10, or GH200 without memory of its own."""
+    write(tmp_path, "proc/meminfo", "MemTotal: 125000000 kB\nMemAvailable: 100000000 kB")
+    if version == 1:
+        monkeypatch.delattr(pynvml, "nvmlMemory_v2")
+    FakeNvml(monkeypatch, [h100(GetMemoryInfo=told)])
+    driver = NvidiaDriver(Files(tmp_path))
+    (device,) = driver.devices()
+    assert (device.memory_bytes, device.memory_shared) == (125000000 << 10, True)
+    assert driver.read(0).memory_used_bytes == 25000000 << 10
+    assert driver.missing == []
+
+
+def test_memory_that_the_host_does_not_tell_either(monkeypatch, tmp_path):
+    FakeNvml(monkeypatch, [h100(GetMemoryInfo=error(3)), h100(1)])
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [device.memory_bytes for device in driver.devices()] == [None, 85520809984]
+    assert [device.memory_shared for device in driver.devices()] == [True, False]
+    assert driver.read(0).memory_used_bytes is None
+
+
+def test_pages_and_rows_that_wait_for_a_reset(monkeypatch, tmp_path):
+    """Rows of Ampere and later; pages of GPUs before."""
+    unsupported = error(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    gpus = [
+        h100(0, GetRemappedRows=(0, 4, 1, 0)),
+        h100(1, GetRemappedRows=unsupported, GetRetiredPagesPendingStatus=pynvml.NVML_FEATURE_ENABLED),
+        h100(2, GetRemappedRows=unsupported, GetRetiredPagesPendingStatus=pynvml.NVML_FEATURE_DISABLED),
+        h100(3, GetRemappedRows=unsupported),
+    ]
+    FakeNvml(monkeypatch, gpus)
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [driver.read(index).remap_pending for index in range(4)] == [True, True, False, None]
+    assert [driver.read(index).remap_failed for index in range(4)] == [False, None, None, None]
+
+
+def test_flags_and_counters_of_all_ones(monkeypatch, tmp_path):
+    ones = (1 << 32) - 1
+    gpu = h100(
+        GetRemappedRows=(ones, 1, ones, ones),
+        GetMigMode=[ones, 0],
+        GetCurrentClocksThrottleReasons=(1 << 64) - 1,
+    )
+    gpu.fields |= {
+        pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL: 5,
+        pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL: ones,
+    }
+    FakeNvml(monkeypatch, [gpu])
+    machine = Machine(str(tmp_path), mounts=[], load_torch=False)
+    reading, (device,) = machine.read().devices[0], machine.node.devices
+    assert (reading.remap_pending, reading.remap_failed, reading.retired_pages) == (None, None, None)
+    assert (reading.nvlink_errors, reading.throttle_reasons, device.mig_enabled) == (None, None, None)
+    noted = {note.what for note in machine.node.missing}
+    for quantity in (
+        "remap_pending",
+        "remap_failed",
+        "retired_pages",
+        "nvlink_errors",
+        "throttle_reasons",
+        "mig_enabled",
+    ):
+        assert f"gpu:0: {quantity}" in noted
+
+
+def test_peers_of_nvlinks_that_an_older_binding_does_not_name(monkeypatch, tmp_path):
+    """It has no types of remote devices, and fewer links than the GPU: the peers' addresses tell."""
+    gpus = [h100(index, GetNvLinkVersion=6) for index in range(3)]
+    gpus[0].nvlinks, gpus[1].nvlinks = ["00000000:1C:00.0"] * 18, ["00000000:1B:00.0"] * 18
+    gpus[2].nvlinks = ["00000000:99:00.0"] * 18  # a switch
+    FakeNvml(monkeypatch, gpus)
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetNvLinkRemoteDeviceType")
+    monkeypatch.setattr(pynvml, "NVML_NVLINK_MAX_LINKS", 12)
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [(link.a, link.b, link.lanes) for link in driver.links()] == [(0, 1, 18)]
+    assert [note.what for note in driver.missing] == ["NVIDIA GPU: nvmlDeviceGetNvLinkRemoteDeviceType"]
 
 
 def test_mig_that_waits_for_a_reset(monkeypatch, tmp_path):
