@@ -27,7 +27,7 @@ from dilated_attention_pytorch.ring_attention import (
     function,
     production,
 )
-from dilated_attention_pytorch.ring_attention.utils.communication import Message, Pending
+from kernel_pytorch.groups import Message, Pending
 
 from .links import Links
 
@@ -137,7 +137,7 @@ def _rank(step: Step, size: int, rounds: int, folder: Path, rank: int) -> None:
         with ExitStack() as stack:
             stack.enter_context(patch.object(function, "Pending", _NoMessages))
             for module in (function, production):
-                stack.enter_context(patch.object(module, "agree", lambda *_: no_headers))
+                stack.enter_context(patch.object(module, "agree", lambda *_, **__: no_headers))
             whole(overlapped)
 
     modes: dict[str, Callable[[], None]] = {

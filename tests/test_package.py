@@ -68,7 +68,7 @@ def test_factories():
 
 
 def test_import_is_silent_and_light():
-    heavy = ("matplotlib", "rich", "kubernetes", "kernel_pytorch")
+    heavy = ("matplotlib", "rich", "kubernetes", "kernel_pytorch.machine")
     script = (
         # Importing these now raises ImportError; torch itself imports pynvml where it is.
         "import sys; sys.modules['triton'] = sys.modules['pynvml'] = None\n"

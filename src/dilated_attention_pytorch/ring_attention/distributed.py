@@ -81,12 +81,12 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                     )
         except (TypeError, ValueError) as error:
             for others in (group, ring):
-                tell(others, device_of(q), str(error))
+                tell(others, device_of(q), error)
             raise
         try:
             key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
         except RingError as error:
-            tell(ring, q.device, str(error))  # the other rows cannot see it
+            tell(ring, q.device, error)  # the other rows cannot see it
             raise
         if key_padding_mask is not None:
             everywhere = key_padding_mask[:, :, None, None].expand(-1, -1, size, 1)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from kernel_pytorch.groups import Message, Pending, agree
+
 from ..core.memory.unified_pool import UnifiedMemoryPool
 from .computation import (
     KeyValue,
@@ -28,7 +30,6 @@ from .computation import (
     rows_of,
 )
 from .schedule import Block
-from .utils.communication import Message, Pending, agree
 
 
 class Parcel:
@@ -187,7 +188,8 @@ class RingFunction(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap, pool = ctx.rest
         # A rank that goes on to another call instead is found out.
-        agree(group, {"pass": "backward", "query": list(query.shape)}, query.device)
+        fields = {"pass": "backward", "query": list(query.shape)}
+        agree(lambda: fields, group, device=query.device)
         go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
         hops = _Hops(group, key, value, part, overlap, pool)
         returning: tuple[Pending, Parcel, Parcel] | None = None

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from kernel_pytorch.groups import agree
+
 from ..core.memory.unified_pool import UnifiedMemoryPool
 from ..core.sharding import chunks_of
 from ..core.validation import check_key_padding_mask, check_qkv
@@ -20,7 +22,7 @@ from .computation import Kernels, Part, SdpaKernels
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
 from .sharding import check_shard_length
-from .utils.communication import agree, tell
+from .utils.communication import tell
 
 
 class RingDilatedAttention(BaseRingAttention):
@@ -111,7 +113,7 @@ def ring_attention(
         )
     except (TypeError, ValueError) as error:
         if group is not None and around_ring:
-            tell(group, device_of(query), str(error))
+            tell(group, device_of(query), error)
         raise
     seq = query.shape[1] * world
     if group is not None and around_ring:
@@ -192,8 +194,7 @@ def agree_on_call(
     """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
     headers = agree(
-        group,
-        {
+        lambda: {
             "pass": "forward",
             "query": list(query.shape),
             "key": list(key.shape),
@@ -208,7 +209,8 @@ def agree_on_call(
             "grid_shape": grid_shape,
             "_has_padding": has_padding,
         },
-        query.device,
+        group,
+        device=query.device,
     )
     if not any(header["_has_padding"] for header in headers):
         return None

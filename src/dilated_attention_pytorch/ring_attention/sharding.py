@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from kernel_pytorch.groups import agree
+
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
-from .utils.communication import agree
 
 
 def shard_sequence(
@@ -82,7 +83,7 @@ def unshard_sequence(
             "length": length,
             "dim": dim,
         }
-        agree(process_group, header, shard.device)
+        agree(lambda: header, process_group, device=shard.device)
         parts = [torch.empty_like(shard) for _ in range(world)]
         dist.all_gather(parts, shard, group=process_group)
     seq = world * shard.shape[dim]

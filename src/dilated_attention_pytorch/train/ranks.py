@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from kernel_pytorch.groups import RankFailed, tell_all
 
 from .errors import CommandError
 
@@ -49,19 +52,27 @@ class Ranks:
             CommandError, OSError: on every rank, that of the first rank where ``action`` raised it. Any other
                 exception stays on its rank; the others raise a CommandError that names the rank.
         """
-        error: Exception | None = None
-        fault: Exception | None = None
+        if self.group is None:
+            return action()
+        results: list[T] = []
+
+        def answer() -> bytes:
+            try:
+                results.append(action())
+            except (CommandError, OSError) as error:
+                with suppress(Exception):  # one that cannot be pickled stays here, as any other
+                    return pickle.dumps(error)
+                raise
+            return b""
+
         try:
-            result = action()
-        except (CommandError, OSError) as caught:
-            error = caught
-        except Exception as caught:  # not the user's doing, but nobody may wait for this rank
-            fault = caught
-            error = CommandError(f"rank {self.rank} failed: {type(caught).__name__}: {caught}", status=1)
-        if self.highest(error is not None):
-            errors = self.gather(error)
-            raise fault or next(each for each in errors if each is not None)
-        return result
+            answers = tell_all(answer, self.group)
+        except RankFailed as error:
+            raise CommandError(str(error), status=1) from None
+        for told in answers:
+            if told:
+                raise pickle.loads(told)
+        return results[0]
 
     def on_first(self, action: Callable[[], T]) -> T | None:
         """Do ``action`` on rank 0 only; its result there, None elsewhere. Raises as :meth:`together`."""
@@ -86,9 +97,7 @@ class Ranks:
         """Every rank's ``value``, by rank."""
         if self.group is None:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return [pickle.loads(told) for told in tell_all(lambda: pickle.dumps(value), self.group)]
 
     def launcher(self, size: int | None = None) -> str:
         """The command line that starts ``size`` ranks, by default as many as these are."""

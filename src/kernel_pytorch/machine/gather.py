@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..groups import tell_all
 from .facts import ClusterTopology, DeviceInfo, GpuIdentity, NodeTopology, RankPlace
 
 if TYPE_CHECKING:
@@ -32,25 +33,16 @@ def gather_topology(
         process_group: whose ranks are gathered; default: all.
 
     Raises:
-        RuntimeError: a rank could not read its machine; on that one whatever it raised.
+        GroupError: as of :func:`.groups.tell_all`.
     """
-    import torch.distributed as dist
-
     from .torch_devices import own_gpu
 
-    failure: Exception | None = None
-    try:
-        mine = msgspec.json.encode(RankReport(node=read(), gpu=own_gpu()))
-    except Exception as error:  # the other ranks wait to hear of it
-        failure, mine = error, repr(error).encode()
-    answers: list[tuple[bool, bytes]] = [(False, b"")] * dist.get_world_size(process_group)
-    dist.all_gather_object(answers, (failure is None, mine), group=process_group)
-    if failure is not None:
-        raise failure
-    for rank, (worked, answer) in enumerate(answers):
-        if not worked:
-            raise RuntimeError(f"rank {rank} could not read its machine: {answer.decode()}")
-    return merge_reports([msgspec.json.decode(answer, type=RankReport) for _, answer in answers])
+    answers = tell_all(
+        lambda: msgspec.json.encode(RankReport(node=read(), gpu=own_gpu())),
+        process_group,
+        what="read its machine",
+    )
+    return merge_reports([msgspec.json.decode(answer, type=RankReport) for answer in answers])
 
 
 def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:

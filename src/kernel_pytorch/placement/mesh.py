@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ..groups import agree, tell_all
 from ..machine.facts import ClusterTopology, DeviceInfo, DeviceLink, HardwareVendor, NodeTopology, RankPlace
 from ..watch.health import HealthState
 from . import DIM_NAMES, Placement, place
@@ -51,14 +53,6 @@ def place_ranks(
     return place(_topology_of_ranks(topology), asked, states)
 
 
-def mesh_ranks(
-    topology: ClusterTopology, request: PlacementRequest, health: Health = _NO_HEALTH
-) -> npt.NDArray[np.int64]:
-    """The ranks in a mesh [dp, pp, cp, tp]; as :func:`place_ranks`."""
-    placement = place_ranks(topology, request, health)
-    return np.array(placement.device_ids, np.int64).reshape(placement.shape)
-
-
 def create_device_mesh(
     topology: ClusterTopology, request: PlacementRequest, health: Health = _NO_HEALTH
 ) -> DeviceMesh:
@@ -72,7 +66,8 @@ def create_device_mesh(
 
     Raises:
         ValueError: as of :func:`place_ranks`.
-        RuntimeError: no process group runs, the ranks disagree, or this PyTorch cannot keep their order.
+        RuntimeError: no process group runs, or this PyTorch cannot keep the order of the ranks.
+        GroupError: the ranks disagree, or one failed: as of :func:`.groups.agree`.
     """
     import torch
     import torch.distributed as dist
@@ -82,7 +77,12 @@ def create_device_mesh(
         raise RuntimeError(
             "a DeviceMesh needs a process group: call torch.distributed.init_process_group first"
         )
-    ranks = _agreed(lambda: _mesh_of_world(topology, request, health, dist.get_world_size()))
+    told = agree(
+        lambda: {"mesh": _mesh_of_world(topology, request, health, dist.get_world_size())},
+        what="arrange the mesh",
+        fix="give the same request, topology and health on all ranks",
+    )
+    ranks = np.array(told[0]["mesh"], np.int64)
     mesh = torch.from_numpy(ranks.astype(np.int32))
     backends = dist.get_backend_config() if torch.accelerator.is_available() else ""
     device_type = mesh_device_type(topology, backends)
@@ -94,8 +94,8 @@ def create_device_mesh(
 
 def _mesh_of_world(
     topology: ClusterTopology, request: PlacementRequest, health: Health, world_size: int
-) -> npt.NDArray[np.int64]:
-    """As :func:`mesh_ranks`, of all ranks."""
+) -> Any:
+    """The ranks in nested lists [dp, pp, cp, tp], all of them: as :func:`place_ranks`."""
     if len(topology.ranks) != world_size:
         raise ValueError(
             f"topology must have the ranks of the process group, {world_size}, got {len(topology.ranks)}"
@@ -104,30 +104,7 @@ def _mesh_of_world(
         raise ValueError(f"num_devices must be the world size, {world_size}, got {request.size}")
     placement = place_ranks(topology, request, health)
     logger.info("mesh of ranks: %s", placement.reason)
-    return np.array(placement.device_ids, np.int64).reshape(placement.shape)
-
-
-def _agreed(propose: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """What every rank proposes; an error on all of them where one has an error or proposes something else."""
-    import torch.distributed as dist
-
-    failure: Exception | None = None
-    try:
-        mine = propose()
-        said = f"{mine.tolist()}"
-    except Exception as error:  # whatever it is, the other ranks wait to hear of it
-        failure, said = error, f"an error ({error})"
-    answers = [""] * dist.get_world_size()
-    dist.all_gather_object(answers, said)
-    if failure is not None:
-        raise failure
-    for rank, answer in enumerate(answers):
-        if answer != said:
-            raise RuntimeError(
-                f"ranks disagree about the mesh: {said} on rank {dist.get_rank()}, {answer} on rank {rank}; "
-                "the request, the topology and the health that they give must be the same"
-            )
-    return mine
+    return np.reshape(placement.device_ids, placement.shape).tolist()
 
 
 def gather_health(read: Callable[[], Health]) -> dict[int, HealthState | None]:
@@ -137,26 +114,10 @@ def gather_health(read: Callable[[], Health]) -> dict[int, HealthState | None]:
         read: tells what this rank knows.
 
     Raises:
-        RuntimeError: it failed on some rank; on that one whatever it raised.
+        GroupError: as of :func:`.groups.tell_all`.
     """
-    import torch.distributed as dist
-
-    failure: Exception | None = None
-    mine: dict[int, str] | str
-    try:
-        mine = {device_id: state.value for device_id, state in read().items() if state is not None}
-    except Exception as error:  # the other ranks wait to hear of it
-        failure, mine = error, repr(error)
-    answers: list[dict[int, str] | str] = [{}] * dist.get_world_size()
-    dist.all_gather_object(answers, mine)
-    if failure is not None:
-        raise failure
-    reports = []
-    for rank, answer in enumerate(answers):
-        if isinstance(answer, str):
-            raise RuntimeError(f"the health of the devices could not be read on rank {rank}: {answer}")
-        reports.append(answer)
-    return worst_health([{id: HealthState(value) for id, value in report.items()} for report in reports])
+    answers = tell_all(lambda: msgspec.json.encode(dict(read())), what="read the health of its devices")
+    return worst_health(msgspec.json.decode(answer, type=dict[int, HealthState | None]) for answer in answers)
 
 
 def worst_health(reports: Iterable[Health]) -> dict[int, HealthState | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from ..groups import in_process_group
 from ..machine.facts import ClusterTopology, DeviceInfo, NodeTopology
 from ..machine.gather import gather_topology
 from ..machine.live import Machine
@@ -46,12 +45,13 @@ class ClusterView:
         """
         if self.machine is None:
             return self.topology
-        torch = sys.modules.get("torch")  # a process group can only be there if torch is
-        if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not in_process_group():
             self.topology, self.first_id = _alone(self.machine.refresh()), 0
         else:
+            import torch.distributed as dist
+
             self.topology = gather_topology(self.machine.refresh)
-            own = self.topology.ranks[torch.distributed.get_rank()]
+            own = self.topology.ranks[dist.get_rank()]
             self.first_id = self.topology.nodes[own.node_id].devices[0].device_id
         return self.topology
 

@@ -145,4 +145,4 @@ def causal_rank(group):
 
 def test_a_rank_that_disagrees_in_its_row_is_told_to_the_other_rows(world: Worlds):
     answers = world(4).run(causal_rank)
-    assert all(type(x) is RingError and "is_causal is " in str(x) for x in answers), answers
+    assert all(isinstance(x, RingError) and "is_causal is " in str(x) for x in answers), answers

@@ -16,7 +16,7 @@ from dilated_attention_pytorch.ring_attention import (
     RingDilatedAttention,
     unshard_sequence,
 )
-from dilated_attention_pytorch.ring_attention.utils.communication import RingError, agree
+from dilated_attention_pytorch.ring_attention.utils.communication import RingError
 
 Worlds = Callable[[int], World]
 
@@ -55,15 +55,12 @@ def different_rank(group, changed: dict[str, Any]) -> None:
 def test_ranks_that_disagree(world: Worlds, changed: dict[str, Any], what: str):
     answers = world(3).run(different_rank, changed)
     assert [type(x) for x in answers] == [RingError] * 3
-    first, second, third = (str(x) for x in answers)
-    assert first.startswith("the ranks of the ring disagree: ")
-    assert what in first
-    assert what.replace("rank 0", "rank 2") in third
-    assert "on rank 1" in second
-    assert "on rank 0" in second
+    assert {str(x) for x in answers} == {str(answers[0])}
+    assert str(answers[0]).startswith("the ranks of the group disagree: ")
+    assert what in str(answers[0])
 
 
-def test_many_branches_do_not_fit_the_header_and_are_compared_all_the_same(world: Worlds):
+def test_many_branches_do_not_fit_one_message_and_are_compared_all_the_same(world: Worlds):
     branches = {"segment_lengths": [10_000_000 + i for i in range(100)], "dilation_rates": [1] * 100}
     changed = {"config": branches}
     answers = world(2).run(different_rank, changed)
@@ -107,7 +104,7 @@ def test_a_rank_killed_in_mid_ring(when: str):
         assert isinstance(answers[1], EOFError)
         for rank in (0, 2):
             assert isinstance(answers[rank], RingError), answers[rank]
-            assert f"rank {rank} of the ring waited for" in str(answers[rank])
+            assert f"rank {rank} of 3 waited for" in str(answers[rank])
         # Whoever waits for the dead rank itself names it; the other may have waited for that one.
         assert any("waited for rank 1 of 3" in str(answers[rank]) for rank in (0, 2))
 
@@ -122,7 +119,7 @@ def test_a_rank_that_never_calls():
     with World(2, timeout_s=10) as world:
         answer, _ = world.run(silent_rank)
         assert isinstance(answer, RingError), answer
-        assert "rank 0 of the ring waited for rank 1 of 2, which failed or did not answer" in str(answer)
+        assert "rank 0 of 2 waited for rank 1 of 2, which failed or did not answer" in str(answer)
 
 
 def refusing_rank(group) -> None:
@@ -136,19 +133,8 @@ def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds):
     first, second = world(2).run(refusing_rank)
     message = "key_padding_mask must be [batch, seq] = [1, 16], got [1, 17]"
     assert (type(second), str(second)) == (ValueError, message)
-    assert (type(first), str(first)) == (RingError, f"rank 1 of the ring cannot go on: {message}")
-
-
-def troubled_rank(group, trouble: str) -> None:
-    agree(group, {}, torch.device("cpu"), trouble if group.rank() == 1 else None)
-
-
-@pytest.mark.parametrize("character", ["x", '"', "\\", "\n", "\N{SNOWMAN}"])
-def test_long_trouble_is_cut_to_the_header(world: Worlds, character: str):
-    """A longer message than the peer expects would end its process."""
-    for answer in world(2).run(troubled_rank, 5000 * character):
-        assert type(answer) is RingError
-        assert str(answer).startswith("rank 1 of the ring cannot go on: ")
+    assert isinstance(first, RingError)
+    assert str(first) == f"rank 1 of 2 cannot go on: ValueError: {message}"
 
 
 def skipping_rank(group) -> None:

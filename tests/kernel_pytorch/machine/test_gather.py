@@ -93,7 +93,7 @@ def test_a_rank_that_cannot_read_its_machine(world):
     said = world.results(failing_on_rank_1)
     assert said[1] == "OSError('/proc is gone')"
     assert {said[rank] for rank in (0, 2, 3)} == {
-        "RuntimeError(\"rank 1 could not read its machine: OSError('/proc is gone')\")"
+        "RankFailed('rank 1 of 4 cannot read its machine: OSError: /proc is gone')"
     }
 
 

@@ -17,7 +17,6 @@ from kernel_pytorch.placement.mesh import (
     create_device_mesh,
     gather_health,
     mesh_device_type,
-    mesh_ranks,
     place_ranks,
     worst_health,
 )
@@ -41,16 +40,21 @@ def crossed_ring() -> ClusterTopology:
     return topologies.cluster(topologies.node(devices, links=links), ranks=True)
 
 
+def mesh_of(topology: ClusterTopology, request: PlacementRequest) -> np.ndarray:
+    """The ranks of a placement in a mesh [dp, pp, cp, tp]."""
+    placement = place_ranks(topology, request)
+    return np.reshape(placement.device_ids, placement.shape)
+
+
 def test_ranks_in_order_stay_in_order():
-    ranks = mesh_ranks(topologies.dgx_h100(2), PlacementRequest(num_devices=16, tensor_parallel_size=8))
+    ranks = mesh_of(topologies.dgx_h100(2), PlacementRequest(num_devices=16, tensor_parallel_size=8))
     assert ranks.shape == (2, 1, 1, 8)
-    assert ranks.dtype == np.int64
     assert (ranks.ravel() == np.arange(16)).all()
 
 
 def test_ranks_that_alternate_between_nodes_are_regrouped():
     topology = seated(topologies.uneven_nodes([2, 2], [100.0, 100.0]), [0, 2, 1, 3], [0, 1, 0, 1])
-    ranks = mesh_ranks(topology, PlacementRequest(num_devices=4, tensor_parallel_size=2))
+    ranks = mesh_of(topology, PlacementRequest(num_devices=4, tensor_parallel_size=2))
     assert ranks.reshape(2, 2).tolist() == [[0, 2], [1, 3]]
 
 
@@ -109,7 +113,7 @@ def test_the_backend_tells_the_type_of_devices_that_were_not_recognised(backends
 
 def test_what_it_takes():
     with pytest.raises(ValueError, match="topology must have ranks"):
-        mesh_ranks(topologies.cpu_only(), PlacementRequest())
+        place_ranks(topologies.cpu_only(), PlacementRequest())
     with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"):
         create_device_mesh(topologies.dgx_h100(), PlacementRequest(num_devices=8))
 
@@ -178,7 +182,7 @@ def describe(group, topology, request, health):
 def test_a_mesh_sums_over_the_right_ranks(worlds, topology: ClusterTopology, sizes: dict[str, int]):
     size = len(topology.ranks)
     request = PlacementRequest(num_devices=size, **sizes)
-    ranks = mesh_ranks(topology, request)
+    ranks = mesh_of(topology, request)
     answers = worlds[size].results(describe, topology, request, {})
     for rank, answer in enumerate(answers):
         assert (answer["type"], answer["device"]) == ("DeviceMesh", "cpu")
@@ -207,7 +211,7 @@ def shards(group, topology, request):
 @pytest.mark.xdist_group("worlds")
 def test_shards_are_in_the_order_of_the_mesh(worlds):
     request = PlacementRequest(num_devices=4, context_parallel_size=4)
-    assert mesh_ranks(crossed_ring(), request).ravel().tolist() == [0, 2, 1, 3]
+    assert mesh_of(crossed_ring(), request).ravel().tolist() == [0, 2, 1, 3]
     for gathered, cut, place in worlds[4].results(shards, crossed_ring(), request):
         assert gathered == [0.0, 1.0, 2.0, 3.0]
         assert cut == [float(place)]
@@ -263,7 +267,7 @@ def test_ranks_tell_each_other_what_they_know(worlds):
 
 @pytest.mark.xdist_group("worlds")
 def test_health_that_cannot_be_read_on_one_rank_keeps_none_waiting(worlds):
-    elsewhere = "RuntimeError: the health of the devices could not be read on rank 3: OSError('no driver')"
+    elsewhere = "RankFailed: rank 3 of 4 cannot read the health of its devices: OSError: no driver"
     assert worlds[4].results(health_that_fails_on_rank_3) == [elsewhere] * 3 + ["OSError: no driver"]
 
 
@@ -273,9 +277,9 @@ def test_ranks_that_disagree_find_out(worlds):
     other = topologies.cpu_only(1, 4)
     answers = worlds[4].results(refused, [crossed_ring(), crossed_ring(), other, other], [request])
     crossed, plain = "[[[[0], [2], [1], [3]]]]", "[[[[0], [1], [2], [3]]]]"
-    disagree = "RuntimeError: ranks disagree about the mesh:"
-    assert answers[0].startswith(f"{disagree} {crossed} on rank 0, {plain} on rank 2; ")
-    assert answers[3].startswith(f"{disagree} {plain} on rank 3, {crossed} on rank 0; ")
+    both = f"mesh is {crossed} on rank 0 and {plain} on rank 2"
+    fix = "give the same request, topology and health on all ranks"
+    assert answers == [f"GroupError: the ranks of the group disagree: {both}: {fix}"] * 4
 
 
 @pytest.mark.xdist_group("worlds")
@@ -284,8 +288,7 @@ def test_an_error_on_one_rank_reaches_all(worlds):
     answers = worlds[4].results(refused, [crossed_ring()], [good, good, good, bad])
     assert answers[3].startswith("ValueError: num_devices must be at most 0 here, got 4")
     for answer in answers[:3]:
-        assert "on rank 3; the request, the topology and the health" in answer
-        assert "an error (num_devices must be at most 0 here, got 4" in answer
+        assert answer == f"RankFailed: rank 3 of 4 cannot arrange the mesh: {answers[3]}"
 
 
 @pytest.mark.xdist_group("worlds")
@@ -293,7 +296,7 @@ def test_any_error_on_one_rank_reaches_all(worlds):
     request, broken = PlacementRequest(num_devices=4), None
     answers = worlds[4].results(refused, [crossed_ring()], [request], [{}, {}, {}, broken])
     assert answers[3].startswith("AttributeError: ")
-    assert all("an error (" in answer and "on rank 3; the request" in answer for answer in answers[:3])
+    assert answers[:3] == [f"RankFailed: rank 3 of 4 cannot arrange the mesh: {answers[3]}"] * 3
 
 
 @pytest.mark.xdist_group("worlds")

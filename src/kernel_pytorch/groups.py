@@ -1,0 +1,220 @@
+"""What the ranks of a process group tell each other, so that nobody waits for one that failed.
+
+All ranks of a group call these functions, in one order and from one thread. Ranks are ranks in the group.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from .errors import KernelPytorchError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+Message = tuple[int, "Tensor"]
+"""A peer, and the tensor that goes to it or comes from it."""
+
+_BLOCK_BYTES = 1024
+_HEAD = struct.Struct("!?I")  # did the action raise; bytes of what follows
+
+
+class GroupError(KernelPytorchError, RuntimeError):
+    """A rank of the group failed, did not answer, or has something else than this one."""
+
+
+class RankFailed(GroupError):  # noqa: N818  (what happened to another rank)
+    """A rank of the group told why it cannot go on."""
+
+
+def tell_all(
+    action: Callable[[], bytes],
+    group: ProcessGroup | None = None,
+    *,
+    what: str = "go on",
+    device: torch.device | None = None,
+) -> list[bytes]:
+    """What ``action`` returns on each rank, by rank; of this process alone if it is in no process group.
+
+    A rank whose action raises tells the others why instead. KeyboardInterrupt and SystemExit are not told,
+    they must end a process at once: the others raise when it has ended, or after the group's timeout.
+
+    Args:
+        action: makes this rank's answer, of any length. One round of messages takes answers of 1,019 bytes.
+        group: default: all ranks.
+        what: a rank cannot do whose action raises; part of the message.
+        device: of the messages, if the group has no backend for the CPU; default: the current accelerator.
+
+    Raises:
+        Exception: on a rank whose action raised, what it raised.
+        RankFailed: elsewhere, naming the first such rank and its reason.
+        GroupError: a rank did not answer before its process or the group's timeout ended.
+    """
+    if group is None and not in_process_group():
+        return [action()]
+    try:
+        answer = action()
+    except Exception as error:  # whatever it is, the others wait to hear of it
+        with suppress(GroupError):  # this rank raises its own
+            _exchange(True, _reason(error).encode("utf-8", "backslashreplace"), group, device)
+        raise
+    told = _exchange(False, answer, group, device)
+    for rank, (failed, content) in enumerate(told):
+        if failed:
+            raise RankFailed(f"{_name(rank, group)} cannot {what}: {content.decode()}")
+    return [content for _, content in told]
+
+
+def agree(
+    action: Callable[[], Mapping[str, Any]],
+    group: ProcessGroup | None = None,
+    *,
+    what: str = "go on",
+    fix: str | None = None,
+    device: torch.device | None = None,
+) -> list[dict[str, Any]]:
+    """:func:`tell_all` of fields that must be the same on all ranks. Tuples become lists, as JSON has none.
+
+    Args:
+        action: makes this rank's fields. Those whose name begins with an underscore may differ.
+        group, what, device: as for :func:`tell_all`.
+        fix: the way out for ranks that disagree.
+
+    Raises:
+        GroupError: also if the ranks disagree; the same everywhere, with two ranks and their values.
+    """
+    answers = tell_all(lambda: json.dumps(action()).encode(), group, what=what, device=device)
+    first, *others = fields = [json.loads(answer) for answer in answers]
+    for rank, other in enumerate(others, 1):
+        differing = [
+            f"{name} is {first.get(name)} on rank 0 and {other.get(name)} on rank {rank}"
+            for name in sorted(first.keys() | other.keys())
+            if not name.startswith("_") and first.get(name) != other.get(name)
+        ]
+        if differing:
+            raise GroupError(f"the ranks of the group disagree: {'; '.join(differing)}", fix)
+    return fields
+
+
+class Pending:
+    """Messages under way. Tensors they use must not be touched before :meth:`wait` returns."""
+
+    def __init__(self, group: ProcessGroup, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        """Post messages, in the same order as the peers post theirs: ``(peer, tensor)`` each."""
+        import torch.distributed as dist
+
+        ops = [
+            dist.P2POp(op, tensor, group=group, group_peer=peer)
+            for op, messages in ((dist.isend, sends), (dist.irecv, receives))
+            for peer, tensor in messages
+        ]
+        self._group = group
+        self._peers = [peer for peer, _ in (*sends, *receives)]
+        self._tensors = [op.tensor for op in ops]
+        try:
+            self._works = dist.batch_isend_irecv(ops) if ops else []
+        except RuntimeError as error:
+            raise self._failure("could not post messages to or from", self._peers, error) from error
+
+    def wait(self) -> None:
+        """Return when all have been sent and received.
+
+        Raises:
+            GroupError: naming the peer that failed, or did not answer within the group's timeout.
+        """
+        # One work for each message, or one for all of them where the backend coalesces.
+        peers = self._peers if len(self._works) == len(self._peers) else [None] * len(self._works)
+        for work, peer in zip(self._works, peers, strict=True):
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._failure("waited for", self._peers if peer is None else [peer], error) from error
+        self._works = []
+        self._tensors = []
+
+    def _failure(self, did: str, peers: Sequence[int], error: RuntimeError) -> GroupError:
+        import torch.distributed as dist
+
+        reason = str(error).split("\n")[0]
+        named = [_name(peer, self._group) for peer in sorted(set(peers))]
+        who = named[0] if len(named) == 1 else f"one of {', '.join(named)}"
+        return GroupError(
+            f"{_name(dist.get_rank(self._group), self._group)} {did} {who}, "
+            f"which failed or did not answer: {reason}"
+        )
+
+
+def in_process_group() -> bool:
+    """Whether torch.distributed runs in this process."""
+    torch = sys.modules.get("torch")  # a process group can only be there if torch is
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _exchange(
+    failed: bool, answer: bytes, group: ProcessGroup | None, device: torch.device | None
+) -> list[tuple[bool, bytes]]:
+    """Every rank's ``failed`` and ``answer``, by rank."""
+    message = _HEAD.pack(failed, len(answer)) + answer
+    blocks = _exchange_equal(message[:_BLOCK_BYTES].ljust(_BLOCK_BYTES, b"\0"), group, device)
+    heads = [_HEAD.unpack_from(block) for block in blocks]
+    size = _HEAD.size + max(length for _, length in heads)
+    if size > _BLOCK_BYTES:  # every rank sees the same lengths
+        rests = _exchange_equal(message.ljust(size, b"\0")[_BLOCK_BYTES:size], group, device)
+        blocks = [block + rest for block, rest in zip(blocks, rests, strict=True)]
+    return [
+        (failed, block[_HEAD.size : _HEAD.size + length])
+        for (failed, length), block in zip(heads, blocks, strict=True)
+    ]
+
+
+def _exchange_equal(content: bytes, group: ProcessGroup | None, device: torch.device | None) -> list[bytes]:
+    """Every rank's ``content``, by rank; equally long on all of them."""
+    import torch
+    import torch.distributed as dist
+
+    group = group or dist.group.WORLD
+    assert group is not None
+    direct = "cpu:" in dist.get_backend_config(group)
+    if direct:
+        device = torch.device("cpu")
+    mine = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    mine = mine.to(device or torch.accelerator.current_accelerator())
+    theirs = mine.new_empty(dist.get_world_size(group), len(content))
+    if direct:
+        # Between each two ranks, so that each sees for itself who died, at once: in gloo's all-gather only
+        # the neighbours of a dead rank do, and they cannot tell which it was.
+        rank = dist.get_rank(group)
+        peers = [peer for peer in range(len(theirs)) if peer != rank]
+        Pending(group, [(peer, mine) for peer in peers], [(peer, theirs[peer]) for peer in peers]).wait()
+        theirs[rank] = mine
+    else:
+        # NCCL names nobody either way, and connections between each two ranks would keep GPU memory.
+        try:
+            dist.all_gather(list(theirs), mine, group=group)
+            theirs = theirs.cpu()
+        except RuntimeError as error:
+            raise GroupError(f"a rank of the group failed or did not answer: {error}") from error
+    return [row.tobytes() for row in theirs.numpy()]
+
+
+def _name(rank: int, group: ProcessGroup | None) -> str:
+    import torch.distributed as dist
+
+    name = f"rank {rank} of {dist.get_world_size(group)}"
+    everywhere = rank if group is None else dist.get_global_rank(group, rank)
+    return name if everywhere == rank else f"{name} (global rank {everywhere})"
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:
+        return f"{kind}, whose message cannot be printed"
