@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ..machine.facts import DeviceInfo, HardwareVendor
+from ..machine.known import total
 from ..machine.readings import DeviceReading, Snapshot
 
 _WINDOW = "kernel_pytorch"
@@ -44,8 +45,7 @@ class EnergyMeter:
     @property
     def total_j(self) -> float | None:
         """Of all devices; None if one was not measured."""
-        known = [joules for joules in self.joules.values() if joules is not None]
-        return sum(known) if known and len(known) == len(self.joules) else None
+        return total(self.joules.values())
 
     @property
     def power_w(self) -> float | None:
