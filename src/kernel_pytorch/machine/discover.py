@@ -26,11 +26,12 @@ from .facts import (
     NumaNode,
 )
 from .files import Files, printable
-from .host.cpu import meminfo_bytes, read_caches, read_numa_nodes, read_packages
+from .host.cpu import highest_mhz, meminfo_bytes, read_caches, read_numa_nodes, read_packages
 from .host.limits import read_limits
 from .host.network import read_network_interfaces
 from .host.pci import PciFunction, accelerators
 from .host.storage import read_storage
+from .known import total
 from .peaks import peaks_of
 from .visible import mark_hidden
 
@@ -150,12 +151,14 @@ def _cpu_devices(
         return [DeviceInfo(device_id=0, kind="cpu", index=0, vendor=HardwareVendor.UNKNOWN, name=name)]
     found = []
     for number, package in enumerate(packages):
-        own = [numa for numa in numa_nodes if set(numa.cpus) & set(package.cpus)]
-        sizes = [numa.memory_bytes for numa in own]
-        shared = any(not set(numa.cpus) <= set(package.cpus) for numa in own)
-        size = memory if len(packages) == 1 else None if shared else _sum(sizes)
-        boost_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/cpuinfo_max_freq")
-        base_khz = files.number(f"sys/devices/system/cpu/cpu{package.cpus[0]}/cpufreq/base_frequency")
+        mine = set(package.cpus)
+        own = [numa for numa in numa_nodes if mine & set(numa.cpus)]
+        if len(packages) == 1 and all(mine.issuperset(numa.cpus) for numa in numa_nodes):
+            size = memory
+        elif all(mine.issuperset(numa.cpus) for numa in own):
+            size = total(numa.memory_bytes for numa in own)
+        else:
+            size = None
         found.append(
             DeviceInfo(
                 device_id=number,
@@ -165,18 +168,13 @@ def _cpu_devices(
                 name=package.model or platform.machine() or "CPU",
                 memory_bytes=size if size is None or granted is None else min(size, granted),
                 compute_units=len(package.cores),
-                base_clock_mhz=None if base_khz is None else base_khz // 1000,
-                boost_clock_mhz=None if boost_khz is None else boost_khz // 1000,
+                base_clock_mhz=highest_mhz(files, package, "base_frequency"),
+                boost_clock_mhz=highest_mhz(files, package, "cpuinfo_max_freq"),
                 numa_node=own[0].numa_id if len(own) == 1 else None,
                 cpus=package.cpus,
             )
         )
     return found
-
-
-def _sum(sizes: list[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known and len(known) == len(sizes) else None
 
 
 def _cpu_links(devices: list[DeviceInfo]) -> list[DeviceLink]:

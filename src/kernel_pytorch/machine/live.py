@@ -14,6 +14,7 @@ from .facts import DeviceInfo, Missing, NodeTopology
 from .files import Files
 from .host.cpu import read_packages
 from .host.cpu_readings import CpuReader
+from .host.cpu_sensors import why_no_temperature
 from .host.host_readings import HostReader
 from .possible import Notes, possible_facts, possible_readings
 from .readings import DeviceReading, Snapshot
@@ -70,7 +71,7 @@ class Machine:
     def _unread_sensors(self, reading: DeviceReading) -> Iterator[Missing]:
         """What is not known of a CPU; virtual machines seldom have sensors."""
         if reading.temperature_c is None:
-            yield Missing(what="CPU temperature", why="no sensor in /sys/class/hwmon or /sys/class/thermal")
+            yield Missing(what="CPU temperature", why=why_no_temperature(self._files))
         if reading.energy_j is None and self._files.names("sys/class/powercap"):
             yield Missing(what="CPU energy and power", why="energy_uj cannot be read", fix="run as root")
         elif reading.energy_j is None:

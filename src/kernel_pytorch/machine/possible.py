@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .facts import DeviceInfo, MigInstance, Missing, PciLink
+from .known import total
 from .readings import DeviceReading
 
 Notes = dict[tuple[str, str], Missing]
@@ -101,7 +102,7 @@ def sum_of_counters(counters: Iterable[Any]) -> Any:
     """The sum, None if one is unknown. An impossible one is given instead of the sum, which would hide it."""
     found = list(counters)
     impossible = [counter for counter in found if not is_possible("ecc_corrected", counter)]
-    return impossible[0] if impossible else None if None in found else sum(found)
+    return impossible[0] if impossible else total(found)
 
 
 def possible_readings(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from ..machine.facts import DeviceInfo
+from ..machine.known import total
 from ..machine.readings import DeviceReading, Snapshot
 
 
@@ -37,8 +38,7 @@ class EnergyMeter:
     @property
     def total_j(self) -> float | None:
         """Of all devices; None if one was not measured."""
-        known = [joules for joules in self.joules.values() if joules is not None]
-        return sum(known) if known and len(known) == len(self.joules) else None
+        return total(self.joules.values())
 
     @property
     def power_w(self) -> float | None:

@@ -129,7 +129,13 @@ class TraceReader:
         devices = {device.device_id: device for device in self.topology.devices}
         with self.path.open("rb") as file:
             file.readline()
+            empty = 0
             for number, line in enumerate(file, 2):
+                if not line.strip():  # editors and scripts add some at the end; between others one was lost
+                    empty = empty or number
+                    continue
+                if empty:
+                    raise ValueError(f"{self.path}: line {empty} is damaged: it is empty")
                 if not line.endswith(b"\n"):
                     self.truncated = True
                     return

@@ -44,6 +44,7 @@ def odd_host(tmp_path) -> Path:
     root = tmp_path / "root"
     write_host(root, packages=[[[0]]], numa=[[0]])
     write(root, "sys/block/sda/size", 1953525168)
+    write(root, "sys/block/sda/queue/rotational", 0)
     write(root, "sys/block/sda/device/model", "")
     (root / "sys/block/sda/device/model").write_bytes(b"DISK \xc0\n")
     folder = os.fsencode(root / "sys/class/net") + b"/eth\xc0"

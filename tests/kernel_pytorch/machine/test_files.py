@@ -7,20 +7,24 @@ import os
 import pytest
 from sysfs_trees import write, write_link
 
-from kernel_pytorch.machine.files import Files, format_cpu_list
+from kernel_pytorch.machine.files import Files, format_cpu_list, whole
 
 
 def test_what_cannot_be_read_is_absent(tmp_path):
     files = Files(tmp_path)
     write(tmp_path, "folder/file", 1)
     too_long = "x" * 300  # the kernel refuses the name, as it refuses a folder without the right to enter it
-    for name in ("nothing", "folder", "folder/file/below", too_long):
+    (tmp_path / "loop").symlink_to("loop")
+    nul = "fol\0der"  # a name that another file held
+    for name in ("nothing", "folder", "folder/file/below", too_long, nul):
         assert (files.text(name), files.number(name), files.link_name(name)) == (None, None, None)
-    for name in ("nothing", "folder/file", too_long):
+    assert (files.text("loop"), files.names("loop"), files.exists("loop")) == (None, [], False)
+    for name in ("nothing", "folder/file", too_long, nul):
         assert (files.names(name), files.numbered(name, "x")) == ([], [])
-    assert [files.exists(name) for name in ("folder", "folder/file", "nothing", too_long)] == [
+    assert [files.exists(name) for name in ("folder", "folder/file", "nothing", too_long, nul)] == [
         True,
         True,
+        False,
         False,
         False,
     ]
@@ -49,6 +53,22 @@ def test_texts_and_numbers(tmp_path):
     assert [files.number(name) for name in ("bytes", "blank", "max")] == [None, None, None]
     write(tmp_path, "number", -1)
     assert files.number("/number") == -1
+
+
+@pytest.mark.parametrize(
+    "text", ["1_000", "+5", "0x10", "1.5", "1e3", "\u0663", "1 2", "- 1", "9" * 21, "9" * 5000, "1\n2", "nan"]
+)
+def test_what_is_no_number_of_the_kernel(text):
+    assert whole(text) is None
+
+
+def test_counts_and_flags(tmp_path):
+    for name, text in (("one", 1), ("zero", 0), ("minus", -1), ("many", 2**64 - 1), ("word", "yes")):
+        write(tmp_path, name, text)
+    files = Files(tmp_path)
+    names = ("one", "zero", "minus", "many", "word", "nothing")
+    assert [files.count(name) for name in names] == [1, 0, None, 2**64 - 1, None, None]
+    assert [files.flag(name) for name in names] == [True, False, None, None, None, None]
 
 
 def test_folders_are_ordered_by_name_and_by_number(tmp_path):

@@ -93,6 +93,21 @@ def test_a_counter_that_only_root_may_read(monkeypatch, tmp_path):
     ]
 
 
+def test_sensors_that_are_not_understood_are_named(monkeypatch, tmp_path):
+    write_host(tmp_path, packages=[[[0]]], numa=[[0]])
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    zone, hwmon = "sys/class/thermal/thermal_zone0", "sys/class/hwmon/hwmon0"
+
+    def why() -> str:
+        missing = Machine(str(tmp_path), mounts=[]).node.missing
+        return next(note.why for note in missing if note.what == "CPU temperature")
+
+    assert why() == "no sensor in /sys/class/hwmon or /sys/class/thermal"
+    for name, text in ((f"{zone}/type", "acpitz"), (f"{hwmon}/name", "nvme"), (f"{hwmon}/temp1_input", 1)):
+        write(tmp_path, name, text)
+    assert why() == "none of the sensors acpitz, nvme could be read as that of a CPU package"
+
+
 def test_memory_of_packages_whose_numa_nodes_are_unknown(monkeypatch, tmp_path):
     write_host(tmp_path, packages=[[[0]], [[1]], [[2]]], numa=[[0], [1]], memory_kb=1000)
     (tmp_path / "sys/devices/system/node/node1/meminfo").unlink()

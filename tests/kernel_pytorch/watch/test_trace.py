@@ -166,6 +166,32 @@ def test_a_damaged_line(damage: bytes, tmp_path: Path):
         next(reader)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\n\n", b"\r\n", b" \n", b"  "], ids=repr)
+def test_empty_lines_at_the_end_are_read(end: bytes, tmp_path: Path):
+    path = record(tmp_path / "t.jsonl", some(3))
+    path.write_bytes(path.read_bytes() + end)
+    trace = read_trace(path)
+    assert (list(trace), trace.truncated) == (some(3), False)
+
+
+def test_lines_that_end_as_on_windows(tmp_path: Path):
+    path = record(tmp_path / "t.jsonl", some(3))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(read_trace(path)) == some(3)
+
+
+@pytest.mark.parametrize("lost", [b"", b"\r", b"  "], ids=repr)
+def test_an_empty_line_between_others_is_damage(lost: bytes, tmp_path: Path):
+    """A snapshot was there, or two files were joined."""
+    path = record(tmp_path / "t.jsonl", some(2))
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], lost, lost, lines[2], b"", b""]))
+    reader = iter(read_trace(path))
+    assert next(reader) == some(1)[0]
+    with pytest.raises(ValueError, match=r"t\.jsonl: line 3 is damaged: it is empty$"):
+        next(reader)
+
+
 def test_no_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         read_trace(tmp_path / "none")

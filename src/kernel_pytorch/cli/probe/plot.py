@@ -69,7 +69,7 @@ def draw(node: NodeTopology, path: Path) -> None:
     for column, nics in below.items():
         for row, nic in enumerate(nics, rows + 1):
             speed = "" if nic.speed_gbit_s is None else f", {nic.speed_gbit_s:g} Gbit/s"
-            _box(axes, column, row, f"{nic.name}  {nic.kind}{speed}", "aliceblue")
+            _box(axes, column, row, f"{nic.name}  {nic.kind or 'interface'}{speed}", "aliceblue")
     _links(axes, node, spots)
     if spots and node.links:
         figure.legend(loc="outside lower center", ncols=4, fontsize=7)

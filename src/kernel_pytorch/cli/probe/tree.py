@@ -46,7 +46,7 @@ def report_tree(report: ProbeReport) -> Branch:
     ]
     root.below.append(Branch("network", interfaces or [Branch("none but loopback")]))
     disks = [
-        Branch(f"{disk.name}  {disk.kind}, {_gb(disk.size_bytes)}{_after(disk.model)}")
+        Branch(f"{disk.name}  {disk.kind or 'kind unknown'}, {_gb(disk.size_bytes)}{_after(disk.model)}")
         for disk in node.storage
     ]
     root.below.append(Branch("storage", disks or [Branch("no block device")]))
@@ -60,8 +60,8 @@ def report_tree(report: ProbeReport) -> Branch:
 def _usable(node: NodeTopology) -> str:
     limits, gpus = node.limits, [device for device in node.devices if device.kind == "gpu"]
     cpus = _counted(len(limits.cpus), "CPU")
-    if limits.cpu_quota is not None:
-        cpus += f" for {limits.cpu_quota:g} CPU seconds a second"
+    if limits.usable_cpus < len(limits.cpus):
+        cpus += f" for {limits.usable_cpus:g} CPU seconds a second"
     parts = [cpus, "memory unknown" if node.memory_gb is None else f"{node.memory_gb:.1f} GB"]
     if gpus:
         usable = sum(gpu.hidden is None for gpu in gpus)

@@ -69,11 +69,13 @@ class Limits:
 @dataclass(frozen=True, kw_only=True)
 class NetworkInterface:
     name: str
-    kind: Literal["ethernet", "infiniband", "roce", "loopback", "virtual"]
+    kind: Literal["ethernet", "infiniband", "roce", "loopback", "virtual"] | None
+    """None: another one, or unknown."""
     speed_gbit_s: float | None = None
     mtu: int | None = None
     driver: str | None = None
     carrier: bool | None = None
+    """Of an RDMA device without an interface: whether any of its ports is active."""
     numa_node: int | None = None
     rdma_device: str | None = None
     """Name of its InfiniBand or RoCE device, as in NCCL_IB_HCA."""
@@ -82,7 +84,7 @@ class NetworkInterface:
 @dataclass(frozen=True, kw_only=True)
 class BlockDevice:
     name: str
-    kind: Literal["nvme", "ssd", "hdd", "virtual"]
+    kind: Literal["nvme", "ssd", "hdd", "virtual"] | None
     size_bytes: int
     model: str | None = None
     numa_node: int | None = None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..known import total
 from .device import DeviceCapability, DeviceInfo, DeviceLink, HardwareVendor, LinkKind, PciLink
 from .host import BlockDevice, Cache, CpuPackage, Limits, NetworkInterface, NumaNode
 
@@ -103,8 +104,7 @@ class ClusterTopology:
     @property
     def total_memory_gb(self) -> float | None:
         """Memory of all devices; None if one's is unknown."""
-        sizes = [device.memory_gb for device in self.devices]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return total(device.memory_gb for device in self.devices)
 
     @property
     def vendor_distribution(self) -> dict[HardwareVendor, int]:

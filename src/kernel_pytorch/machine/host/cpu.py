@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 from ..facts import Cache, CpuPackage, HardwareVendor, HugePages, NumaNode
-from ..files import Files
+from ..files import Files, in_line, whole
 
 _CPUS = "sys/devices/system/cpu"
 _NODES = "sys/devices/system/node"
 CPU_VENDORS = {"AuthenticAMD": HardwareVendor.AMD, "GenuineIntel": HardwareVendor.INTEL}
+_MODEL_KEYS = ("model name", "cpu model", "cpu", "uarch")
+"""In /proc/cpuinfo, in lower case: x86 and LoongArch, MIPS, POWER, RISC-V."""
+# ARM's kernels give numbers: implementer and part (the Main ID Register, MIDR_EL1).
+_ARM_MODELS = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd85"): "Cortex-X925",
+    ("0x41", "0xd87"): "Cortex-A725",
+    ("0x43", "0x0af"): "ThunderX2",
+    ("0x46", "0x001"): "A64FX",
+    ("0x48", "0xd01"): "Kunpeng-920",
+    ("0x4e", "0x004"): "Carmel",
+    ("0xc0", "0xac3"): "Ampere-1",
+    ("0xc0", "0xac4"): "Ampere-1a",
+}
 _CACHE_TYPES: dict[str | None, Literal["data", "instruction", "unified"]] = {
     "Data": "data",
     "Instruction": "instruction",
     "Unified": "unified",
 }
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def online_cpus(files: Files) -> tuple[int, ...]:
@@ -23,22 +50,30 @@ def online_cpus(files: Files) -> tuple[int, ...]:
 
 
 def read_packages(files: Files) -> tuple[CpuPackage, ...]:
-    """The sockets with their online cores; empty where there is no sysfs."""
-    online = set(online_cpus(files))
-    cores: dict[int, set[tuple[int, ...]]] = {}
-    for cpu in sorted(online):
-        topology = f"{_CPUS}/cpu{cpu}/topology"
-        package = files.number(f"{topology}/physical_package_id")
-        threads = files.cpus(f"{topology}/core_cpus_list") or files.cpus(f"{topology}/thread_siblings_list")
-        core = tuple(thread for thread in threads if thread in online) or (cpu,)
-        cores.setdefault(0 if package is None else max(package, 0), set()).add(core)
+    """The sockets with their online cores; empty where there is no sysfs.
+
+    Where no CPU names its package there is one; where some do, the others are in none.
+    """
+    online = online_cpus(files)
+    ids = {cpu: files.count(f"{_CPUS}/cpu{cpu}/topology/physical_package_id") for cpu in online}
+    if set(ids.values()) == {None}:
+        ids = dict.fromkeys(online, 0)
+    threads = {cpu: _threads(files, cpu) for cpu in online}
+    cores: dict[int, list[tuple[int, ...]]] = {}
+    free = {cpu for cpu, package in ids.items() if package is not None}
+    for cpu in sorted(free, key=lambda cpu: (not threads[cpu], cpu)):  # first those that name their core
+        if (package := ids[cpu]) is not None and cpu in free:
+            mates = (mate for mate in threads[cpu] if mate in free and ids[mate] == package)
+            core = tuple(mates) or (cpu,)
+            cores.setdefault(package, []).append(core)
+            free.difference_update(core)
     described = _cpuinfo(files)
     return tuple(
         CpuPackage(
             package_id=package,
-            model=described.get(min(found)[0], {}).get("model name"),
+            model=_joined(_model(described.get(cpu, {})) for core in found for cpu in core),
             vendor=CPU_VENDORS.get(
-                described.get(min(found)[0], {}).get("vendor_id", ""), HardwareVendor.UNKNOWN
+                described.get(found[0][0], {}).get("vendor_id", ""), HardwareVendor.UNKNOWN
             ),
             cores=tuple(sorted(found)),
         )
@@ -46,15 +81,40 @@ def read_packages(files: Files) -> tuple[CpuPackage, ...]:
     )
 
 
+def _threads(files: Files, cpu: int) -> tuple[int, ...]:
+    """The CPUs of its core, itself among them; empty if unknown."""
+    lists = (f"{_CPUS}/cpu{cpu}/topology/{name}" for name in ("core_cpus_list", "thread_siblings_list"))
+    return next((found for name in lists if cpu in (found := files.cpus(name))), ())
+
+
 def _cpuinfo(files: Files) -> dict[int, dict[str, str]]:
-    """What /proc/cpuinfo tells of each CPU. ARM's kernels name neither vendor nor model there."""
+    """What /proc/cpuinfo tells of each CPU; its keys in lower case."""
     found = {}
     for block in (files.text("proc/cpuinfo") or "").split("\n\n"):
-        pairs = (line.partition(":") for line in block.splitlines())
-        entry = {key.strip(): value.strip() for key, _, value in pairs}
-        if entry.get("processor", "").isdecimal():
-            found[int(entry["processor"])] = entry
+        pairs = (line.partition(":") for line in block.split("\n"))
+        entry = {key.strip().lower(): value.strip() for key, _, value in pairs}
+        if (number := whole(entry.get("processor"))) is not None:
+            found[number] = entry
     return found
+
+
+def _model(entry: dict[str, str]) -> str | None:
+    if part := entry.get("cpu part"):
+        implementer = entry.get("cpu implementer", "unknown")
+        return _ARM_MODELS.get((implementer, part), f"ARM implementer {implementer}, part {part}")
+    named = (entry[key] for key in _MODEL_KEYS if entry.get(key))
+    return next(named, "").removesuffix(", altivec supported") or None
+
+
+def _joined(models: Iterable[str | None]) -> str | None:
+    """Each name once: a package may have cores of several kinds (big.LITTLE)."""
+    return " + ".join(dict.fromkeys(filter(None, models))) or None
+
+
+def highest_mhz(files: Files, package: CpuPackage, name: str) -> int | None:
+    """The highest of a package's clocks in the files ``cpufreq/name``, which are in kHz: cores may differ."""
+    clocks = (files.count(f"{_CPUS}/cpu{core[0]}/cpufreq/{name}") for core in package.cores)
+    return max((khz // 1000 for khz in clocks if khz), default=None)
 
 
 def read_caches(files: Files) -> tuple[Cache, ...]:
@@ -65,21 +125,19 @@ def read_caches(files: Files) -> tuple[Cache, ...]:
         folder = f"{_CPUS}/cpu{cpu}/cache"
         for index in files.numbered(folder, "index"):
             cache = f"{folder}/index{index}"
-            level, kind = files.number(f"{cache}/level"), _CACHE_TYPES.get(files.text(f"{cache}/type"))
+            level, kind = files.count(f"{cache}/level"), _CACHE_TYPES.get(files.text(f"{cache}/type"))
             size = _size_bytes(files.text(f"{cache}/size"))
-            if level is None or kind is None or size is None:
+            shared = tuple(c for c in files.cpus(f"{cache}/shared_cpu_list") if c in online)
+            if level is None or kind is None or size is None or cpu not in shared:
                 continue
-            shared = tuple(c for c in files.cpus(f"{cache}/shared_cpu_list") if c in online) or (cpu,)
             found[level, kind, shared] = Cache(level=level, type=kind, size_bytes=size, cpus=shared)
     return tuple(found[key] for key in sorted(found))
 
 
 def _size_bytes(text: str | None) -> int | None:
     """``32768K`` in bytes."""
-    digits = (text or "").rstrip("KMG")
-    if text is None or not digits.isdecimal():
-        return None
-    return int(digits) * _UNITS.get(text[len(digits) :], 1)
+    found = re.fullmatch("([0-9]{1,12})([KMG]?)", text or "")
+    return int(found[1]) * _UNITS[found[2]] if found else None
 
 
 def read_numa_nodes(files: Files) -> tuple[NumaNode, ...]:
@@ -98,30 +156,31 @@ def read_numa_nodes(files: Files) -> tuple[NumaNode, ...]:
             numa_id=number,
             cpus=tuple(cpu for cpu in files.cpus(f"{_NODES}/node{number}/cpulist") if cpu in online),
             memory_bytes=meminfo_bytes(files.text(f"{_NODES}/node{number}/meminfo"), "MemTotal"),
-            distances=tuple(map(int, (files.text(f"{_NODES}/node{number}/distance") or "").split())),
+            distances=_distances(files.text(f"{_NODES}/node{number}/distance"), len(ids)),
             huge_pages=_huge_pages(files, f"{_NODES}/node{number}/hugepages"),
         )
         for number in ids
     )
 
 
+def _distances(text: str | None, num_nodes: int) -> tuple[int, ...]:
+    """One for each node; empty if unknown."""
+    found = [whole(word) for word in (text or "").split(" ")]
+    known = tuple(distance for distance in found if distance is not None and distance >= 0)
+    return known if len(known) == len(found) == num_nodes else ()
+
+
 def meminfo_bytes(text: str | None, key: str) -> int | None:
-    """The entry ``key`` of a meminfo file, whose kB are 1024 bytes."""
-    for line in (text or "").splitlines():
-        words = line.replace(":", " ").split()
-        if key in words and words[-1] == "kB":
-            return int(words[words.index(key) + 1]) * 1024
-    return None
+    """The entry ``key`` of a meminfo file, of the host or of a NUMA node, whose kB are 1024 bytes."""
+    found = whole(in_line(text, rf"(?:Node \d+ )?{key}:[ \t]*(\d+) kB"))
+    return None if found is None else found * 1024
 
 
 def _huge_pages(files: Files, folder: str) -> tuple[HugePages, ...]:
     found = []
     for name in files.names(folder):
-        size = name.removeprefix("hugepages-").removesuffix("kB")
-        total, free = (
-            files.number(f"{folder}/{name}/nr_hugepages"),
-            files.number(f"{folder}/{name}/free_hugepages"),
-        )
-        if size.isdecimal() and total is not None and free is not None:
-            found.append(HugePages(size_bytes=int(size) * 1024, total=total, free=free))
+        size_kb = whole(name.removeprefix("hugepages-").removesuffix("kB"))
+        total, free = (files.count(f"{folder}/{name}/{which}_hugepages") for which in ("nr", "free"))
+        if size_kb is not None and total is not None and free is not None:
+            found.append(HugePages(size_bytes=size_kb * 1024, total=total, free=free))
     return tuple(sorted(found, key=lambda pages: pages.size_bytes))

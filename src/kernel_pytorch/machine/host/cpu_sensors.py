@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
-from ..files import Files
+from ..files import Files, whole
 
 _HWMON = "sys/class/hwmon"
 _THERMAL = "sys/class/thermal"
 _POWERCAP = "sys/class/powercap"
 
 
+# Thermal zones of x86; of device trees, which name them as they like: the CPUs' own, else the whole chip's
+# (cpu-thermal, CPU-therm, cpuss0-thermal, cluster1-thermal, bigcore0-thermal; soc_thermal, package-thermal).
+_ZONES = ("x86_pkg_temp", "cpu|cpuss|cluster|cls|big|little|bigcore|littlecore", "soc|package")
+
+
 def temperature_files(files: Files, package_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
     """For each package that has any, its temperature files, in thousandths of a degree Celsius.
 
-    Source: the kernel's hwmon drivers coretemp (Intel) and k10temp (AMD), else thermal zones x86_pkg_temp.
-    Sensors that do not name their package count as in the packages' order, if they divide evenly.
+    Source: the kernel's hwmon drivers coretemp (Intel) and k10temp (AMD), else thermal zones, else the hwmon
+    devices that are made of thermal zones. Sensors that do not name their package are assigned to packages in
+    order, if their number is a multiple of the packages'.
     """
     named: dict[int, tuple[str, ...]] = {}
     unnamed: list[str] = []
@@ -32,9 +39,11 @@ def temperature_files(files: Files, package_ids: Sequence[int]) -> dict[int, tup
             unnamed += [own or f"{folder}/temp1_input"]
     if named:
         return named
-    if not unnamed:
-        zones = (f"{_THERMAL}/thermal_zone{zone}" for zone in files.numbered(_THERMAL, "thermal_zone"))
-        unnamed = [f"{zone}/temp" for zone in zones if files.text(f"{zone}/type") == "x86_pkg_temp"]
+    for words in _ZONES if not unnamed else ():
+        for sensors in (_zones(files), _hwmon_inputs(files)):
+            unnamed = unnamed or [
+                name for kind, name in sensors if re.search(f"(?<![a-z])({words})(?![a-z])", kind.lower())
+            ]
     each, rest = divmod(len(unnamed), len(package_ids)) if package_ids else (0, 0)
     if not each or rest:
         return {}
@@ -42,6 +51,30 @@ def temperature_files(files: Files, package_ids: Sequence[int]) -> dict[int, tup
         package_id: tuple(unnamed[each * place : each * (place + 1)])
         for place, package_id in enumerate(package_ids)
     }
+
+
+def why_no_temperature(files: Files) -> str:
+    """What to tell where no temperature of a package could be read."""
+    kinds = sorted({kind for sensors in (_zones(files), _hwmon_inputs(files)) for kind, _ in sensors})
+    if not kinds:
+        return "no sensor in /sys/class/hwmon or /sys/class/thermal"
+    return f"none of the sensors {', '.join(kinds)} could be read as that of a CPU package"
+
+
+def _zones(files: Files) -> Iterator[tuple[str, str]]:
+    """Kind and temperature file of each thermal zone."""
+    for number in files.numbered(_THERMAL, "thermal_zone"):
+        zone = f"{_THERMAL}/thermal_zone{number}"
+        yield files.text(f"{zone}/type") or "?", f"{zone}/temp"
+
+
+def _hwmon_inputs(files: Files) -> Iterator[tuple[str, str]]:
+    """Driver and file of each temperature of a hwmon device."""
+    for number in files.numbered(_HWMON, "hwmon"):
+        folder = f"{_HWMON}/hwmon{number}"
+        for name in files.names(folder):
+            if re.fullmatch("temp[0-9]+_input", name):
+                yield files.text(f"{folder}/name") or "?", f"{folder}/{name}"
 
 
 def _labels(files: Files, folder: str) -> dict[str, str]:
@@ -59,6 +92,7 @@ def energy_zones(files: Files, package_ids: Sequence[int]) -> dict[int, str]:
     for name in files.names(_POWERCAP):
         label = files.text(f"{_POWERCAP}/{name}/name") or ""
         package = label.removeprefix("package-")
-        if name.startswith("intel-rapl:") and label != package and package.isdecimal():
-            found[int(package)] = f"{_POWERCAP}/{name}"
+        number = whole(package)
+        if name.startswith("intel-rapl:") and label != package and number is not None:
+            found[number] = f"{_POWERCAP}/{name}"
     return {package_id: found[package_id] for package_id in package_ids if package_id in found}

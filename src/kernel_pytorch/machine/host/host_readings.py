@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from ..files import Files, printable
+from ..files import Files, in_line, printable, whole
+from ..known import total
 from ..readings import DiskReading, HostReading, NicReading
 from .cpu import meminfo_bytes
 from .limits import own_groups
+from .mounts import mount_points
+from .network import NET, adapter_has_carrier, adapter_ports, has_carrier, lone_adapters
 
-_NET = "sys/class/net"
-_RDMA = "sys/class/infiniband"
 _RDMA_ERRORS = ("symbol_error", "port_rcv_errors", "port_xmit_discards")
 
 
@@ -48,67 +48,51 @@ class HostReader:
         )
 
     def _oom_kills(self) -> int | None:
-        """In this process's control group where it has one; else on the host."""
-        for group in self._memory_groups:
-            for name in ("memory.events", "memory.oom_control"):  # of cgroup v2 and v1
-                kills = _entry(self._files.text(f"{group}/{name}"), "oom_kill")
-                if kills is not None:
-                    return kills
-        return _entry(self._files.text("proc/vmstat"), "oom_kill")
+        events = self._of_the_group("memory.events", "memory.oom_control")  # of cgroup v2 and v1
+        return whole(in_line(self._files.text(events or "proc/vmstat"), r"oom_kill (\d+)"))
 
     def _memory_stall_s(self) -> float | None:
-        for group in self._memory_groups:
-            stalled_s = _stall_s(self._files.text(f"{group}/memory.pressure"))
-            if stalled_s is not None:
-                return stalled_s
-        return _stall_s(self._files.text("proc/pressure/memory"))
+        return _stall_s(self._files.text(self._of_the_group("memory.pressure") or "proc/pressure/memory"))
+
+    def _of_the_group(self, *names: str) -> str | None:
+        """The first of these files that this process's control group has; without any the host's count."""
+        paths = (f"{group}/{name}" for group in self._memory_groups for name in names)
+        return next(filter(self._files.exists, paths), None)
 
     def _adapters(self) -> dict[str, NicReading]:
         """RDMA adapters without an interface of their own, by name, with the errors of all their ports."""
-        found = {}
-        for name in self._files.names(_RDMA):
-            if not self._files.names(f"{_RDMA}/{name}/device/net"):
-                ports = [
-                    f"{_RDMA}/{name}/ports/{port}"
-                    for port in self._files.numbered(f"{_RDMA}/{name}/ports", "")
-                ]
-                states = [self._files.text(f"{port}/state") for port in ports]
-                counts = [self._files.number(f"{port}/counters/{c}") for port in ports for c in _RDMA_ERRORS]
-                known = [count for count in counts if count is not None]
-                found[name] = NicReading(
-                    carrier=None
-                    if None in states or not states
-                    else any(s.startswith("4:") for s in states if s),
-                    errors=sum(known) if known and len(known) == len(counts) else None,
-                )
-        return found
+        files = self._files
+        return {
+            printable(name): NicReading(
+                carrier=adapter_has_carrier(files, name),
+                errors=total(
+                    files.count(f"{port}/counters/{counter}")
+                    for port in adapter_ports(files, name).values()
+                    for counter in _RDMA_ERRORS
+                ),
+            )
+            for name in lone_adapters(files)
+        }
 
     def _interfaces(self) -> list[str]:
-        return [name for name in self._files.names(_NET) if name != "lo" and self._is_interface(name)]
+        return [name for name in self._files.names(NET) if name != "lo" and self._is_interface(name)]
 
     def _is_interface(self, name: str) -> bool:
         """Not ``bonding_masters``, a file; nor a bridge, whose carrier comes and goes with what it joins."""
-        folder = f"{_NET}/{name}"
+        folder = f"{NET}/{name}"
         return self._files.exists(f"{folder}/operstate") and not self._files.exists(f"{folder}/bridge")
 
     def _of_a_device(self, name: str) -> bool:
-        return self._files.exists(f"{_NET}/{name}/device")
+        return self._files.exists(f"{NET}/{name}/device")
 
     def _nic(self, name: str) -> NicReading:
-        folder = f"{_NET}/{name}"
-        carrier = self._files.number(f"{folder}/carrier")  # the kernel refuses it for one that is set down
-        down = self._files.text(f"{folder}/operstate") == "down"
-        received = self._files.number(f"{folder}/statistics/rx_errors")
-        sent = self._files.number(f"{folder}/statistics/tx_errors")
-        return NicReading(
-            carrier=bool(carrier) if carrier is not None else False if down else None,
-            errors=None if received is None or sent is None else received + sent,
-        )
+        errors = (self._files.count(f"{NET}/{name}/statistics/{way}_errors") for way in ("rx", "tx"))
+        return NicReading(carrier=has_carrier(self._files, name), errors=total(errors))
 
     def _disk(self, mount: str) -> DiskReading | None:
         try:
             space = os.statvfs(self._files.path(mount))
-        except OSError:
+        except (OSError, ValueError):
             return None
         size = space.f_frsize
         return DiskReading(total_bytes=space.f_blocks * size, free_bytes=space.f_bavail * size)
@@ -116,44 +100,5 @@ class HostReader:
 
 def _stall_s(text: str | None) -> float | None:
     """Seconds of the line ``some`` (Linux: Documentation/accounting/psi.rst)."""
-    for line in (text or "").splitlines():
-        kind, _, total = line.partition(" avg10=")
-        if kind == "some" and " total=" in total:
-            return int(total.rpartition("total=")[2]) / 1e6
-    return None
-
-
-def _entry(text: str | None, key: str) -> int | None:
-    for line in (text or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return int(value)
-    return None
-
-
-def mount_points(files: Files) -> Iterator[str]:
-    """Where files are kept: ``/``, file systems on block devices, RAM disks; each file system once.
-
-    Left out: what cannot be written (full from the start), network file systems (asking a dead server hangs),
-    the kernel's own. Source: ``/proc/self/mountinfo`` (man 5 proc_pid_mountinfo).
-    """
-    seen: set[str] = set()
-    for line in (files.text("proc/self/mountinfo") or "").splitlines():
-        left, _, right = line.partition(" - ")
-        _, _, device, _, escaped, options, *_ = left.split(" ")
-        kind, source, *_ = right.split(" ")
-        mount = escaped.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-        on_block_device = source.startswith("/dev/") and not source.startswith("/dev/loop")
-        in_memory = kind == "tmpfs" and not mount.startswith(("/sys/", "/proc/"))
-        if device in seen or "ro" in options.split(",") or not (mount == "/" or on_block_device or in_memory):
-            continue
-        if _is_folder(files, mount):  # containers bind single files: /etc/hosts
-            seen.add(device)
-            yield mount
-
-
-def _is_folder(files: Files, mount: str) -> bool:
-    try:
-        return stat.S_ISDIR(files.path(mount).stat().st_mode)
-    except OSError:
-        return False
+    microseconds = whole(in_line(text, r"some avg10=.* total=(\d+)"))
+    return None if microseconds is None else microseconds / 1e6

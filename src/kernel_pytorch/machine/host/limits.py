@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from ..facts import Limits
-from ..files import Files, parse_cpu_list
+from ..files import Files, in_line, parse_cpu_list, whole
 from .cpu import online_cpus
+from .mounts import read_mounts
 
 _V1_NO_LIMIT = 1 << 62  # cgroup v1 has no word for "none" but a number near 2**63
 
@@ -22,7 +23,7 @@ def read_limits(files: Files) -> Limits:
     for folder in _groups(files, "cpu"):
         quotas.extend(_quota(files, folder))
     for folder in _groups(files, "memory"):
-        limits = (files.number(f"{folder}/{name}") for name in ("memory.max", "memory.limit_in_bytes"))
+        limits = (files.count(f"{folder}/{name}") for name in ("memory.max", "memory.limit_in_bytes"))
         memory.extend(limit for limit in limits if limit is not None and limit < _V1_NO_LIMIT)
     return Limits(
         cpus=_affinity(files),
@@ -34,20 +35,17 @@ def read_limits(files: Files) -> Limits:
 def _affinity(files: Files) -> tuple[int, ...]:
     """Affinity and cpuset in one: the kernel lists what is left of both."""
     online = online_cpus(files)
-    for line in (files.text("proc/self/status") or "").splitlines():
-        if line.startswith("Cpus_allowed_list:"):
-            allowed = set(parse_cpu_list(line.partition(":")[2]))
-            return tuple(cpu for cpu in online if cpu in allowed) if online else tuple(sorted(allowed))
-    return online
+    text = in_line(files.text("proc/self/status"), r"Cpus_allowed_list:[ \t]*(.*)")
+    allowed = set(parse_cpu_list(text or "")) or set(online)
+    return tuple(cpu for cpu in online if cpu in allowed) if online else tuple(sorted(allowed))
 
 
 def _quota(files: Files, folder: str) -> Iterator[float]:
-    quota, period = [*(files.text(f"{folder}/cpu.max") or "").split(), "", ""][:2]
-    if quota.isdecimal() and period.isdecimal():
-        yield int(quota) / int(period)
+    v2_quota, _, v2_period = (files.text(f"{folder}/cpu.max") or "").partition(" ")
     v1_quota, v1_period = (files.number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if v1_quota is not None and v1_period and v1_quota > 0:
-        yield v1_quota / v1_period
+    for quota, period in ((whole(v2_quota), whole(v2_period)), (v1_quota, v1_period)):
+        if quota is not None and period is not None and quota > 0 and period > 0:
+            yield quota / period
 
 
 def _groups(files: Files, controller: str) -> Iterator[str]:
@@ -59,19 +57,15 @@ def _groups(files: Files, controller: str) -> Iterator[str]:
 def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str, str]]:
     """For each hierarchy with the controller: kind, mount point, group mounted there, own group."""
     paths = _own_paths(files)
-    for line in (files.text("proc/self/mountinfo") or "").splitlines():
-        # 36 35 98:0 /root /mount/point options - type source super,options
-        before, _, after = line.partition(" - ")
-        kind, _, options = [*after.split(maxsplit=2), "", "", ""][:3]
-        if kind == "cgroup2":
+    for mount in read_mounts(files):
+        if mount.kind == "cgroup2":
             path = paths.get("")
-        elif kind == "cgroup" and controller in options.split(","):
+        elif mount.kind == "cgroup" and controller in mount.super_options:
             path = paths.get(controller)
         else:
             continue
-        root, mount = before.split()[3:5]
         if path is not None:
-            yield kind, mount, root, path
+            yield mount.kind, mount.point, mount.root, path
 
 
 def own_groups(files: Files, controller: str) -> list[str]:
@@ -89,11 +83,11 @@ def own_groups(files: Files, controller: str) -> list[str]:
 
 def _own_paths(files: Files) -> dict[str, str]:
     """The group of this process by controller; cgroup v2 is the controller ""."""
-    found = {}
-    for line in (files.text("proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            found[controller] = path
+    found: dict[str, str] = {}
+    for line in (files.text("proc/self/cgroup") or "").split("\n"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if path.startswith("/"):
+            found |= dict.fromkeys(controllers.split(","), path)
     return found
 
 

@@ -37,5 +37,4 @@ def accelerators(files: Files) -> tuple[PciFunction, ...]:
 
 def numa_node_of(files: Files, address: str | None) -> int | None:
     """The NUMA node of a PCI function; None where the firmware does not tell (-1)."""
-    number = files.number(f"{_DEVICES}/{address}/numa_node") if address else None
-    return number if number is not None and number >= 0 else None
+    return files.count(f"{_DEVICES}/{address}/numa_node") if address else None

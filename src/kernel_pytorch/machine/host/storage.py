@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..facts import BlockDevice
-from ..files import Files
+from ..files import Files, printable
 
 _BLOCK = "sys/block"
 _SECTOR_BYTES = 512  # sysfs counts in these, whatever the device's own sectors
@@ -14,26 +16,26 @@ def read_storage(files: Files) -> tuple[BlockDevice, ...]:
     """Disks; without partitions, loop devices, RAM disks, optical and floppy drives, hidden paths."""
     found = []
     for name in files.names(_BLOCK):
-        folder, sectors = f"{_BLOCK}/{name}", files.number(f"{_BLOCK}/{name}/size")
-        if name.rstrip("0123456789") in _NOT_STORAGE or files.number(f"{folder}/hidden") or not sectors:
+        folder, sectors = f"{_BLOCK}/{name}", files.count(f"{_BLOCK}/{name}/size")
+        hidden = files.exists(f"{folder}/hidden") and files.flag(f"{folder}/hidden") is not False
+        if name.rstrip("0123456789") in _NOT_STORAGE or hidden or not sectors:
             continue
-        rotational = files.number(f"{folder}/queue/rotational")
+        kind: Literal["nvme", "ssd", "hdd", "virtual"] | None
         if name.startswith("nvme"):
             kind = "nvme"
         elif not files.exists(f"{folder}/device") or name.startswith(("vd", "xvd")):
             kind = "virtual"  # dm, md, virtio: what is below does not show
         else:
-            kind = "hdd" if rotational else "ssd"
-        numa = files.number(f"{folder}/device/numa_node")
-        if numa is None:
-            numa = files.number(f"{folder}/device/device/numa_node")
+            rotational = files.flag(f"{folder}/queue/rotational")
+            kind = None if rotational is None else "hdd" if rotational else "ssd"
+        numa = files.count(f"{folder}/device/numa_node")
         found.append(
             BlockDevice(
-                name=name,
-                kind=kind,  # type: ignore[arg-type]
+                name=printable(name),
+                kind=kind,
                 size_bytes=sectors * _SECTOR_BYTES,
                 model=files.text(f"{folder}/device/model"),
-                numa_node=numa if numa is not None and numa >= 0 else None,
+                numa_node=files.count(f"{folder}/device/device/numa_node") if numa is None else numa,
             )
         )
     return tuple(found)

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sysfs_trees import write, write_host
 
+from kernel_pytorch.machine.discover import Drivers, read_node
 from kernel_pytorch.machine.facts import HardwareVendor
 from kernel_pytorch.machine.files import Files, format_cpu_list, parse_cpu_list
 from kernel_pytorch.machine.host.cpu import read_caches, read_numa_nodes, read_packages
@@ -166,7 +167,10 @@ def test_what_old_kernels_and_virtual_machines_write(tmp_path):
     assert (package.package_id, package.cores) == (0, ((0, 2), (1, 3)))
     shutil.rmtree(tmp_path / "sys/devices/system/cpu/cpu3/topology")
     (package,) = read_packages(Files(tmp_path))
-    assert (package.package_id, package.cores) == (0, ((0, 2), (1, 3), (3,)))
+    assert (package.package_id, package.cores) == (0, ((0, 2), (1, 3)))  # CPU 1 tells of CPU 3
+    shutil.rmtree(tmp_path / "sys/devices/system/cpu/cpu1/topology")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.package_id, package.cores) == (0, ((0, 2), (1,), (3,)))
 
 
 def test_the_model_is_that_of_a_cpu_that_is_online(tmp_path):
@@ -207,7 +211,94 @@ def test_cpu_lists(cpus):
     assert parse_cpu_list(format_cpu_list(ordered)) == ordered
 
 
-@pytest.mark.parametrize("text", ["a", "1,,x", "-3", "0:4", "2-x"])
-def test_what_is_no_cpu_list(text):
-    with pytest.raises(ValueError, match="a list of CPUs looks like 0-3,8"):
-        parse_cpu_list(text)
+@pytest.mark.parametrize(
+    "text", ["", "a", "1,,x", "-3", "0:4", "2-x", "0-99999999", "1-8192", "\u0663", "0-3 7"]
+)
+def test_what_is_no_cpu_list_is_unknown(text):
+    """Half of a list would be a lie; a range of 100 million CPUs would fill the memory."""
+    assert parse_cpu_list(text) == ()
+
+
+def test_no_core_is_in_two_packages_or_counted_twice(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]], [[2], [3]]], numa=[[0, 1], [2, 3]])
+    for cpu, text in ((0, "0,2"), (2, "2-3"), (3, "3")):
+        for name in ("core_cpus_list", "thread_siblings_list"):
+            write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/topology/{name}", text)
+    assert [package.cores for package in read_packages(Files(tmp_path))] == [((0,), (1,)), ((2, 3),)]
+
+
+def test_a_cpu_without_a_package_is_in_none_if_there_are_several(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]], [[2], [3]]], numa=[[0, 1], [2, 3]])
+    for text in ("?", -1):
+        write(tmp_path, "sys/devices/system/cpu/cpu3/topology/physical_package_id", text)
+        assert [package.cores for package in read_packages(Files(tmp_path))] == [((0,), (1,)), ((2,),)]
+
+
+POWER9 = """\
+processor\t: {cpu}
+cpu\t\t: POWER9 (architected), altivec supported
+clock\t\t: 3800.000000MHz
+revision\t: 2.2 (pvr 004e 1202)
+"""
+LOONGARCH = """\
+processor\t\t: {cpu}
+package\t\t\t: 0
+core\t\t\t: {cpu}
+CPU Family\t\t: Loongson-64bit
+Model Name\t\t: Loongson-3A6000
+"""
+RISCV = "processor\t: {cpu}\nhart\t\t: {cpu}\nisa\t\t: rv64imafdc\nmmu\t\t: sv39\nuarch\t\t: sifive,u74-mc\n"
+NEOVERSE = "processor\t: {cpu}\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+NEW_ARM = "processor\t: {cpu}\nCPU implementer\t: 0x41\nCPU part\t: 0xfff\n"
+
+
+@pytest.mark.parametrize(
+    ("block", "model"),
+    [
+        (POWER9, "POWER9 (architected)"),
+        ("processor\t: {cpu}\ncpu\t\t: POWER9\n", "POWER9"),
+        ("system type : x\n\n" + LOONGARCH, "Loongson-3A6000"),
+        (RISCV, "sifive,u74-mc"),
+        ("processor\t\t: {cpu}\ncpu model\t\t: Loongson-3 V0.4\n", "Loongson-3 V0.4"),
+        (NEOVERSE, "Neoverse-N1"),
+        (NEW_ARM, "ARM implementer 0x41, part 0xfff"),
+        ("processor\t: {cpu}\n", None),
+    ],
+    ids=["POWER", "POWER short", "LoongArch", "RISC-V", "MIPS", "ARM", "new ARM", "nothing"],
+)
+def test_models_of_other_architectures(tmp_path, block, model):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]])
+    write(tmp_path, "proc/cpuinfo", "\n".join(block.format(cpu=cpu) for cpu in (0, 1)) + "\ntimebase : 512")
+    (package,) = read_packages(Files(tmp_path))
+    assert (package.model, package.vendor) == (model, HardwareVendor.UNKNOWN)
+
+
+def test_a_package_of_two_kinds_of_cores(tmp_path):
+    """big.LITTLE: its clock is the highest, its name has both."""
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]])
+    parts = enumerate(("0xd05", "0xd0b"))
+    blocks = [f"processor : {cpu}\nCPU implementer : 0x41\nCPU part : {part}\n" for cpu, part in parts]
+    write(tmp_path, "proc/cpuinfo", "\n".join(blocks))
+    for cpu, (base, boost) in enumerate(((1800000, 2808000), (2400000, 4004000))):
+        write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/cpufreq/base_frequency", base)
+        write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq", boost)
+    (device,) = read_node(Files(tmp_path), Drivers((), ())).devices
+    assert device.name == "Cortex-A55 + Cortex-A76"
+    assert (device.base_clock_mhz, device.boost_clock_mhz) == (2400, 4004)
+
+
+def test_a_cache_that_does_not_tell_who_shares_it_is_left_to_the_others(tmp_path):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0, 1]])
+    whole = read_caches(Files(tmp_path))
+    cache = "sys/devices/system/cpu/cpu1/cache/index3"
+    write(tmp_path, f"{cache}/shared_cpu_list", "?")
+    assert read_caches(Files(tmp_path)) == whole  # CPU 0 tells of it
+    write(tmp_path, "sys/devices/system/cpu/cpu0/cache/index3/size", "16MB")
+    assert [cache.level for cache in read_caches(Files(tmp_path))] == [1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("text", ["10", "10 20 30", "10 x", "10 x 20", "-1 10", "?"])
+def test_distances_that_are_not_one_for_each_node_are_unknown(tmp_path, text):
+    write_host(tmp_path, packages=[[[0], [1]]], numa=[[0], [1]])
+    write(tmp_path, "sys/devices/system/node/node1/distance", text)
+    assert [numa.distances for numa in read_numa_nodes(Files(tmp_path))] == [(10, 20), ()]

@@ -4,10 +4,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 from sysfs_trees import write
 
 from kernel_pytorch.machine.files import Files
-from kernel_pytorch.machine.host.host_readings import HostReader, mount_points
+from kernel_pytorch.machine.host.host_readings import HostReader
+from kernel_pytorch.machine.host.mounts import mount_points, read_mounts
 from kernel_pytorch.machine.readings import NicReading
 
 
@@ -108,6 +110,91 @@ def test_mount_points(tmp_path: Path):
     assert list(mount_points(Files(tmp_path))) == ["/dev/shm", "/", "/data sets"]
 
 
+LOCAL = r"""30 1 0:40 / / rw - zfs rpool/root rw,xattr
+31 30 0:41 / /tank rw - zfs tank/data rw
+32 30 0:42 /@home /home rw - btrfs /dev/sda2 rw,subvol=/@home
+33 30 0:43 /@var /var rw - btrfs /dev/sda2 rw,subvol=/@var
+34 30 0:44 / /pool rw - bcachefs /dev/sdb:/dev/sdc rw
+35 30 0:45 / /shared rw - virtiofs myfs rw
+36 30 0:46 / /flash rw - ubifs ubi0:data rw
+37 30 259:3 / /nvme rw shared:1 - xfs /dev/nvme0n1p3
+38 30 8:1 / /a\040b\134c rw - ext4 /dev/disk/by-label/a rw"""
+ELSEWHERE = r"""40 1 0:50 / /nfs rw - nfs4 server:/x rw
+41 1 0:51 / /cifs rw - cifs //server/x rw
+42 1 0:52 / /lustre rw - lustre 10.0.0.1@o2ib:/fs rw
+43 1 0:53 / /ceph rw - ceph 10.0.0.1:6789:/ rw
+44 1 0:54 / /sshfs rw - fuse.sshfs me@server: rw
+45 1 0:55 / /gpfs rw - gpfs /dev/gpfs0 rw
+46 1 0:56 / /s3 rw - fuse /dev/fuse rw
+47 1 0:57 / /9p rw - 9p server rw,trans=tcp
+48 1 0:58 / /beegfs rw - beegfs beegfs_nodev rw
+49 1 8:17 / /ocfs2 rw - ocfs2 /dev/sdb1 rw
+50 1 0:59 / /merged rw - overlay overlay rw,lowerdir=/l
+51 1 0:60 / /cgroup rw - cgroup2 cgroup2 rw"""
+
+
+def test_local_file_systems_without_a_block_device_count(tmp_path: Path):
+    write_all(tmp_path, {"proc/self/mountinfo": f"{LOCAL}\n{ELSEWHERE}"})
+    local = [mount.point for mount in read_mounts(Files(tmp_path))]
+    assert len(local) == 21
+    for folder in local:
+        (tmp_path / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    assert list(mount_points(Files(tmp_path))) == [
+        "/",
+        "/tank",
+        "/home",  # and not /var, which is the same space
+        "/pool",
+        "/shared",
+        "/flash",
+        "/nvme",
+        "/a b\\c",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "30 1 0:40",
+        "30 1 0:40 / /tank rw",
+        "30 1 0:40 / /tank rw - ",
+        "30 1 tank / /tank rw - zfs tank",
+        "30 1 8:1 / /\\000 rw - ext4 /dev/sda rw",
+        " - - - ",
+    ],
+)
+def test_a_line_that_is_no_mount_is_skipped(tmp_path: Path, line: str):
+    (tmp_path / "tank").mkdir()
+    write_all(tmp_path, {"proc/self/mountinfo": f"1 0 8:1 / / rw - ext4 /dev/sda rw\n{line}"})
+    assert list(mount_points(Files(tmp_path))) == ["/"]
+    assert HostReader(str(tmp_path)).read().disks.keys() == {"/"}
+
+
+@pytest.mark.parametrize(
+    "text", ["oom_kill", "oom_kill x", "oom_kill -1", "xoom_kill 3", "oom_kill 3 4", "3"]
+)
+def test_kills_that_are_no_number_are_unknown(tmp_path: Path, text: str):
+    write_all(tmp_path, {"proc/vmstat": f"pgfault 7\n{text}"})
+    assert HostReader(str(tmp_path)).read().oom_kills is None
+
+
+@pytest.mark.parametrize(
+    "text", ["some avg10=1.00", "some avg10=0 total=", "some avg10=0 total=x", "full avg10=0 total=9", "some"]
+)
+def test_pressure_that_is_no_number_is_unknown(tmp_path: Path, text: str):
+    write_all(tmp_path, {"proc/pressure/memory": text, "proc/pressure/cpu": text})
+    reading = HostReader(str(tmp_path)).read()
+    assert (reading.memory_stall_s, reading.cpu_stall_s) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["MemAvailable: x kB", "MemAvailable: 7", "MemAvailable kB", "XMemAvailable: 7 kB"]
+)
+def test_memory_that_is_no_number_of_kb_is_unknown(tmp_path: Path, text: str):
+    write_all(tmp_path, {"proc/meminfo": f"MemTotal: 1000 kB\n{text}"})
+    assert HostReader(str(tmp_path)).read().memory_available_bytes is None
+
+
 def test_the_root_of_a_container(tmp_path: Path):
     write_all(tmp_path, {"proc/self/mountinfo": "1 0 0:50 / / rw - overlay overlay rw,lowerdir=/a"})
     assert list(mount_points(Files(tmp_path))) == ["/"]
@@ -176,7 +263,7 @@ def test_adapters_without_an_interface(tmp_path: Path):
                 if errors is not None:
                     write(tmp_path, f"{folder}/counters/{counter}", errors)
         if interface:
-            (tmp_path / f"sys/class/infiniband/{name}/device/net/ib0").mkdir(parents=True)
+            (tmp_path / f"sys/class/net/ib0/device/infiniband/{name}").mkdir(parents=True)
 
     adapter("mlx5_0", "4: ACTIVE", errors=2)
     adapter("mlx5_1", "1: DOWN", errors=None)

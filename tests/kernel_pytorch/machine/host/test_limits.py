@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sysfs_trees import write, write_host
+from sysfs_trees import write
 
 from kernel_pytorch.machine.files import Files
 from kernel_pytorch.machine.host.limits import read_limits
@@ -23,7 +23,8 @@ def mount(line_root: str, point: str, kind: str) -> str:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    write_host(tmp_path, packages=[[[cpu] for cpu in range(64)]], numa=[range(64)])
+    write(tmp_path, "sys/devices/system/cpu/online", "0-63")
+    write(tmp_path, "proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-63\nMems_allowed_list:\t0")
     return tmp_path
 
 
@@ -95,6 +96,31 @@ def test_v1_controllers_are_not_taken_for_others(host):
         write(host, f"sys/fs/cgroup/{name}/cpu.cfs_quota_us", 100000)
         write(host, f"sys/fs/cgroup/{name}/cpu.cfs_period_us", 100000)
     assert read_limits(Files(host)).cpu_quota is None
+
+
+@pytest.mark.parametrize(
+    "text", ["200000 0", "200000", "0 100000", "-1 100000", "x 100000", "200000 100000 1"]
+)
+def test_a_quota_that_is_none(host, text):
+    write(host, "proc/self/cgroup", "0::/")
+    write(host, "proc/self/mountinfo", mount("/", "/sys/fs/cgroup", V2))
+    write(host, "sys/fs/cgroup/cpu.max", text)
+    assert read_limits(Files(host)).cpu_quota is None
+
+
+def test_lines_that_are_no_group_and_no_mount_are_skipped(host):
+    write(host, "proc/self/cgroup", "\ngarbage\n0:\n7:x\n0::/job\n")
+    write(host, "proc/self/mountinfo", "\n31 23\n - cgroup2\n" + mount("/", r"/sys/fs/c\040g", V2))
+    write(host, "sys/fs/c g/job/memory.max", 4096)
+    assert read_limits(Files(host)).memory_bytes == 4096
+
+
+@pytest.mark.parametrize(
+    "text", ["Cpus_allowed_list:", "Cpus_allowed_list:\nMems: 0", "Cpus_allowed_list:\t0-x", "x"]
+)
+def test_an_affinity_that_cannot_be_read_is_that_of_all_cpus(host, text):
+    write(host, "proc/self/status", text)
+    assert read_limits(Files(host)).cpus == tuple(range(64))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from sysfs_trees import write, write_link
 
 from kernel_pytorch.machine.facts import BlockDevice, HardwareVendor, NetworkInterface
 from kernel_pytorch.machine.files import Files
+from kernel_pytorch.machine.host.host_readings import HostReader
 from kernel_pytorch.machine.host.network import read_network_interfaces
 from kernel_pytorch.machine.host.pci import accelerators
 from kernel_pytorch.machine.host.storage import read_storage
@@ -100,8 +103,96 @@ def test_adapters_by_themselves(tmp_path):
             numa_node=0,
             rdma_device="mlx5_0",
         ),
-        NetworkInterface(name="mlx5_1", kind="infiniband", rdma_device="mlx5_1"),
+        NetworkInterface(name="mlx5_1", kind=None, rdma_device="mlx5_1"),
     )
+
+
+def ports(root, adapter, *states):
+    """``"4: ACTIVE"`` or ``"4: ACTIVE 100 Gb/sec"`` of each port, the first being 1; None: no such port."""
+    for number, text in enumerate(states, 1):
+        if text is not None:
+            state, _, rate = text.partition("|")
+            write(root, f"sys/class/infiniband/{adapter}/ports/{number}/state", state)
+            write(root, f"sys/class/infiniband/{adapter}/ports/{number}/rate", f"{rate or 1} Gb/sec (4X)")
+            write(root, f"sys/class/infiniband/{adapter}/ports/{number}/link_layer", "InfiniBand")
+
+
+@pytest.mark.parametrize(
+    ("states", "carrier"),
+    [
+        (("1: DOWN", "4: ACTIVE"), True),
+        (("4: ACTIVE", "?"), True),
+        (("1: DOWN", "2: INIT"), False),
+        (("1: DOWN", "?"), None),
+        (("",), None),
+        (("44: ACTIVE",), None),
+        ((), None),
+    ],
+)
+def test_any_active_port_gives_an_adapter_its_carrier(tmp_path, states, carrier):
+    """For facts and readings alike."""
+    (tmp_path / "sys/class/infiniband/mlx4_0").mkdir(parents=True)
+    ports(tmp_path, "mlx4_0", *states)
+    (adapter,) = read_network_interfaces(Files(tmp_path))
+    assert adapter.carrier is carrier
+    assert HostReader(str(tmp_path)).read().nics["mlx4_0"].carrier is carrier
+
+
+@pytest.mark.parametrize(
+    ("files", "speed"),
+    [
+        ({"dev_port": 0, "dev_id": "0x0"}, 40),
+        ({"dev_port": 1, "dev_id": "0x0"}, 56),
+        ({"dev_port": 0, "dev_id": "0x1"}, 56),
+        ({"dev_port": 0, "dev_id": "?"}, 40),
+        ({"dev_port": "?", "dev_id": "0x0"}, None),
+        ({}, None),
+        ({"dev_port": 3}, None),
+    ],
+)
+def test_an_interface_belongs_to_a_port(tmp_path, files, speed):
+    interface(tmp_path, "ib0", type_=32, device="a", rdma="mlx4_0", **files)
+    ports(tmp_path, "mlx4_0", "4: ACTIVE|40", "4: ACTIVE|56")
+    (found,) = read_network_interfaces(Files(tmp_path))
+    assert (found.rdma_device, found.speed_gbit_s) == ("mlx4_0", speed)
+    assert HostReader(str(tmp_path)).read().nics == {}  # no adapter without an interface either
+
+
+def test_an_interface_that_counts_the_ports_of_other_devices(tmp_path):
+    interface(tmp_path, "eth1", type_=1, device="a", rdma="bnxt_re1", dev_port=1)
+    ports(tmp_path, "bnxt_re1", "4: ACTIVE|100")
+    assert [found.speed_gbit_s for found in read_network_interfaces(Files(tmp_path))] == [100]
+
+
+@pytest.mark.parametrize("speed", [65535, 4294967295, 2147483647, 0, -1, "", "fast", "1_000"])
+def test_speeds_that_mean_unknown(tmp_path, speed):
+    interface(tmp_path, "eth0", type_=1, device="a", speed=speed)
+    interface(tmp_path, "eth1", type_=1, device="b", speed=1600000)
+    speeds = [found.speed_gbit_s for found in read_network_interfaces(Files(tmp_path))]
+    assert speeds == [None, 1600]
+
+
+def test_a_can_bus_is_no_ethernet(tmp_path):
+    """Jetson boards have one. What is no Ethernet and no InfiniBand is of no kind that is known."""
+    interface(tmp_path, "can0", type_=280, device="a")
+    assert [found.kind for found in read_network_interfaces(Files(tmp_path))] == [None]
+
+
+def test_facts_and_readings_agree_on_an_interface_that_is_set_down(tmp_path):
+    interface(tmp_path, "eth0", type_=1, device="a", operstate="down", carrier="")
+    (found,) = read_network_interfaces(Files(tmp_path))
+    assert (found.carrier, HostReader(str(tmp_path)).read().nics["eth0"].carrier) == (False, False)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    for name in (b"sys/class/net/\xff", b"sys/block/\xfe"):
+        os.makedirs(os.fsencode(tmp_path) + b"/" + name + b"/device")
+    for name, text in (("net/\udcff/type", 1), ("net/\udcff/operstate", "up"), ("../block/\udcfe/size", 8)):
+        write(tmp_path, f"sys/class/{name}", text)
+    files = Files(tmp_path)
+    found = (read_network_interfaces(files), read_storage(files), HostReader(str(tmp_path)).read())
+    assert [found[0][0].name, found[1][0].name, *found[2].nics] == ["\ufffd", "\ufffd", "\ufffd"]
+    msgspec.json.encode(found)
 
 
 IN_A_NAMESPACE = """
@@ -130,7 +221,7 @@ def test_a_real_pair_of_veths():
     done = subprocess.run(command, capture_output=True, text=True)
     up, down = done.stdout.splitlines()
     assert up == "[('left', 'virtual', 1234, True), ('right', 'virtual', 1500, True)]", done.stderr
-    assert down == "[('left', 'virtual', 1234, False), ('right', 'virtual', 1500, None)]"
+    assert down == "[('left', 'virtual', 1234, False), ('right', 'virtual', 1500, False)]"
 
 
 def test_block_devices(tmp_path):
@@ -147,6 +238,9 @@ def test_block_devices(tmp_path):
     write(tmp_path, "sys/block/nvme0n1/device/device/numa_node", 1)
     disk("sda", 1000, rotational=1, numa_node=-1)
     disk("sdb", 1000, rotational=0)
+    disk("sdd", 1000, rotational="?")
+    disk("sde", -8)
+    disk("sdf", "9" * 30)
     disk("vda", 10, rotational=1)
     disk("xvda", 10, rotational=0)
     disk("zram0", 10, rotational=0)
@@ -164,6 +258,7 @@ def test_block_devices(tmp_path):
         BlockDevice(name="nvme1n1", kind="nvme", size_bytes=15360, numa_node=0),
         BlockDevice(name="sda", kind="hdd", size_bytes=512000),
         BlockDevice(name="sdb", kind="ssd", size_bytes=512000),
+        BlockDevice(name="sdd", kind=None, size_bytes=512000),
         BlockDevice(name="vda", kind="virtual", size_bytes=5120),
         BlockDevice(name="xvda", kind="virtual", size_bytes=5120),
     )
