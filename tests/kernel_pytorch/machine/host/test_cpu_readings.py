@@ -69,6 +69,16 @@ def test_a_cpu_that_comes_back_does_not_bring_its_past(tmp_path: Path):
     assert reader.read()[0].utilization == 10 / 100
 
 
+def test_a_cpu_whose_counters_start_again_is_left_out(tmp_path: Path):
+    """A container that moved to another host."""
+    reader = CpuReader([package(0, 0, 1)], str(tmp_path))
+    for first, second in ((900, 100), (10, 150)):
+        ticks = [(busy, 0, 0, busy, 0, 0, 0, 0) for busy in (first, second)]
+        write(tmp_path, "proc/stat", stat(*ticks))
+        reading = reader.read()[0]
+    assert reading.utilization == 50 / 100
+
+
 def test_a_busy_cpu_whose_waiting_time_shrinks(tmp_path: Path):
     """As the kernel warns it may: it is busy all the same."""
     reader = CpuReader([package(0, 0)], str(tmp_path))
