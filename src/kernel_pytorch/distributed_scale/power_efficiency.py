@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..machine.facts import DeviceInfo
-from ..placement.heat import committed_w
-from ..power.condition import DeviceCondition, condition_of, read_now
+from ..power.condition import DeviceCondition, committed_w, condition_of, read_now
 from ..power.efficiency import LimitChoice, PowerMeasurement, Workload, carbon_g_h, share_budget
 from ..power.energy import EnergyMeter
 from ..power.limits import PowerLimitError, PowerLimits

@@ -13,9 +13,8 @@ from ..placement.heat import (
     DeviceRequest,
     PlacedJob,
     choose_devices,
-    committed_w,
 )
-from ..power.condition import DeviceCondition, condition_of, read_now, with_past
+from ..power.condition import DeviceCondition, committed_w, condition_of, read_now, with_past
 from .device_numbers import DeviceNumbers
 from .power_efficiency import PowerEfficiencyOptimizer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,7 @@ class DeviceCondition:
     """What is known of a device when a job asks."""
 
     device_id: int
+    kind: Literal["gpu", "cpu"] | None = None
     temperature_c: float | None = None
     slope_c_min: float | None = None
     cooling_down: bool = False
@@ -96,6 +99,7 @@ def condition_of(device: DeviceInfo, snapshot: Snapshot) -> DeviceCondition:
     limit = device.power_limit_w if reading.power_limit_w is None else reading.power_limit_w
     return DeviceCondition(
         device_id=device.device_id,
+        kind=device.kind,
         temperature_c=reading.temperature_c,
         throttle_reasons=reading.throttle_reasons,
         power_w=reading.power_w,
@@ -122,3 +126,18 @@ def with_past(
         )
         for condition in conditions
     ]
+
+
+def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
+    """What counts against a power budget, in watts; None if an idle device has no known draw or limit.
+
+    Args:
+        devices: all that share the budget.
+        estimates_w: what its job is to draw, by device id, for the devices that have one.
+    """
+    counted = [
+        device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w
+        for device in devices
+    ]
+    known = [watts for watts in counted if watts is not None]
+    return math.fsum(known) if len(known) == len(counted) else None
