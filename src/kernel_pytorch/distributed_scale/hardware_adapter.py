@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..machine.current_device import current_device
 from ..machine.facts import HardwareVendor
-from ..placement import PlacementRequest
+from ..placement import PlacementRequest, rank_devices
 from ..placement.job_mesh import create_job_mesh, job_launch_hints
 from ..placement.launch_hints import LaunchHints
-from ..placement.ranking import rank_devices
 from .fault_tolerance import HardwareHealthMonitor
 from .hardware_discovery import HardwareTopologyManager
 from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareScheduler
@@ -19,6 +19,7 @@ from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareSche
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+logger = logging.getLogger(__name__)
 __all__ = ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"]
 
 
@@ -129,7 +130,10 @@ class HardwareAdapter:
             prefer_vendor=prefer_vendor,
             devices=view.own_ids,
         )
-        return rank_devices(view.topology, request, states, free_bytes=view.free_bytes())
+        ranking = rank_devices(view.topology, request, states, free_bytes=view.free_bytes())
+        for device_id, why in ranking.left_out.items():
+            logger.info("left out: device %d %s", device_id, why)
+        return list(ranking.device_ids)
 
     def optimize_for_workload(
         self, job_id: str, required_devices: int, estimated_power_per_device: float = 300.0

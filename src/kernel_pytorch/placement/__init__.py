@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 from ..machine.facts import ClusterTopology, DeviceInfo
 from ..watch.health import HealthState
+from ..watch.health.evidence import severity
 from .link_costs import LinkTable, PairLink, Strength
-from .problem import Problem
-from .request import Health, PlacementRequest, unfit_devices, usable_memory_gb
-from .search import search
-from .text import explain, too_few
-from .walk import CP, DP, PP, ROW_MAJOR, TP, MeshWalk, Sizes
+from .request import NO_HEALTH, Health, PlacementRequest, unfit_devices, usable_memory_bytes
+from .search import Problem, assign
+from .text import explain, refuse
+from .walk import CP, DP, PP, TP, Sizes, links
 
-__all__ = ["DIM_NAMES", "Placement", "PlacementRequest", "place"]
+__all__ = ["DIM_NAMES", "Placement", "PlacementRequest", "Ranking", "place", "rank_devices"]
 
 DIM_NAMES = ("dp", "pp", "cp", "tp")
-_NO_HEALTH: Health = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,48 +27,59 @@ class Placement:
     slowest: dict[str, PairLink | None]
     """The slowest link along each dimension ("tp": between any two of a group); None where its size is 1."""
     exact: bool
-    """No other placement is better; False: it could not be proved."""
+    """It is proved that no other placement is better, but for lower ids."""
     left_out: dict[int, str]
     """Devices that could not serve, and why."""
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    device_ids: tuple[int, ...]
+    """Of devices that could each do the job, best first."""
+    left_out: dict[int, str]
+    """Devices that could not, and why."""
+
+
 def place(
     topology: ClusterTopology,
     request: PlacementRequest,
-    health: Health = _NO_HEALTH,
+    health: Health = NO_HEALTH,
     *,
+    free_bytes: Mapping[int, int] | None = None,
     measured_gb_s: Mapping[tuple[int, int], float] | None = None,
 ) -> Placement:
-    """The devices for a request.
+    """Choose devices for a request, and their order.
 
-    Devices that work together are of one kind and, if GPUs, of one vendor: of the preferred vendor if it has
+    Devices that work together are of one kind and, if GPUs, of one vendor: the preferred vendor if it has
     enough, and GPUs before CPUs. Then fewer degraded devices are better; then, in this order, the faster
     slowest link inside tensor-parallel groups (all pairs), in context-parallel rings (neighbours), between a
     pipeline stage and the next, inside data-parallel groups (all pairs); then fewer devices of unknown
     health; then lower ids. How many groups share a link does not count.
 
     Args:
-        topology: what there is.
-        request: what is asked for.
+        topology: the devices and the links between them.
+        request: the shape of the mesh, and what each device must have.
         health: failed devices are never taken, degraded ones as few as possible.
+        free_bytes: memory that is free now, by device id; of other devices all memory counts as free.
         measured_gb_s: bandwidth by pair of device ids; it then decides instead of the kinds of the links.
 
     Raises:
-        ValueError: too few devices, unknown ids, a pair that was not measured.
+        ValueError: too few devices, unknown ids, or a pair that was not measured.
     """
-    left_out = unfit_devices(topology, request, health)
-    asked = None if request.devices is None else set(request.devices)
-    named = [device for device in topology.devices if asked is None or device.device_id in asked]
+    free_bytes = free_bytes or {}
+    named, left_out = _candidates(topology, request, health, free_bytes)
     groups: dict[tuple[object, ...], list[DeviceInfo]] = {}
     for device in sorted(named, key=lambda device: device.device_id):
         if device.device_id not in left_out:
             key = (device.kind, device.vendor if device.kind == "gpu" else None)
             groups.setdefault(key, []).append(device)
-    answers = [_Answer.of(topology, request, health, group, measured_gb_s) for group in groups.values()]
+    answers = [
+        _Answer.of(topology, request, health, group, free_bytes, measured_gb_s) for group in groups.values()
+    ]
     found = [answer for answer in answers if answer is not None]
     if not found:
-        raise ValueError(too_few(request, named, list(groups.values()), left_out))
+        raise ValueError(refuse(request, named, list(groups.values()), left_out))
     best, exact = max(found, key=lambda answer: answer.rank), all(answer.exact for answer in found)
     shape = {name: size for name, size in zip(DIM_NAMES, request.shape, strict=True) if size > 1}
     return Placement(
@@ -82,9 +92,47 @@ def place(
     )
 
 
+def rank_devices(
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health = NO_HEALTH,
+    *,
+    free_bytes: Mapping[int, int] | None = None,
+) -> Ranking:
+    """All devices that could each serve a request for one, in the order in which :func:`place` takes them.
+
+    Raises:
+        ValueError: a request for more than one device, unknown ids, or no device can serve.
+    """
+    if request.size != 1:
+        raise ValueError(f"num_devices must be 1 to rank devices, got {request.size}")
+    named, left_out = _candidates(topology, request, health, free_bytes or {})
+    fit = [device for device in named if device.device_id not in left_out]
+    if not fit:
+        raise ValueError(refuse(request, named, [], left_out))
+
+    def order(device: DeviceInfo) -> tuple[object, ...]:
+        gpu = device.kind == "gpu"
+        preferred = gpu and device.vendor is request.prefer_vendor
+        return not preferred, not gpu, severity(health.get(device.device_id)), device.device_id
+
+    ranked = sorted(fit, key=order)
+    return Ranking(device_ids=tuple(device.device_id for device in ranked), left_out=left_out)
+
+
+def _candidates(
+    topology: ClusterTopology, request: PlacementRequest, health: Health, free_bytes: Mapping[int, int]
+) -> tuple[list[DeviceInfo], dict[int, str]]:
+    """The devices that a request allows, and why some of them cannot serve it."""
+    left_out = unfit_devices(topology, request, health, free_bytes)
+    allowed = None if request.devices is None else set(request.devices)
+    named = [device for device in topology.devices if allowed is None or device.device_id in allowed]
+    return named, left_out
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """The best of devices that can work together."""
+    """The best placement on devices that can work together."""
 
     device_ids: tuple[int, ...]
     exact: bool
@@ -100,26 +148,26 @@ class _Answer:
         request: PlacementRequest,
         health: Health,
         group: Sequence[DeviceInfo],
+        free_bytes: Mapping[int, int],
         measured_gb_s: Mapping[tuple[int, int], float] | None,
     ) -> _Answer | None:
         if len(group) < request.size:
             return None
         ids = [device.device_id for device in group]
         table = LinkTable(topology, ids, measured_gb_s if request.size > 1 else None)
-        memory = [usable_memory_gb(device) or 0.0 for device in group]
+        memory_gb = [(usable_memory_bytes(device, free_bytes) or 0) / 1e9 for device in group]
         problem = Problem(
             shape=request.shape,
             levels=table.levels,
-            nodes=table.node_ids,
             degraded=_bits(health.get(id) is HealthState.DEGRADED for id in ids),
             unknown=_bits(health.get(id) is None for id in ids),
-            fits=_fits(memory, request.needs_gb),
+            fits=_fits(memory_gb, request.needs_gb),
         )
-        result = search(problem)
+        result = assign(problem)
         if result is None:
             return None
         order, exact = result
-        pairs = _linked(request.shape, order)
+        pairs = list(links(request.shape, order))
         slowest: dict[str, PairLink | None] = {}
         strengths: list[Strength] = []
         for dimension in (TP, CP, PP, DP):
@@ -129,6 +177,7 @@ class _Answer:
             if link is not None:
                 strengths.append(table.strength(link))
         chosen = tuple(ids[i] for i in order)
+        degraded, *_, unknown = problem.score(order)
         return cls(
             device_ids=chosen,
             exact=exact,
@@ -137,9 +186,9 @@ class _Answer:
             rank=(
                 group[0].kind == "gpu" and group[0].vendor is request.prefer_vendor,
                 group[0].kind == "gpu",
-                -sum(problem.degraded >> i & 1 for i in order),
+                degraded,
                 *strengths,
-                -sum(problem.unknown >> i & 1 for i in order),
+                unknown,
                 tuple(-id for id in chosen),
             ),
         )
@@ -150,16 +199,6 @@ def _bits(flags: Iterable[bool]) -> int:
 
 
 def _fits(memory_gb: Sequence[float], needs_gb: Sequence[float]) -> tuple[int, ...]:
-    """For each position of the mesh the devices with enough memory; empty if all have enough for any."""
+    """For each position, the devices with enough memory; empty if the same have enough for every position."""
     sets = {need: _bits(own >= need for own in memory_gb) for need in set(needs_gb)}
     return tuple(sets[need] for need in needs_gb) if len(sets) > 1 else ()
-
-
-def _linked(shape: Sizes, order: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
-    """(dimension, the indices of two devices) for all pairs that talk to each other along a dimension."""
-    walk = MeshWalk.of(shape, ROW_MAJOR)
-    return [
-        (dimension, (order[step], order[other]))
-        for step, earlier in enumerate(walk.pairs)
-        for dimension, other in earlier
-    ]

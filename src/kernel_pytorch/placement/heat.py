@@ -1,20 +1,20 @@
-"""Which devices a job gets: the coolest that may work, within a power budget. Pure functions of readings."""
+"""Which devices a job gets: the coolest that may be used, within a power budget. Pure functions."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..power.condition import HYSTERESIS_C, DeviceCondition, committed_w
 from ..watch.health import HealthState
+from ..watch.health.evidence import severity
+from .request import positive_int
+from .text import left_out_by_reason, too_few
 
 HORIZON_MIN = 5.0
-"""A device that is to reach the threshold within these minutes gets no job."""
+"""A device that will reach the threshold within so many minutes, by its trend, gets no job."""
 THERMAL_THROTTLING = frozenset({"hw_thermal", "sw_thermal", "hw_slowdown"})
-
-_HEALTH_RANK = {HealthState.HEALTHY: 0, None: 1, HealthState.DEGRADED: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,10 @@ class DeviceRequest:
     """Estimate for each device."""
     threshold_c: float
     power_budget_w: float | None = None
-    """For all devices together, those without a job too."""
+    """For all devices together, including those without a job."""
 
     def __post_init__(self) -> None:
-        if self.num_devices < 1:
-            raise ValueError(f"num_devices must be positive, got {self.num_devices}")
+        positive_int("num_devices", self.num_devices)
         if not 0 < self.power_w < math.inf:
             raise ValueError(f"power_w must be positive, got {self.power_w}")
         if not math.isfinite(self.threshold_c):
@@ -62,13 +61,13 @@ def choose_devices(
 ) -> Decision:
     """Choose devices for a job.
 
-    Refused are devices that have a job, failed, are throttled by heat, have reached the threshold and are not
-    yet :data:`HYSTERESIS_C` below it again, or are to reach it within :data:`HORIZON_MIN`. The others are
-    ranked: known temperature before unknown, healthy before unknown before degraded health, then the cooler,
+    Not used are devices that have a job, that failed, that are throttled by heat, that reached the threshold
+    and have not been :data:`HYSTERESIS_C` below it since, or that will reach it within :data:`HORIZON_MIN`.
+    The others are ranked: known temperature before unknown; then healthy, unknown, degraded; then the cooler;
     then the lower id. Of the sets that keep the budget the first in lexicographic order of rank is taken.
 
-    The budget holds for the sum over all devices of what each may draw (:func:`committed_w`). A device of
-    unknown draw and limit breaks every budget, unless its turn comes and the job's estimate counts for it.
+    The budget is for the sum over all devices of what each may draw (:func:`.committed_w`). A device of
+    unknown draw and limit breaks every budget, unless the job gets it: then the estimate counts.
     """
     owners = {device_id: name for name, job in jobs.items() for device_id in job.devices}
     placed_w = {device_id: job.power_w for job in jobs.values() for device_id in job.devices}
@@ -88,10 +87,10 @@ def choose_devices(
 
     if len(usable) < request.num_devices:
         chosen: Sequence[DeviceCondition] = ()
-        kinds = sorted(Counter(kind for kind, _ in faults.values()).items())
-        others = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        refusal = f"{request.num_devices} devices asked for, {len(usable)} may be used"
-        refusal += f" ({others})" if others else ""
+        kinds = {device.device_id: device.kind or "device" for device in devices}
+        words = {device_id: word for device_id, (word, _) in faults.items()}
+        limit = too_few(request.num_devices, len(usable), len(usable), len(devices))
+        refusal = "; ".join([limit, *left_out_by_reason(kinds, words)])
     else:
         chosen, refusal = _within_budget(usable, request, total_w)
     reasons = {device_id: reason for device_id, (_, reason) in faults.items()}
@@ -113,6 +112,8 @@ def _fault(device: DeviceCondition, owner: str | None, threshold_c: float) -> tu
     """Why a device may not be used, in a word or two and in full; None if it may."""
     heat, slope = device.temperature_c, device.slope_c_min
     throttling = sorted(THERMAL_THROTTLING.intersection(device.throttle_reasons or ()))
+    if device.hidden:
+        return "hidden", device.hidden
     if owner is not None:
         return "taken", f"taken by job {owner!r}"
     if device.health is HealthState.FAILED:
@@ -134,7 +135,7 @@ def _fault(device: DeviceCondition, owner: str | None, threshold_c: float) -> tu
 
 def _rank(device: DeviceCondition) -> tuple[bool, int, float, int]:
     heat = device.temperature_c
-    return heat is None, _HEALTH_RANK[device.health], heat or 0.0, device.device_id
+    return heat is None, severity(device.health), heat or 0.0, device.device_id
 
 
 def _within_budget(
@@ -142,7 +143,11 @@ def _within_budget(
     request: DeviceRequest,
     total_w: Callable[[Sequence[DeviceCondition]], float | None],
 ) -> tuple[Sequence[DeviceCondition], str]:
-    """The first set of ranked devices that keeps the budget, or none and why."""
+    """The first set, by rank, that keeps the budget, or none and why.
+
+    A device is taken if the cheapest of those after it can complete the set within the budget. Devices of
+    unknown draw and limit must all be taken, and with them all that rank before them.
+    """
     count, budget_w = request.num_devices, request.power_budget_w
     if budget_w is None:
         return usable[:count], ""
@@ -152,7 +157,7 @@ def _within_budget(
             :count
         ]
 
-    unbounded = [place for place, device in enumerate(usable) if device.idle_w is None]
+    unbounded = [rank for rank, device in enumerate(usable) if device.idle_w is None]
     chosen = list(usable[: unbounded[-1] + 1 if unbounded else 0])
     least_w = total_w([*chosen, *cheapest(usable[len(chosen) :], count - len(chosen))])
     start = f"power budget of {budget_w:g} W: "
@@ -163,14 +168,14 @@ def _within_budget(
             f"{count} devices at {request.power_w:g} W make it {least_w:g} W with all else that draws power"
         )
         return (), f"{start}{needs}, {least_w - budget_w:g} W over"
-    for place in range(len(chosen), len(usable)):
+    for rank in range(len(chosen), len(usable)):
         if len(chosen) == count:
             break
-        rest = cheapest(usable[place + 1 :], count - len(chosen) - 1)
-        attempt = [*chosen, usable[place], *rest]
+        rest = cheapest(usable[rank + 1 :], count - len(chosen) - 1)
+        attempt = [*chosen, usable[rank], *rest]
         total = total_w(attempt)
         if len(attempt) == count and total is not None and total <= budget_w:
-            chosen.append(usable[place])
+            chosen.append(usable[rank])
     return chosen, ""
 
 
@@ -206,7 +211,7 @@ def _describe(device: DeviceCondition, request: DeviceRequest) -> str:
 
 
 def _busy_note(device: DeviceCondition, estimated_w: float) -> str:
-    """What is not as estimated on a device that gets the job."""
+    """How the job's draw on a device differs from the estimate."""
     capped = device.capped_w(estimated_w)
     note = f", held to its limit of {capped:g} W, below the estimate" if capped < estimated_w else ""
     if device.power_w is None:

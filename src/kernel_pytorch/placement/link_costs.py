@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..machine.facts import ClusterTopology, DeviceInfo, LinkKind, NodeTopology
 
-LinkName = Literal["nvlink", "pcie_switch", "host_bridge", "socket", "network"]
-_NAMES: dict[LinkKind, LinkName] = {
-    LinkKind.NVLINK: "nvlink",
-    LinkKind.PCIE_SWITCH: "pcie_switch",
-    LinkKind.HOST_BRIDGE: "host_bridge",
-    LinkKind.SOCKET: "socket",
-}
-_ORDER: tuple[LinkName, ...] = ("network", "socket", "host_bridge", "pcie_switch", "nvlink")
 Strength = tuple[int, float]
 
 
@@ -27,13 +18,19 @@ Strength = tuple[int, float]
 class PairLink:
     """What joins two devices."""
 
-    name: LinkName
+    kind: LinkKind | None
+    """None: the network between two nodes."""
     gb_s: float | None = None
     """In one direction; between nodes that of the slower one's fastest interface."""
     derived: str | None = None
-    """From what the name follows, where the topology has no link of the two."""
+    """What the kind was derived from, where the topology has no link between the two."""
     assumed: bool = False
-    """It follows from nothing: the worst case."""
+    """Derived from nothing: the worst case."""
+
+    @property
+    def name(self) -> str:
+        """``nvlink``, ``pcie_switch``, ``host_bridge``, ``socket`` or ``network``."""
+        return "network" if self.kind is None else self.kind.name.lower()
 
     @property
     def text(self) -> str:
@@ -42,19 +39,19 @@ class PairLink:
 
 
 class LinkTable:
-    """The links among some devices of a topology.
+    """The links between some devices of a topology.
 
-    Links are compared by what they are (NVLink before PCIe switch, host bridge, socket and network) and,
-    within that, by their rate; an unknown rate is slower than any known one. Measured rates, if given, decide
-    alone, to two digits: what is left is noise.
+    Links are compared by kind (NVLink before PCIe switch, host bridge, socket and network), links of one kind
+    by rate; an unknown rate is slower than any known one. If rates were measured they alone decide, rounded
+    to two digits: the rest is noise.
 
     Args:
         topology: has the devices.
-        device_ids: the devices; indices below are positions in it.
-        measured_gb_s: rates by pair of device ids, in either order; of two, the slower counts.
+        device_ids: the devices; an index below is a position in this list.
+        measured_gb_s: rates by pair of device ids, in either order; if both are there, the slower counts.
 
     Raises:
-        ValueError: a pair was not measured, or at no positive rate.
+        ValueError: a pair was not measured, or its rate is not positive.
     """
 
     def __init__(
@@ -68,7 +65,7 @@ class LinkTable:
         devices = {device.device_id: device for device in topology.devices}
         self.node_ids = tuple(homes[id].node_id for id in self.device_ids)
         self._links = {
-            (link.a, link.b): PairLink(name=_NAMES[link.kind], gb_s=link.gb_s)
+            (link.a, link.b): PairLink(kind=link.kind, gb_s=link.gb_s)
             for node in topology.nodes.values()
             for link in node.links
         }
@@ -78,7 +75,7 @@ class LinkTable:
             for a, b in combinations(sorted(set(self.node_ids)), 2)
         }
         self.levels = self._levels()
-        """By pair of indices, the higher the faster; from 0. The diagonal means nothing."""
+        """[n, n], by index: rank of each pair's link, from 0, the higher the faster. Ignore the diagonal."""
 
     def between(self, i: int, j: int) -> PairLink:
         """The link of two devices, by index."""
@@ -91,7 +88,7 @@ class LinkTable:
             found = self._links.get((a, b)) or _derived(self._devices[a], self._devices[b])
         if self._measured is None:
             return found
-        return PairLink(name=found.name, gb_s=self._rate(a, b), derived=found.derived)
+        return PairLink(kind=found.kind, gb_s=self._rate(a, b), derived=found.derived)
 
     def _rate(self, a: int, b: int) -> float:
         assert self._measured is not None
@@ -123,28 +120,29 @@ class LinkTable:
         return levels
 
     def strength(self, link: PairLink) -> Strength:
-        """The greater the faster; to be compared if both tables have measured rates, or neither has."""
+        """The higher the faster. Comparable with another table's if both have measured rates, or neither."""
         if self._measured is not None:
             return (0, float(f"{link.gb_s:.1e}"))
-        return (_ORDER.index(link.name), -1.0 if link.gb_s is None else link.gb_s)
+        distance = len(LinkKind) if link.kind is None else int(link.kind)
+        return (-distance, -1.0 if link.gb_s is None else link.gb_s)
 
 
 def _derived(a: DeviceInfo, b: DeviceInfo) -> PairLink:
     if a.numa_node is None or b.numa_node is None:
-        return PairLink(name="socket", derived="assumed, their NUMA nodes being unknown", assumed=True)
+        return PairLink(kind=LinkKind.SOCKET, derived="assumed, their NUMA nodes being unknown", assumed=True)
     if a.numa_node == b.numa_node:
-        return PairLink(name="host_bridge", derived="from their one NUMA node")
-    return PairLink(name="socket", derived="from their two NUMA nodes")
+        return PairLink(kind=LinkKind.HOST_BRIDGE, derived="from their one NUMA node")
+    return PairLink(kind=LinkKind.SOCKET, derived="from their two NUMA nodes")
 
 
 def _network(a: NodeTopology, b: NodeTopology) -> PairLink:
     speeds = [_fastest_gb_s(a), _fastest_gb_s(b)]
     known = [speed for speed in speeds if speed is not None]
-    return PairLink(name="network", gb_s=min(known) if len(known) == 2 else None)
+    return PairLink(kind=None, gb_s=min(known) if len(known) == 2 else None)
 
 
 def _fastest_gb_s(node: NodeTopology) -> float | None:
-    """Of the interfaces that are up. Virtual ones do not count: the speed they report is made up."""
+    """The rate of the fastest interface that is up. Virtual ones do not count: their speed is made up."""
     return max(
         (
             interface.speed_gbit_s / 8

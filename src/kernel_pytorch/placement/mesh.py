@@ -16,20 +16,20 @@ import numpy.typing as npt
 from ..groups import agree, tell_all
 from ..machine.facts import ClusterTopology, DeviceInfo, DeviceLink, HardwareVendor, NodeTopology, RankPlace
 from ..watch.health import HealthState
+from ..watch.health.evidence import severity
 from . import DIM_NAMES, Placement, place
-from .request import Health, PlacementRequest
+from .request import NO_HEALTH, Health, PlacementRequest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger(__name__)
-_NO_HEALTH: Health = {}
 _GPU_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 
 
 def place_ranks(
-    topology: ClusterTopology, request: PlacementRequest, health: Health = _NO_HEALTH
+    topology: ClusterTopology, request: PlacementRequest, health: Health = NO_HEALTH
 ) -> Placement:
     """Like :func:`place`, for ranks: all numbers of the answer are ranks, not ids of devices.
 
@@ -54,7 +54,7 @@ def place_ranks(
 
 
 def create_device_mesh(
-    topology: ClusterTopology, request: PlacementRequest, health: Health = _NO_HEALTH
+    topology: ClusterTopology, request: PlacementRequest, health: Health = NO_HEALTH
 ) -> DeviceMesh:
     """A DeviceMesh over the ranks of the default process group. Every rank calls it, with the same arguments.
 
@@ -121,12 +121,12 @@ def gather_health(read: Callable[[], Health]) -> dict[int, HealthState | None]:
 
 
 def worst_health(reports: Iterable[Health]) -> dict[int, HealthState | None]:
-    """Of each device the worst that any report says; unknown if none knows it."""
-    order = [HealthState.FAILED, HealthState.DEGRADED, HealthState.HEALTHY, None]
+    """The worst state of each device that any report knows; None if none knows it."""
     found: dict[int, HealthState | None] = {}
     for report in reports:
         for device_id, state in report.items():
-            found[device_id] = min(found.get(device_id), state, key=order.index)
+            known = [one for one in (found.get(device_id), state) if one is not None]
+            found[device_id] = max(known, key=severity, default=None)
     return found
 
 

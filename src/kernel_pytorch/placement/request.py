@@ -1,4 +1,4 @@
-"""What is asked of a placement, and which devices cannot serve it."""
+"""What a placement is asked for, and which devices cannot serve it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ..watch.health import HealthState
 from .walk import Sizes
 
 Health = Mapping[int, HealthState | None]
-"""By device id; None, like no entry, is unknown."""
+"""State by device id; None, like no entry, is unknown."""
+NO_HEALTH: Health = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,34 +20,35 @@ class PlacementRequest:
     """Devices for a mesh [dp, pp, cp, tp].
 
     Raises:
-        TypeError: a number of devices is no integer.
-        ValueError: it is not positive, or the sizes do not multiply to num_devices; a need is negative.
+        TypeError: a number of devices is not an integer.
+        ValueError: a number of devices is not positive, the sizes do not multiply to num_devices, or
+            memory_gb or tflops is negative or not finite.
     """
 
     num_devices: int | None = None
-    """All devices of the mesh; default: the product of the sizes."""
+    """Of the whole mesh; default: the product of the sizes."""
     data_parallel_size: int | None = None
-    """Default: what the others leave of num_devices, 1 without it."""
+    """Default: num_devices divided by the other sizes, or 1."""
     pipeline_parallel_size: int = 1
     context_parallel_size: int = 1
     tensor_parallel_size: int = 1
     memory_gb: float | Sequence[float] = 0.0
-    """Memory that each device must have, or for each of the mesh, in row-major order, what it must have."""
+    """Memory that each device must have: one number, or one for each position in row-major order."""
     tflops: float = 0.0
-    """Peak float32 rate that a device must have, in 1e12 FLOP/s."""
+    """Peak float32 rate that each device must have, in 1e12 FLOP/s."""
     prefer_vendor: HardwareVendor | None = None
-    """Whose GPUs to take if there are enough of them."""
+    """Its GPUs are taken if there are enough of them."""
     devices: Collection[int] | None = None
-    """Ids of the devices to choose from; default: all."""
+    """Ids of the only devices that may be chosen; default: all."""
 
     def __post_init__(self) -> None:
         inner = 1
         for name in ("pipeline_parallel_size", "context_parallel_size", "tensor_parallel_size"):
-            inner *= _positive(name, getattr(self, name))
+            inner *= positive_int(name, getattr(self, name))
         if self.data_parallel_size is not None:
-            inner *= _positive("data_parallel_size", self.data_parallel_size)
+            inner *= positive_int("data_parallel_size", self.data_parallel_size)
         if self.num_devices is not None:
-            total = _positive("num_devices", self.num_devices)
+            total = positive_int("num_devices", self.num_devices)
             sizes = (
                 f"pipeline_parallel_size={self.pipeline_parallel_size}, "
                 f"context_parallel_size={self.context_parallel_size}, "
@@ -79,40 +81,49 @@ class PlacementRequest:
 
     @property
     def needs_gb(self) -> tuple[float, ...]:
-        """Memory for each device of the mesh."""
+        """Memory for each position, in row-major order."""
         if isinstance(self.memory_gb, Sequence):
             return tuple(self.memory_gb)
         return (self.memory_gb,) * self.size
 
 
-def usable_memory_gb(device: DeviceInfo) -> float | None:
-    """What one process can have: in MIG mode the memory of the largest instance that it may use."""
-    if device.mig_enabled:
-        best = device.best_instance
-        return None if best is None or best.memory_bytes is None else best.memory_bytes / 1e9
-    return device.memory_gb
+def usable_memory_bytes(device: DeviceInfo, free_bytes: Mapping[int, int]) -> int | None:
+    """Memory that one process can have: what is free or, where that is not known, all.
+
+    In MIG mode that of the largest instance that it may use, and no more than is free on the GPU: how much of
+    it is free in which instance is not known.
+    """
+    free = free_bytes.get(device.device_id)
+    if not device.mig_enabled:
+        return device.memory_bytes if free is None else free
+    largest = None if device.best_instance is None else device.best_instance.memory_bytes
+    return largest if free is None or largest is None else min(largest, free)
 
 
-def unfit_devices(topology: ClusterTopology, request: PlacementRequest, health: Health) -> dict[int, str]:
-    """Why devices cannot serve the request, by device id; devices that it does not name are not mentioned.
+def unfit_devices(
+    topology: ClusterTopology, request: PlacementRequest, health: Health, free_bytes: Mapping[int, int]
+) -> dict[int, str]:
+    """Why devices cannot serve the request, by device id. Devices that it does not allow are not mentioned.
 
     Raises:
         ValueError: it names devices that are not there.
     """
     devices = {device.device_id: device for device in topology.devices}
-    strangers = sorted(set(request.devices or ()) - set(devices))
-    if strangers:
-        raise ValueError(f"devices must be among {sorted(devices)}, got {strangers}")
-    named = set(devices if request.devices is None else request.devices)
+    unknown = sorted(set(request.devices or ()) - set(devices))
+    if unknown:
+        raise ValueError(f"devices must be among {sorted(devices)}, got {unknown}")
+    allowed = devices if request.devices is None else set(request.devices)
     found = {}
-    for device_id in sorted(named):
-        why = _unfit(devices[device_id], request, health.get(device_id))
+    for device_id in sorted(allowed):
+        why = _unfit(devices[device_id], request, health.get(device_id), free_bytes)
         if why:
             found[device_id] = why
     return found
 
 
-def _unfit(device: DeviceInfo, request: PlacementRequest, health: HealthState | None) -> str | None:
+def _unfit(
+    device: DeviceInfo, request: PlacementRequest, health: HealthState | None, free_bytes: Mapping[int, int]
+) -> str | None:
     if device.hidden:
         return device.hidden
     if health is HealthState.FAILED:
@@ -121,11 +132,12 @@ def _unfit(device: DeviceInfo, request: PlacementRequest, health: HealthState | 
         return "is in MIG mode without an instance"
     if device.mig_enabled and request.size > 1:
         return "is in MIG mode, where it cannot work with others"
-    least, memory = min(request.needs_gb), usable_memory_gb(device)
+    least, memory = min(request.needs_gb), usable_memory_bytes(device, free_bytes)
     if least > 0 and memory is None:
         return "has memory of unknown size"
-    if memory is not None and memory < least:
-        return f"has {memory:.1f} GB, less than {least:g} GB"
+    if memory is not None and memory / 1e9 < least:
+        free = " free" if memory == free_bytes.get(device.device_id) else ""
+        return f"has {memory / 1e9:.1f} GB{free}, less than {least:g} GB"
     flops = device.peak_flops_fp32
     if request.tflops > 0 and flops is None:
         return "has an unknown peak rate"
@@ -134,7 +146,13 @@ def _unfit(device: DeviceInfo, request: PlacementRequest, health: HealthState | 
     return None
 
 
-def _positive(name: str, value: object) -> int:
+def positive_int(name: str, value: object) -> int:
+    """Check a number of devices.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is not positive.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < 1:

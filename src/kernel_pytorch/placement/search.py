@@ -1,125 +1,189 @@
-"""Which device goes where in a mesh: a search that is exact where it finishes.
+"""Which device goes where in a mesh: a depth-first search that is exact where it finishes.
 
-It asks again and again whether an assignment exists whose links have at least a given level in each
-dimension, and raises the levels one dimension after the other.
+Devices are numbered from 0, and sets of them are the bits of an integer. A link's level is its rank among the
+links of the problem, the higher the faster. An assignment has a score of six parts, compared one after the
+other: the search asks again and again whether there is an assignment whose parts are all at least so high,
+and raises them one by one.
 """
 
 from __future__ import annotations
 
-from .problem import Levels, Problem
-from .symmetry import Symmetry
-from .walk import CP, DP, PP, ROW_MAJOR, TP, MeshWalk, Sizes
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-_PRIORITY = (TP, CP, PP, DP)
-_STEPS = 20_000
-_STEPS_FOR_EIGHT = 109_601  # all partial assignments of eight devices, so that eight are always exact
+import numpy as np
+import numpy.typing as npt
+
+from .walk import CP, DP, PP, ROW_MAJOR, TP, MeshWalk, Sizes, links
+
+_MAX_STEPS = 20_000
+_MAX_STEPS_FOR_EIGHT = 109_601  # all partial assignments of eight devices, so that eight are always exact
 
 
-def search(problem: Problem) -> tuple[list[int], bool] | None:
-    """Devices in row-major order of the mesh, and whether no assignment is better; None if none is possible.
+@dataclass(kw_only=True)
+class Problem:
+    shape: Sizes
+    levels: npt.NDArray[np.int64]
+    """[n, n], level of each pair's link; the diagonal is ignored."""
+    degraded: int = 0
+    """Bit set of degraded devices; as few as possible are used."""
+    unknown: int = 0
+    """Bit set of devices of unknown health, none of them degraded; avoided among otherwise equal choices."""
+    fits: tuple[int, ...] = ()
+    """For each position, in row-major order, the devices with enough memory. Of any two sets one contains the
+    other. Empty: every device fits everywhere."""
+    _reach: dict[int, list[int]] = field(default_factory=dict, init=False)
+    _components: dict[int, list[int]] = field(default_factory=dict, init=False)
 
-    Better is: fewer degraded devices, then the faster slowest link along tp (all pairs of a group), cp
-    (neighbours in the ring), pp (a stage and the next), dp (all pairs), then fewer unknown devices, then
-    lower numbers.
+    @property
+    def everything(self) -> int:
+        return (1 << len(self.levels)) - 1
+
+    @cached_property
+    def top(self) -> int:
+        return int(self.levels.max(initial=0))
+
+    def reach(self, level: int) -> list[int]:
+        """For each device, those that it reaches with a link of at least ``level``."""
+        if level not in self._reach:
+            packed = np.packbits(self.levels >= level, axis=1, bitorder="little")
+            self._reach[level] = [int.from_bytes(row.tobytes(), "little") for row in packed]
+        return self._reach[level]
+
+    def components(self, level: int) -> list[int]:
+        """The sets of devices connected, directly or through others, by links of at least ``level``."""
+        if level not in self._components:
+            found, left, reach = [], self.everything, self.reach(level)
+            while left:
+                part, edge = 0, left & -left
+                while edge:
+                    part |= edge
+                    beyond = 0
+                    for device in _bits(edge):
+                        beyond |= reach[device]
+                    edge = beyond & ~part
+                found.append(part)
+                left &= ~part
+            self._components[level] = found
+        return self._components[level]
+
+    @cached_property
+    def twins(self) -> list[int]:
+        """For each device, itself and those that could take its place: same health, memory and links.
+
+        Twins all have the same level among themselves. Written on the diagonal, it makes their rows equal.
+        """
+        found = [1 << device for device in range(len(self.levels))]
+        sets = (self.degraded, self.unknown, *sorted(set(self.fits)))
+        traits = [tuple(of >> device & 1 for of in sets) for device in range(len(self.levels))]
+        for level in range(self.top + 1):
+            rows = self.levels.copy()
+            np.fill_diagonal(rows, level)
+            alike: dict[tuple[object, ...], int] = {}
+            for device, row in enumerate(rows):
+                key = (*traits[device], row.tobytes())
+                alike[key] = alike.get(key, 0) | 1 << device
+            for devices in alike.values():
+                for device in _bits(devices):
+                    found[device] |= devices
+        return found
+
+    def score(self, order: Sequence[int]) -> tuple[int, ...]:
+        """Minus the number of degraded devices; the lowest level along tp, cp, pp and dp, the highest there
+        is where the mesh has no such links; minus the number of devices of unknown health.
+
+        Args:
+            order: devices in row-major order of the mesh.
+        """
+        lowest = [self.top] * 4
+        for dimension, (a, b) in links(self.shape, order):
+            lowest[dimension] = min(lowest[dimension], int(self.levels[a, b]))
+        used = sum(1 << device for device in order)
+        levels = (lowest[TP], lowest[CP], lowest[PP], lowest[DP])
+        return (-(used & self.degraded).bit_count(), *levels, -(used & self.unknown).bit_count())
+
+
+def assign(problem: Problem) -> tuple[list[int], bool] | None:
+    """Devices in row-major order of the mesh, and whether it is proved that none have a better
+    score; None if no assignment is possible.
+
+    Of equal scores the one with the lowest devices is taken, if it is found in time.
     """
-    degraded, unknown = problem.fewest_degraded(), problem.unknown.bit_count()
-    if degraded is None:
-        return None
-    symmetry, exact = Symmetry(problem), True
-
-    def solve(levels: Levels, unknown: int, dimensions: Sizes) -> list[int] | None:
-        nonlocal exact
-        order, finished = _first(problem, symmetry, levels, degraded, unknown, dimensions)
-        exact = exact and finished
-        return order
-
-    levels: Levels = (0, 0, 0, 0)
-    best = solve(levels, unknown, ROW_MAJOR)
+    floor = [-problem.degraded.bit_count(), 0, 0, 0, 0, -problem.unknown.bit_count()]
+    best, exact = _any(problem, floor)
     if best is None:
         return None
-    for dimension in _PRIORITY:
-        low, high = problem.achieved(best)[dimension], problem.top
+    for part, most in enumerate((0, *[problem.top] * 4, 0)):
+        low, high = problem.score(best)[part], most
         while low < high:
             middle = (low + high + 1) // 2
-            asked = _with(levels, dimension, middle)
-            found = solve(asked, unknown, _tightest_last(asked))
+            found, finished = _any(problem, [*floor[:part], middle, *floor[part + 1 :]])
+            exact = exact and finished
             if found is None:
                 high = middle - 1
             else:
-                best, low = found, problem.achieved(found)[dimension]
-        levels = _with(levels, dimension, low)
-    proved = exact
-    low, high = 0, _count(problem.unknown, best)
-    while low < high:
-        middle = (low + high) // 2
-        found = solve(levels, middle, _tightest_last(levels))
-        if found is None:
-            low = middle + 1
-        else:
-            best, high = found, _count(problem.unknown, found)
-    return solve(levels, high, ROW_MAJOR) or best, proved
+                best, low = found, problem.score(found)[part]
+        floor[part] = low
+    return _lowest(problem, floor, ROW_MAJOR)[0] or best, exact
 
 
-def _with(levels: Levels, dimension: int, level: int) -> Levels:
-    changed = [*levels]
-    changed[dimension] = level
-    return (changed[0], changed[1], changed[2], changed[3])
+def _any(problem: Problem, floor: Sequence[int]) -> tuple[list[int] | None, bool]:
+    """As :func:`_lowest`, along the walk that ends soonest.
 
-
-def _tightest_last(levels: Levels) -> Sizes:
-    """The dimensions by level: what must lie close together is filled first."""
-    a, b, c, d = sorted(ROW_MAJOR, key=lambda dimension: levels[dimension])
-    return (a, b, c, d)
-
-
-def _count(devices: int, order: list[int]) -> int:
-    return sum(devices >> device & 1 for device in order)
-
-
-def _first(
-    problem: Problem, symmetry: Symmetry, levels: Levels, degraded: int, unknown: int, dimensions: Sizes
-) -> tuple[list[int] | None, bool]:
-    """An assignment with links of at least ``levels`` and at most so many degraded and unknown devices, None
-    if none was found; and whether the search finished. Of several, the lowest along the walk through
-    ``dimensions``.
+    Groups that need the fastest links are filled first, in consecutive steps: dead ends show early.
     """
-    if not problem.has_room(levels):
-        return None, True
+    levels = _levels(floor)
+    a, b, c, d = sorted(ROW_MAJOR, key=lambda dimension: levels[dimension])
+    return _lowest(problem, floor, (a, b, c, d))
+
+
+def _lowest(problem: Problem, floor: Sequence[int], dimensions: Sizes) -> tuple[list[int] | None, bool]:
+    """The lowest assignment with a score of at least ``floor`` in each part, and whether the search finished.
+
+    Assignments are compared device by device along the walk through ``dimensions``. None if there is none,
+    or none was found.
+    """
     walk = MeshWalk.of(problem.shape, dimensions)
-    uniform = len(problem.needs) == 1
-    lower = walk.lower() if uniform else [[]] * problem.size
+    size, levels = math.prod(problem.shape), _levels(floor)
     fits = [problem.fits[position] for position in walk.positions] if problem.fits else []
-    demand = problem.demand(walk)
+    # Positions that need different amounts of memory cannot be exchanged.
+    lower = [[]] * size if fits else walk.lower()
     reach = [problem.reach(level) for level in levels]
-    blocks = [(size, problem.components(level)) for size, level in walk.blocks(levels)]
+    supply = _supply(fits or [problem.everything] * size)
+    # Steps in a row that are joined by fast links must all find room in one component of such links.
+    room = [(block, problem.components(level)) for block, level in walk.blocks(levels)]
+    limited = [(problem.degraded, -floor[0]), (problem.unknown, -floor[-1])]
     chosen: list[int] = []
     used = 0
 
     def candidates() -> int:
-        step, spare = len(chosen), degraded - (used & problem.degraded).bit_count()
-        free = problem.everything & ~used
-        if spare <= 0:
-            free &= ~problem.degraded
-        if (used & problem.unknown).bit_count() >= unknown:
-            free &= ~problem.unknown
-        for need, counts in demand:
-            good, bad = free & need & ~problem.degraded, free & need & problem.degraded
-            if good.bit_count() + min(spare, bad.bit_count()) < counts[step]:
+        """Devices for the next step; none if a bound shows that the rest of the mesh cannot be filled."""
+        step, free = len(chosen), problem.everything & ~used
+        spares = [(devices, most - (used & devices).bit_count()) for devices, most in limited]
+        for devices, spare in spares:
+            if not spare:
+                free &= ~devices
+        for need, counts in supply:
+            own = free & need
+            barred = sum(max(0, (own & devices).bit_count() - spare) for devices, spare in spares)
+            if own.bit_count() - barred < counts[step]:
                 return 0
-        for size, components in blocks:
-            if step % size == 0:
-                room = sum((free & part).bit_count() // size for part in components)
-                if room < (problem.size - step) // size:
+        for block, parts in room:
+            if step % block == 0:
+                own_parts, blocks = [free & part for part in parts], (size - step) // block
+                if any(_least(own_parts, devices, block, blocks) > spare for devices, spare in spares):
                     return 0
         if fits:
             free &= fits[step]
-        for dimension, other in walk.pairs[step]:
+        for dimension, other in walk.linked[step]:
             free &= reach[dimension][chosen[other]]
         for other in lower[step]:
             free &= -2 << chosen[other]
         return free
 
-    left = _STEPS_FOR_EIGHT if problem.count <= 8 else _STEPS
+    left = _MAX_STEPS_FOR_EIGHT if len(problem.levels) <= 8 else _MAX_STEPS
     choices = [candidates()]
     while choices:
         if not choices[-1]:
@@ -131,11 +195,60 @@ def _first(
         else:
             left -= 1
             device = (choices[-1] & -choices[-1]).bit_length() - 1
-            choices[-1] &= ~symmetry.others(device, used)
+            # Symmetry breaking: where 0 leads nowhere its twin 1 need not be tried. What 1 led to would, with
+            # both exchanged, be a lower assignment, so the lowest is never lost, here or to walk.lower().
+            choices[-1] &= ~problem.twins[device]
             chosen.append(device)
             used |= 1 << device
-            if len(chosen) == problem.size:
+            if len(chosen) == size:
                 where = dict(zip(walk.positions, chosen, strict=True))
-                return [where[position] for position in range(problem.size)], True
+                return [where[position] for position in range(size)], True
             choices.append(candidates())
     return None, True
+
+
+def _levels(score: Sequence[int]) -> Sizes:
+    """The levels of a score by dimension."""
+    _, tp, cp, pp, dp, _ = score
+    return dp, pp, cp, tp
+
+
+def _supply(fits: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """(need, counts): from each step on, so many steps can use only devices of ``need``.
+
+    As many must be left. With devices of 80, 80 and 40 GB and needs of 20, 60 and 60 GB, the first step must
+    not take one of 80 GB.
+
+    Args:
+        fits: for each step, the devices with enough memory.
+    """
+    found = []
+    for need in sorted(set(fits)):
+        counts = [0]
+        for fit in reversed(fits):
+            counts.append(counts[-1] + (not fit & ~need))
+        found.append((need, counts[::-1]))
+    return found
+
+
+def _least(parts: Sequence[int], limited: int, block: int, num_blocks: int) -> float:
+    """A lower bound on how many devices of ``limited`` are used by blocks of devices, each within one part.
+
+    Infinite where there is no room: parts of 7, 7 and 2 devices hold 1 + 1 + 0 blocks of 4. In each part the
+    blocks use its other devices first: of three parts of 8 devices of which 0, 2 and 8 are limited, two
+    blocks of 8 use at least 0 + 2.
+    """
+    costs: list[int] = []
+    for part in parts:
+        others = (part & ~limited).bit_count()
+        ends = range(block, part.bit_count() + 1, block)
+        costs += [min(block, max(0, end - others)) for end in ends]
+    return sum(sorted(costs)[:num_blocks]) if len(costs) >= num_blocks else math.inf
+
+
+def _bits(of: int) -> Iterator[int]:
+    """The devices of a set, ascending."""
+    while of:
+        lowest = of & -of
+        yield lowest.bit_length() - 1
+        of ^= lowest

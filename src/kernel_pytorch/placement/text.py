@@ -1,4 +1,4 @@
-"""A placement, or why there is none, in words."""
+"""Why devices were chosen or left out, in words: the same for both choosers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,42 @@ _GROUPS = {
 }
 
 
+def names(kinds: Mapping[int, str], ids: Iterable[int]) -> str:
+    """Devices as ``gpu:0-7, gpu:9``.
+
+    Args:
+        kinds: ``gpu`` or ``cpu``, by device id.
+    """
+    runs: list[tuple[str, int, int]] = []
+    for id in sorted(ids):
+        if runs and runs[-1][0] == kinds[id] and runs[-1][2] == id - 1:
+            runs[-1] = (kinds[id], runs[-1][1], id)
+        else:
+            runs.append((kinds[id], id, id))
+    return ", ".join(f"{kind}:{first}" + (f"-{last}" if last > first else "") for kind, first, last in runs)
+
+
+def left_out_by_reason(kinds: Mapping[int, str], reasons: Mapping[int, str]) -> list[str]:
+    """``left out: gpu:0-3 failed`` for each reason.
+
+    Args:
+        reasons: by device id.
+    """
+    ids: dict[str, list[int]] = {}
+    for device_id, why in reasons.items():
+        ids.setdefault(why, []).append(device_id)
+    return [f"left out: {names(kinds, some)} {why}" for why, some in ids.items()]
+
+
+def too_few(asked: int, usable: int, fitting: int, total: int) -> str:
+    """That a request is for more devices than can serve it.
+
+    Args:
+        usable: devices that could be used together, of those that fit.
+    """
+    return f"num_devices must be at most {usable} here, got {asked}: of {total} devices {fitting} fit"
+
+
 def explain(
     devices: Sequence[DeviceInfo],
     health: Health,
@@ -27,73 +63,59 @@ def explain(
     exact: bool,
     left_out: Mapping[int, str],
 ) -> str:
-    """Why these devices, in this order, and what became of the others.
+    """Why a placement has these devices, in this order, and what became of the others.
 
     Args:
-        devices: those that there were to choose from.
+        devices: all that could be chosen from.
         chosen: their ids, in the order of the mesh.
-        shape: sizes of the dimensions that have one, by name.
+        shape: sizes above 1, by dimension.
         slowest: the slowest link along each dimension.
         assumed: pairs of ids whose link is not known.
         left_out: devices that could not serve, and why.
     """
-    label = {device.device_id: device.label for device in devices}
+    kinds = {device.device_id: device.kind for device in devices}
     mesh = " x ".join(f"{name} {size}" for name, size in shape.items())
     moved = "" if list(chosen) == sorted(chosen) else " in another order"
-    said = [_names(label, sorted(chosen)) + moved + (f" as {mesh}" if mesh else "")]
+    said = [names(kinds, chosen) + moved + (f" as {mesh}" if mesh else "")]
     links = [f"{link.text} {_GROUPS[name]}" for name in _GROUPS if (link := slowest[name]) is not None]
     if links:
         said.append("slowest links: " + ", ".join(links))
         said.append("no other choice is better" if exact else "the best that was found, others may be better")
     tensor = slowest["tp"]
-    if tensor is not None and tensor.name == "network":
+    if tensor is not None and tensor.kind is None:
         said.append("tensor-parallel groups span nodes: a smaller tensor_parallel_size would be faster")
     if assumed:
-        pairs = ", ".join(f"{label[a]}-{label[b]}" for a, b in assumed[:8])
+        pairs = ", ".join(f"{kinds[a]}:{a}-{kinds[b]}:{b}" for a, b in assumed[:8])
         said.append(f"assumed to be as far apart as a node allows: {pairs}{', ...' if assumed[8:] else ''}")
     for state, words in ((HealthState.DEGRADED, "degraded, but needed"), (None, "of unknown health")):
         some = [id for id in chosen if health.get(id) is state]
         if some and any(health.get(device.device_id) for device in devices):
-            said.append(f"{words}: {_names(label, some)}")
-    said += _others(label, left_out, set(label) - set(chosen) - set(left_out))
-    return "; ".join(said)
+            said.append(f"{words}: {names(kinds, some)}")
+    said += left_out_by_reason(kinds, left_out)
+    spare = set(kinds) - set(chosen) - set(left_out)
+    return "; ".join([*said, *([f"not needed: {names(kinds, spare)}"] if spare else [])])
 
 
-def too_few(
+def refuse(
     request: PlacementRequest,
     devices: Sequence[DeviceInfo],
     groups: Sequence[Sequence[DeviceInfo]],
     left_out: Mapping[int, str],
 ) -> str:
-    """Why a request cannot be met; ``groups`` are those devices that can work together."""
-    label = {device.device_id: device.label for device in devices}
-    most = max(map(len, groups), default=0)
-    fit = sum(map(len, groups))
-    if most >= request.size:
-        said = [f"memory_gb={list(request.needs_gb)}: too few of {fit} devices have as much memory"]
+    """Why a placement is impossible.
+
+    Args:
+        devices: all that could be chosen from.
+        groups: those that fit, by what can work together.
+        left_out: devices that could not serve, and why.
+    """
+    usable, fitting = max(map(len, groups), default=0), sum(map(len, groups))
+    if usable >= request.size:
+        said = [f"memory_gb={list(request.needs_gb)}: too few of {fitting} devices have as much memory"]
     else:
-        limit = f"num_devices must be at most {most} here, got {request.size}"
-        said = [f"{limit}: of {len(devices)} devices {fit} fit"]
+        said = [too_few(request.size, usable, fitting, len(devices))]
         if len(groups) > 1:
-            kinds = (f"{len(group)} {group[0].vendor.value} {group[0].kind}s" for group in groups)
-            said.append(f"different kinds do not work together: {', '.join(kinds)}")
-    return "; ".join([*said, *_others(label, left_out, ())])
-
-
-def _others(label: Mapping[int, str], left_out: Mapping[int, str], spare: Iterable[int]) -> list[str]:
-    reasons: dict[str, list[int]] = {}
-    for device_id, why in left_out.items():
-        reasons.setdefault(why, []).append(device_id)
-    said = [f"left out: {_names(label, ids)} {why}" for why, ids in reasons.items()]
-    return said + ([f"not needed: {_names(label, sorted(spare))}"] if spare else [])
-
-
-def _names(label: Mapping[int, str], ids: Sequence[int]) -> str:
-    """Labels, runs of consecutive ids in short: gpu:0-7."""
-    runs: list[list[int]] = []
-    for id in ids:
-        if runs and id == runs[-1][-1] + 1:
-            runs[-1].append(id)
-        else:
-            runs.append([id])
-    return ", ".join(label[run[0]] + (f"-{run[-1]}" if len(run) > 1 else "") for run in runs)
+            counts = (f"{len(group)} {group[0].vendor.value} {group[0].kind}s" for group in groups)
+            said.append(f"different kinds do not work together: {', '.join(counts)}")
+    kinds = {device.device_id: device.kind for device in devices}
+    return "; ".join([*said, *left_out_by_reason(kinds, left_out)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,9 @@ class DeviceCondition:
     """What is known of a device when a job asks."""
 
     device_id: int
+    kind: Literal["gpu", "cpu"] | None = None
+    hidden: str | None = None
+    """Why this process may not use it; None: it may."""
     temperature_c: float | None = None
     slope_c_min: float | None = None
     cooling_down: bool = False
@@ -80,26 +84,14 @@ class DeviceCondition:
         return self.power_limit_w if self.power_w is None else self.power_w
 
 
-def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
-    """What counts against a budget; None if the draw of a device without a job has no known bound.
-
-    Args:
-        estimates_w: by device id, for the devices that have a job.
-    """
-    counted = [
-        device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w
-        for device in devices
-    ]
-    known = [watts for watts in counted if watts is not None]
-    return math.fsum(known) if len(known) == len(counted) else None
-
-
 def condition_of(device: DeviceInfo, snapshot: Snapshot) -> DeviceCondition:
     """What a reading tells. Of a device that nobody reads, on another node say, only the limit is known."""
     reading = snapshot.devices.get(device.device_id, DeviceReading())
     limit = device.power_limit_w if reading.power_limit_w is None else reading.power_limit_w
     return DeviceCondition(
         device_id=device.device_id,
+        kind=device.kind,
+        hidden=device.hidden,
         temperature_c=reading.temperature_c,
         throttle_reasons=reading.throttle_reasons,
         power_w=reading.power_w,
@@ -126,3 +118,18 @@ def with_past(
         )
         for condition in conditions
     ]
+
+
+def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
+    """What counts against a power budget, in watts; None if an idle device has no known draw or limit.
+
+    Args:
+        devices: all that share the budget.
+        estimates_w: what its job is to draw, by device id, for the devices that have one.
+    """
+    counted = [
+        device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w
+        for device in devices
+    ]
+    known = [watts for watts in counted if watts is not None]
+    return math.fsum(known) if len(known) == len(counted) else None

@@ -9,11 +9,11 @@ over the throughput at the limit in question.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _ROUNDING = 1 + 1e-9
-"""Lets a ratio meet its bound in spite of floating point: 1 / 0.9 against 10 / 9."""
+"""Lets a value meet its bound in spite of floating point: 1 / 0.9 against 10 / 9, 0.1 + 0.2 against 0.3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,46 +75,34 @@ _Entry = tuple[float, float, tuple[LimitChoice, ...]]
 """Sum of limits in watts, cost, and a choice for each workload so far."""
 
 
-def choose_power_limit(
-    measurements: Sequence[PowerMeasurement], max_slowdown: float, num_devices: int = 1
-) -> LimitChoice:
-    """The limit of least energy for a unit of work among those that keep the bound.
-
-    Energy is ``power_w / throughput``; without a measured draw the limits stand for it, which is the most
-    that it can be. Of equal energies the faster is taken, then the lower limit.
-
-    Args:
-        max_slowdown: the bound, at least 1.
-    """
-    workload = Workload(measurements=tuple(measurements), num_devices=num_devices)
-    return min(_choices(workload, max_slowdown), key=_preference)
-
-
 def share_budget(
     workloads: Mapping[str, Workload], max_slowdown: float, power_budget_w: float | None = None
 ) -> BudgetShare:
     """A limit for each workload, so that all their limits together stay within the budget.
 
     Minimises the sum of priority times energy for a unit of work, each relative to the energy at the fastest
-    limit of its workload, since units of work differ. Exact: all combinations are covered, those that another
-    beats in both limits and energy are dropped on the way.
+    limit of its workload, since units of work differ. Of equal sums the one with the lower limits is taken,
+    of equal limits the faster. The energy is ``power_w / throughput``; where the draw was not measured the
+    limits stand for it, an upper bound. Exact: every combination is considered, and dropped only if another
+    has neither higher limits nor more energy.
 
     Args:
-        power_budget_w: for the sum of the limits of all devices of all workloads; None: unlimited. Limits and
-            not draws are summed, since only limits are enforced.
+        max_slowdown: bound on each workload's slowdown, at least 1.
+        power_budget_w: for the sum of the limits of all devices of all workloads; None: unlimited. Limits
+            are summed and not draws, since only limits are enforced.
     """
     budget_w = math.inf if power_budget_w is None else power_budget_w
     options = {name: _choices(workload, max_slowdown) for name, workload in workloads.items()}
     least_w = math.fsum(
         min(_limits_w(workloads[name], choice) for choice in options[name]) for name in options
     )
-    if least_w > budget_w:
+    if least_w > budget_w * _ROUNDING:
         return BudgetShare(
             choices={}, total_w=least_w, reason=_impossible(workloads, max_slowdown, least_w, budget_w)
         )
     front: list[_Entry] = [(0.0, 0.0, ())]
     for name, workload in workloads.items():
-        fastest = min(options[name], key=lambda choice: (choice.slowdown, choice.energy_j))
+        fastest = options[name][0]
         front = _undominated(
             (
                 watts + _limits_w(workload, choice),
@@ -140,7 +128,7 @@ def carbon_g_h(power_w: float, intensity_g_kwh: float) -> float:
 
 
 def _choices(workload: Workload, max_slowdown: float) -> list[LimitChoice]:
-    """The measurements that keep the bound; the fastest always does."""
+    """The measurements that keep the bound, the faster first, of equally fast ones that of less energy."""
     if not max_slowdown >= 1:
         raise ValueError(f"max_slowdown must be at least 1, got {max_slowdown}")
     best = max(measurement.throughput for measurement in workload.measurements)
@@ -157,11 +145,7 @@ def _choices(workload: Workload, max_slowdown: float) -> list[LimitChoice]:
         )
         if choice.slowdown <= max_slowdown * _ROUNDING:
             choices.append(choice)
-    return choices
-
-
-def _preference(choice: LimitChoice) -> tuple[float, float, float]:
-    return choice.energy_j, choice.slowdown, choice.power_limit_w
+    return sorted(choices, key=lambda choice: (choice.slowdown, choice.energy_j))
 
 
 def _limits_w(workload: Workload, choice: LimitChoice) -> float:
@@ -169,7 +153,7 @@ def _limits_w(workload: Workload, choice: LimitChoice) -> float:
 
 
 def _undominated(entries: Iterable[_Entry]) -> list[_Entry]:
-    """Those that no other equals or beats in both watts and cost, by growing watts and falling cost."""
+    """Entries of less cost than any other with at most their watts, by rising watts and falling cost."""
     front: list[_Entry] = []
     for entry in sorted(entries, key=lambda entry: entry[:2]):
         if not front or entry[1] < front[-1][1]:
@@ -195,7 +179,7 @@ def _impossible(
             for name, choices in options.items()
         }
         total_w = math.fsum(_limits_w(workloads[name], choice) for name, choice in lowest.items())
-        if total_w <= budget_w:
+        if total_w <= budget_w * _ROUNDING:
             slower = ", ".join(
                 f"{name!r} {choice.slowdown:.3g} at {choice.power_limit_w:g} W"
                 for name, choice in lowest.items()

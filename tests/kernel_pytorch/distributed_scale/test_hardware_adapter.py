@@ -161,10 +161,10 @@ def test_what_fits_and_why_the_rest_does_not(caplog: pytest.LogCaptureFixture):
     assert [record.getMessage() for record in caplog.records] == [
         "left out: device 0 has memory of unknown size",
         "left out: device 1 has an unknown peak rate",
-        "left out: device 2 has 16.0 GB, less than 40 GB",
-        "left out: device 4 has 15.5 GB, less than 40 GB",
+        "left out: device 2 has 16.0 GB free, less than 40 GB",
+        "left out: device 4 has 15.5 GB free, less than 40 GB",
     ]
-    with pytest.raises(ValueError, match=r"of 6 devices 0 fit; .*gpu:4 has 15.5 GB, less than 100 GB"):
+    with pytest.raises(ValueError, match=r"of 6 devices 0 fit; .*gpu:4 has 15.5 GB free, less than 100 GB"):
         adapter.get_optimal_device_placement(100.0)
     with pytest.raises(ValueError, match="gpu:1 has an unknown peak rate"):
         adapter.get_optimal_device_placement(0.0, 1000.0)

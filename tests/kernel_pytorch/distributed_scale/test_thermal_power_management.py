@@ -83,7 +83,10 @@ def test_the_coolest_devices_until_they_are_released() -> None:
     assert scheduler.schedule_job("b", 1)["devices"] == [0]
     refused = scheduler.schedule_job("c", 1)
     assert (refused["success"], refused["devices"], refused["estimated_power"]) == (False, [], None)
-    assert refused["error"] == "1 devices asked for, 0 may be used (3 taken, 1 too hot)"
+    assert refused["error"] == (
+        "num_devices must be at most 0 here, got 1: of 4 devices 0 fit; "
+        "left out: gpu:0-2 taken; left out: gpu:3 too hot"
+    )
     assert scheduler.release_job("a") is True
     assert scheduler.release_job("a") is False
     assert scheduler.schedule_job("c", 1)["devices"] == [1]

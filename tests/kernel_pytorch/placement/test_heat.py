@@ -37,7 +37,7 @@ def request(num_devices: int, power_w: float = 300, power_budget_w: float | None
 
 
 def device(device_id: int, temperature_c: float | None = 50, **known: object) -> DeviceCondition:
-    facts = {"power_w": 60.0, "power_limit_w": 400.0, "throttle_reasons": (), **known}
+    facts = {"kind": "gpu", "power_w": 60.0, "power_limit_w": 400.0, "throttle_reasons": (), **known}
     return DeviceCondition(device_id=device_id, temperature_c=temperature_c, **facts)
 
 
@@ -229,7 +229,8 @@ def test_what_may_not_be_used_and_why(condition: DeviceCondition, reason: str) -
     assert decision.devices == ()
     assert decision.reasons == {0: reason}
     assert decision.refusal is not None
-    assert decision.refusal.startswith("1 devices asked for, 0 may be used (1 ")
+    start = "num_devices must be at most 0 here, got 1: of 1 devices 0 fit; left out: gpu:0 "
+    assert decision.refusal.startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,17 @@ def test_says_what_it_did_with_each_device() -> None:
         3: "90 C reaches the threshold of 85 C",
     }
     assert choose_devices(devices, jobs, request(3)).refusal == (
-        "3 devices asked for, 2 may be used (1 taken, 1 too hot)"
+        "num_devices must be at most 2 here, got 3: of 4 devices 2 fit; "
+        "left out: gpu:2 taken; left out: gpu:3 too hot"
+    )
+
+
+def test_a_refusal_groups_devices_by_reason() -> None:
+    devices = [device(n, 60, health=HealthState.FAILED) for n in range(4)]
+    devices += [device(4, 90, kind="cpu"), device(5, 90, kind=None)]
+    assert choose(devices).refusal == (
+        "num_devices must be at most 0 here, got 1: of 6 devices 0 fit; "
+        "left out: gpu:0-3 failed; left out: cpu:4, device:5 too hot"
     )
 
 
@@ -303,6 +314,7 @@ def test_more_draw_than_estimated_counts() -> None:
     decision = choose([device(0, power_w=350.0)], power_w=200)
     assert (decision.estimated_w, decision.committed_w) == (200, 350)
     assert "draws 350 W, more than estimated" in decision.reasons[0]
+    assert choose([device(0, power_w=200.0)], power_w=200).reasons[0].endswith("health unknown")
 
 
 def test_unknown_draw_counts_as_the_limit_and_is_told() -> None:
@@ -351,7 +363,7 @@ def test_conditions_from_facts_readings_history_and_health() -> None:
     assert zero.slope_c_min == pytest.approx(2.0)
     assert (zero.cooling_down, zero.health, zero.power_limit_w) == (False, HealthState.DEGRADED, 250)
     assert (one.cooling_down, one.health, one.power_limit_w) == (True, None, 400)
-    assert two == DeviceCondition(device_id=2, power_limit_w=400)
+    assert two == DeviceCondition(device_id=2, kind="gpu", power_limit_w=400)
 
 
 @pytest.mark.parametrize(
@@ -367,3 +379,8 @@ def test_conditions_from_facts_readings_history_and_health() -> None:
 def test_requests_are_checked(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         DeviceRequest(**{"num_devices": 1, "power_w": 300, "threshold_c": 85, **wrong})
+
+
+def test_a_number_of_devices_is_an_integer() -> None:
+    with pytest.raises(TypeError, match="num_devices must be an int, got float"):
+        request(1.5)

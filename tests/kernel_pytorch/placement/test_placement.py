@@ -21,7 +21,7 @@ from kernel_pytorch.machine.facts import (
     LinkKind,
     NodeTopology,
 )
-from kernel_pytorch.placement import PlacementRequest, place
+from kernel_pytorch.placement import PlacementRequest, place, rank_devices
 from kernel_pytorch.placement.link_costs import PairLink
 from kernel_pytorch.watch.health import HealthState
 
@@ -222,12 +222,55 @@ def test_eight_devices_against_brute_force(name: str, shape: Shape):
     ],
     ids=str,
 )
-def test_sixteen_dgx_are_proved_and_kept_in_order(shape: Shape, slowest: dict[str, str]):
+def test_sixteen_dgx_are_proved_and_kept_in_order(
+    shape: Shape, slowest: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """Without a single dead end: each question takes the 128 steps that an assignment has, or none."""
+    monkeypatch.setattr("kernel_pytorch.placement.search._MAX_STEPS", 128)
     placement = place(topologies.dgx_h100(16), request_for(shape))
     assert placement.exact
     assert placement.device_ids == tuple(range(128))
     assert {name: link.name for name, link in placement.slowest.items() if link} == slowest
     assert placement.slowest["dp"].gb_s == 50.0  # 400 Gbit/s
+
+
+def test_the_fewest_devices_of_unknown_health_are_proved():
+    """GPU 3 failed, 70 is degraded, 4 to 59 are healthy: 14 tensor-parallel groups of four.
+
+    The other 16 of 30 groups are all of unknown health.
+    """
+    health = {3: FAILED, 70: DEGRADED, **dict.fromkeys(range(4, 60), HEALTHY)}
+    placement = place(topologies.dgx_h100(16), request_for((30, 1, 1, 4)), health)
+    assert placement.exact
+    assert sum(health.get(device_id) is None for device_id in placement.device_ids) == 64
+
+
+def test_nodes_of_unknown_health_are_proved_to_be_needed():
+    """Six nodes are healthy and a seventh half: eight groups of eight need 4 + 8 unknown devices."""
+    health = {3: FAILED, 70: DEGRADED, **dict.fromkeys(range(4, 60), HEALTHY)}
+    placement = place(topologies.dgx_h100(16), request_for((8, 1, 1, 8)), health)
+    assert placement.exact
+    assert placement.device_ids == (*range(8, 64), *range(72, 80))
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps"),
+    [((8, 1, 1, 1), 200), ((1, 1, 1, 8), 200), ((1, 1, 8, 1), 200), ((2, 4, 1, 1), 100)],
+    ids=["dp", "tp", "cp", "pp"],
+)
+def test_symmetries_of_the_mesh_save_steps(shape: Shape, steps: int, monkeypatch: pytest.MonkeyPatch):
+    """Every pair has another rate. Without these symmetries: 25442, 25442, 974 and 125 steps a question."""
+    monkeypatch.setattr("kernel_pytorch.placement.search._MAX_STEPS_FOR_EIGHT", steps)
+    rates = {(a, b): float(10 + (a * 31 + b * 17) * (a + b) % 89) for a, b in combinations(range(8), 2)}
+    topology = topologies.uneven_nodes([8], [None])
+    assert place(topology, request_for(shape), measured_gb_s=rates).exact
+
+
+@pytest.mark.parametrize(("shape", "steps"), [((1, 2, 2, 2), 300), ((1, 1, 8, 1), 130)], ids=str)
+def test_twins_save_steps(shape: Shape, steps: int, monkeypatch: pytest.MonkeyPatch):
+    """GPUs 2, 4 and 5 can stand in for each other. Without this: 1225 and 526 steps a question."""
+    monkeypatch.setattr("kernel_pytorch.placement.search._MAX_STEPS_FOR_EIGHT", steps)
+    assert place(topologies.uneven_sockets(), request_for(shape)).exact
 
 
 def test_numa_and_switches_decide_without_nvlink():
@@ -303,6 +346,100 @@ def test_an_instance_of_a_gpu_serves_alone(memory_gb: float, expected: tuple[int
 def test_gpus_in_mig_mode_do_not_join_others():
     with pytest.raises(ValueError, match=r"got 2: of 3 devices 1 fit; left out: gpu:0 is in MIG mode"):
         place(topologies.mig(), PlacementRequest(num_devices=2))
+
+
+def test_free_memory_counts_where_it_is_known():
+    topology = topologies.dgx_h100()
+    free = {0: 3_100_000_000, 1: 60_000_000_000}
+    placement = place(topology, PlacementRequest(memory_gb=8.0), free_bytes=free)
+    assert placement.device_ids == (1,)
+    assert placement.left_out == {0: "has 3.1 GB free, less than 8 GB"}
+    more = place(topology, PlacementRequest(memory_gb=70.0), free_bytes=free)
+    assert (more.device_ids, more.left_out[1]) == ((2,), "has 60.0 GB free, less than 70 GB")
+    needs = PlacementRequest(num_devices=2, memory_gb=[70.0, 50.0], devices=[0, 1, 2])
+    assert place(topology, needs, free_bytes=free).device_ids == (2, 1)
+    with pytest.raises(ValueError, match=r"left out: gpu:0-7 has 1\.0 GB free, less than 2 GB"):
+        place(topology, PlacementRequest(memory_gb=2.0), free_bytes=dict.fromkeys(range(8), 10**9))
+
+
+def test_memory_that_just_suffices():
+    topology = topologies.cluster(topologies.node([topologies.gpu(0, memory_bytes=80 * 10**9)]))
+    assert place(topology, PlacementRequest(memory_gb=80.0)).device_ids == (0,)
+    assert place(topology, PlacementRequest(memory_gb=8.0), free_bytes={0: 8 * 10**9}).device_ids == (0,)
+
+
+def test_free_memory_makes_up_for_a_total_that_is_not_known():
+    topology = topologies.cluster(topologies.node([topologies.gpu(0, memory_bytes=None)]))
+    request = PlacementRequest(memory_gb=8.0)
+    with pytest.raises(ValueError, match="gpu:0 has memory of unknown size"):
+        place(topology, request)
+    assert place(topology, request, free_bytes={0: 9 * 10**9}).device_ids == (0,)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "memory_gb", "why"),
+    [
+        (80 * 10**9, 10.0, None),
+        (80 * 10**9, 20.0, "has 10.5 GB, less than 20 GB"),
+        (4 * 10**9, 10.0, "has 4.0 GB free, less than 10 GB"),
+    ],
+    ids=["fits", "instance too small", "GPU too full"],
+)
+def test_an_instance_has_no_more_free_than_its_gpu(free_bytes: int, memory_gb: float, why: str | None):
+    request = PlacementRequest(memory_gb=memory_gb)
+    placement = place(topologies.mig(), request, free_bytes={0: free_bytes})
+    assert placement.left_out.get(0) == why
+    assert placement.device_ids == ((0,) if why is None else (2,))
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_ranking_is_what_placing_one_device_after_the_other_gives(seed: int):
+    random = Random(seed)
+    topology = draw_machine(random)
+    ids = range(topology.total_devices)
+    health = {i: random.choice([HEALTHY, None, DEGRADED, FAILED]) for i in ids}
+    free = {i: random.choice([5, 20, 90]) * 10**9 for i in ids if random.random() < 0.5}
+    asked = {
+        "memory_gb": random.choice([0.0, 10.0, 40.0]),
+        "prefer_vendor": random.choice([None, HardwareVendor.AMD]),
+    }
+    expected: list[int] = []
+    left = set(ids)
+    while left:
+        try:
+            best = place(topology, PlacementRequest(devices=left, **asked), health, free_bytes=free)
+        except ValueError:
+            break
+        expected += best.device_ids
+        left -= set(best.device_ids)
+    if not expected:
+        with pytest.raises(ValueError, match="num_devices must be at most 0 here, got 1"):
+            rank_devices(topology, PlacementRequest(**asked), health, free_bytes=free)
+        return
+    ranking = rank_devices(topology, PlacementRequest(**asked), health, free_bytes=free)
+    assert list(ranking.device_ids) == expected
+    assert sorted(ranking.left_out) == sorted(left)
+
+
+def test_a_ranking_is_of_single_devices():
+    with pytest.raises(ValueError, match="num_devices must be 1 to rank devices, got 2"):
+        rank_devices(topologies.dgx_h100(), PlacementRequest(num_devices=2))
+
+
+def test_devices_of_two_kinds_are_no_run():
+    """A GPU, a CPU, a GPU, all failed: not gpu:0-2."""
+    devices = [topologies.gpu(i, kind=kind) for i, kind in enumerate(("gpu", "cpu", "gpu", "gpu"))]
+    topology = topologies.cluster(topologies.node(devices))
+    with pytest.raises(ValueError, match="left out: gpu:0, cpu:1, gpu:2-3 failed"):
+        place(topology, PlacementRequest(), dict.fromkeys(range(4), FAILED))
+
+
+def test_devices_of_a_mesh_in_another_order_are_still_runs():
+    request = PlacementRequest(num_devices=4, tensor_parallel_size=2)
+    placement = place(topologies.uneven_sockets(), request, {2: HEALTHY})
+    assert placement.device_ids == (0, 3, 1, 6)
+    assert "of unknown health: gpu:0-1, gpu:3, gpu:6" in placement.reason
 
 
 def test_measured_rates_decide_to_two_digits():
@@ -394,8 +531,8 @@ def test_packages_of_a_machine_that_hwloc_made_up():
     request = PlacementRequest(num_devices=4, tensor_parallel_size=2)
     placement = place(topologies.cluster(node), request)
     assert placement.device_ids == (0, 2, 1, 3)
-    assert placement.slowest["tp"] == PairLink(name="host_bridge", derived="from their one NUMA node")
-    assert placement.slowest["dp"] == PairLink(name="socket", derived="from their two NUMA nodes")
+    assert placement.slowest["tp"] == PairLink(kind=LinkKind.HOST_BRIDGE, derived="from their one NUMA node")
+    assert placement.slowest["dp"] == PairLink(kind=LinkKind.SOCKET, derived="from their two NUMA nodes")
 
 
 def test_needs_that_no_choice_meets():

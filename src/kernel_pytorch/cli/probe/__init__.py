@@ -115,7 +115,8 @@ def _measure(node: NodeTopology) -> tuple[tuple[MeasuredPeaks, ...], int]:
     except ImportError as error:
         raise CommandError(f"--measure needs torch: {error} (pip install torch)") from error
     # All packages share torch's threads: they are one device to it.
-    devices = node.devices[:1] if node.devices[0].kind == "cpu" else node.devices
+    usable = [device for device in node.devices if device.hidden is None]
+    devices = usable[:1] if node.devices[0].kind == "cpu" else usable
     found, status = [], 0
     for device in devices:
         print(f"measuring {device.label} ...", file=sys.stderr)

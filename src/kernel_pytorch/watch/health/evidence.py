@@ -17,7 +17,12 @@ class HealthState(Enum):
     """Nothing should run on it."""
 
 
-_SEVERITY = {HealthState.HEALTHY: 0, HealthState.DEGRADED: 1, HealthState.FAILED: 2}
+_BY_SEVERITY = (HealthState.HEALTHY, None, HealthState.DEGRADED, HealthState.FAILED)
+
+
+def severity(state: HealthState | None) -> int:
+    """The order of states: healthy 0, unknown 1, degraded 2, failed 3."""
+    return _BY_SEVERITY.index(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class ComponentHealth:
 def judge(evidence: Iterable[Evidence], unchecked: Iterable[str], unknown: str | None) -> ComponentHealth:
     """The worst of the evidence; without any, healthy, or unknown for the reason ``unknown``."""
     found = tuple(evidence)
-    worst = max((item.state for item in found), key=_SEVERITY.__getitem__, default=HealthState.HEALTHY)
+    worst = max((item.state for item in found), key=severity, default=HealthState.HEALTHY)
     if worst is HealthState.HEALTHY and unknown is not None:
         return ComponentHealth(state=None, evidence=found, unchecked=tuple(unchecked), reason=unknown)
     return ComponentHealth(state=worst, evidence=found, unchecked=tuple(unchecked))
