@@ -30,6 +30,8 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Counter of retired pages, or of remapped rows on GPUs that remap (Ampere and later)."""
     remap_failed: bool | None = None
     """A faulty row could not be remapped."""
+    remap_pending: bool | None = None
+    """A row remap waits for a reset of the GPU."""
     nvlink_errors: int | None = None
     """Counter of replays, recoveries and CRC errors on all its NVLinks."""
     pcie_replays: int | None = None
@@ -47,6 +49,8 @@ class NicReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     carrier: bool | None = None
     errors: int | None = None
     """Counter of receive and transmit errors."""
+    fell_off: bool = False
+    """Its device has left the bus, and with it the interface; it was no virtual function."""
 
 
 class DiskReading(msgspec.Struct, frozen=True, kw_only=True):

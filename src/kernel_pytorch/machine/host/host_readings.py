@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ..files import Files
 from ..readings import DiskReading, HostReading, NicReading
@@ -13,6 +15,7 @@ from .limits import own_groups
 
 _NET = "sys/class/net"
 _RDMA = "sys/class/infiniband"
+_PCI_FUNCTION = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _RDMA_ERRORS = ("symbol_error", "port_rcv_errors", "port_xmit_discards")
 
 
@@ -33,19 +36,45 @@ class HostReader:
         self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
         self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
+        self._pci_functions: dict[str, Path | None] = {}
+        """Of the interfaces and adapters that were read; None without a physical one."""
 
     def read(self) -> HostReading:
         files = self._files
         names = [name for name in self._interfaces() if self._all_interfaces or self._of_a_device(name)]
+        nics = {name: self._nic(name) for name in names} | self._adapters()
         disks = {mount: reading for mount in self._mounts if (reading := self._disk(mount))}
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
             memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
             oom_kills=self._oom_kills(),
-            nics={name: self._nic(name) for name in names} | self._adapters(),
+            nics=nics | self._fallen_off(nics),
             disks=disks,
         )
+
+    def _fallen_off(self, present: dict[str, NicReading]) -> dict[str, NicReading]:
+        """Interfaces and adapters of earlier readings whose PCI function has left the bus.
+
+        One that was renamed, deleted or moved to a container leaves its PCI function behind, and a virtual
+        function comes and goes by configuration: none of these is a fault.
+        """
+        known = self._pci_functions
+        known |= {name: self._pci_function(name) for name in present if name not in known}
+        for name in known.keys() - present:
+            function = known[name]
+            if function is None or function.exists():
+                del known[name]
+        return {name: NicReading(carrier=False, fell_off=True) for name in sorted(known.keys() - present)}
+
+    def _pci_function(self, name: str) -> Path | None:
+        """The physical function of an interface or adapter, in sysfs; None if it has none."""
+        for top in (_NET, _RDMA):
+            device = self._files.path(f"{top}/{name}/device").resolve()
+            for folder in (device, *device.parents):
+                if _PCI_FUNCTION.fullmatch(folder.name):
+                    return None if (folder / "physfn").exists() else folder
+        return None
 
     def _oom_kills(self) -> int | None:
         """In this process's control group where it has one; else on the host."""
