@@ -1,4 +1,4 @@
-"""Traces of a node with eight GPUs: ordinary days, and faults of random kind, time, size and place.
+"""Traces of a node with eight GPUs: ordinary days, and faults of random kind, time, size and device.
 
 ``python tests/support/faulty_traces.py [traces per fault] [seed]`` prints precision, recall and delay.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from kernel_pytorch.machine.facts import DeviceInfo, HardwareVendor
 from kernel_pytorch.machine.readings import DeviceReading, DiskReading, HostReading, NicReading, Snapshot
-from kernel_pytorch.watch.health import HealthState, MachineHealth
+from kernel_pytorch.watch.health import HealthState, MachineHealth, severity
 
 GPUS = tuple(
     DeviceInfo(
@@ -21,6 +21,8 @@ GPUS = tuple(
     )
     for index in range(8)
 )
+SEEDS = (0, 1, 2)
+"""Of the traces that every test run sees; it draws one more."""
 SECONDS = 180
 LAST_ONSET = 80
 """The rules need at most 60 s, and some time is idle."""
@@ -32,7 +34,7 @@ Finding = tuple[str, str]
 
 @dataclass
 class Day:
-    """What the sensors of the node show, second by second; ``[t, gpus]`` unless it says otherwise."""
+    """What the sensors of the node show, second by second; ``[t, gpus]`` unless stated otherwise."""
 
     random: Random
     columns: dict[str, np.ndarray] = field(default_factory=dict)
@@ -41,8 +43,12 @@ class Day:
     mute: np.ndarray = field(default_factory=lambda: np.zeros((SECONDS, len(GPUS)), dtype=bool))
     host: dict[str, np.ndarray] = field(default_factory=dict)
     """``[t]``"""
-    nic_there: np.ndarray = field(default_factory=lambda: np.ones(SECONDS, dtype=bool))
-    start_s: float = 1.8e9
+    fell_off: np.ndarray = field(default_factory=lambda: np.zeros(SECONDS, dtype=bool))
+    """Of the interface; ``[t]``"""
+    lent: np.ndarray = field(default_factory=lambda: np.zeros(SECONDS, dtype=bool))
+    """Whether a container has the virtual function; ``[t]``"""
+    stamps_s: np.ndarray = field(default_factory=lambda: 1.8e9 + np.arange(SECONDS))
+    """Of the system's clock; ``[t]``"""
 
     def __post_init__(self) -> None:
         random, shape = self.random, (SECONDS, len(GPUS))
@@ -51,7 +57,7 @@ class Day:
             begin = random.integers(SECONDS)
             self.loaded[begin : begin + random.integers(5, 40)] = False
         loaded = self.loaded[:, None]
-        capped = np.ones(SECONDS)  # all fall together: a power limit on a hot day
+        capped = np.ones(SECONDS)  # all slow down together: a power limit on a hot day
         begin = random.integers(SECONDS)
         capped[begin : begin + 60] = random.uniform(0.5, 1)
         clocks = np.where(loaded, 1980 * capped[:, None], 345.0)
@@ -63,8 +69,9 @@ class Day:
         columns["sm_clock_mhz"] = clocks * (1 + random.normal(0, 0.01, shape).clip(-0.03, 0.03))
         columns["power_w"] = np.where(loaded, 650.0, 90.0) + random.uniform(-20, 20, shape)
         columns["remap_failed"] = np.zeros(shape)
+        columns["remap_pending"] = np.zeros(shape)
         columns["power_limit_w"] = np.full(shape, 700.0)
-        if random.random() < 0.3:  # somebody saves energy; one slow GPU has equals on either side
+        if random.random() < 0.3:  # somebody saves energy; a slow GPU has equals in both halves
             limited = random.permutation(len(GPUS))[:4]
             columns["power_limit_w"][:, limited] = 300.0
             columns["sm_clock_mhz"][:, limited] *= 0.7
@@ -86,7 +93,7 @@ class Day:
         self.host["carrier"] = np.ones(SECONDS)
 
     def _harmless_events(self) -> None:
-        """Short peaks, gaps, programs that crash, a limit on power, a driver that is loaded anew."""
+        """Short peaks, gaps, programs that crash, a power limit, a driver reload, a clock change."""
         random = self.random
         spike, gpu = random.integers(SECONDS), random.integers(len(GPUS))
         self.columns["temperature_c"][spike : spike + random.integers(1, 20), gpu] = 91.0
@@ -107,6 +114,10 @@ class Day:
                 column[reload:] -= column[reload]
         for name in ("power_w", "sm_clock_mhz", "pcie_replays", "memory_temperature_c"):
             self.columns[name][random.random((SECONDS, len(GPUS))) < 0.01] = np.nan
+        if random.random() < 0.5:  # an hour back, or ahead by more than any interval
+            self.stamps_s[random.integers(2, SECONDS) :] += random.choice([-3600, -100, 100, 3600])
+        begin = random.integers(SECONDS)
+        self.lent[begin : begin + random.integers(1, 120)] = True
 
     def add_errors(self, counter: str, gpu: int, onset: int, per_s: float) -> None:
         """Errors from ``onset`` on; a driver loaded later sets its counters to zero."""
@@ -127,28 +138,33 @@ class Day:
             for g in range(len(GPUS)):
                 if self.mute[t, g]:
                     if t % 2:
-                        devices[g] = DeviceReading()  # the other way to be silent is not to be there
+                        devices[g] = DeviceReading()  # else it is absent: both mean that it does not answer
                     continue
                 values: dict[str, float | int | bool | None] = {}
                 for name, column in self.columns.items():
                     value = float(column[t, g])
                     values[name] = None if np.isnan(value) else int(value) if name in integers else value
-                values["remap_failed"] = bool(values["remap_failed"])
+                for name in ("remap_failed", "remap_pending"):
+                    values[name] = bool(values[name])
                 devices[g] = DeviceReading(
                     throttle_reasons=self.throttle.get((t, g), ()),
                     xids=self.xids.get((t, g), ()),
                     **values,  # type: ignore[arg-type]
                 )
             host = {name: float(column[t]) for name, column in self.host.items()}
-            nic = NicReading(carrier=bool(host["carrier"]), errors=int(host["nic_errors"]))
+            nics = {"eth0": NicReading(carrier=bool(host["carrier"]), errors=int(host["nic_errors"]))}
+            if self.fell_off[t]:
+                nics["eth0"] = NicReading(carrier=False, fell_off=True)
+            if not self.lent[t]:  # it has no carrier when it comes back
+                nics["eth1"] = NicReading(carrier=not self.lent[:t].any(), errors=0)
             yield Snapshot(
-                time_s=self.start_s + t,
+                time_s=float(self.stamps_s[t]),
                 devices=devices,
                 host=HostReading(
                     memory_stall_s=host["memory_stall_s"],
                     cpu_stall_s=host["cpu_stall_s"],
                     oom_kills=int(host["oom_kills"]),
-                    nics={"eth0": nic} if self.nic_there[t] else {},
+                    nics=nics,
                     disks={
                         "/": DiskReading(
                             total_bytes=10**12, free_bytes=round(10**12 * (1 - min(host["used"], 1)))
@@ -197,8 +213,11 @@ def _slow(day: Day, onset: int, gpu: int) -> None:
     day.columns["sm_clock_mhz"][onset:, gpu] *= day.random.uniform(0.3, 0.78)
 
 
-def _remap_failed(day: Day, onset: int, gpu: int) -> None:
-    day.columns["remap_failed"][onset:, gpu] = 1
+def _remap(column: str) -> Callable[[Day, int, int], None]:
+    def inject(day: Day, onset: int, gpu: int) -> None:
+        day.columns[column][onset:, gpu] = 1
+
+    return inject
 
 
 def _errors(counter: str, least_per_s: float, most_per_s: float) -> Callable[[Day, int, int], None]:
@@ -232,7 +251,7 @@ def _silent(day: Day, onset: int, gpu: int) -> None:
 
 def _nic_lost(day: Day, onset: int, gpu: int) -> None:
     if day.random.random() < 0.5:
-        day.nic_there[onset:] = False
+        day.fell_off[onset:] = True
     else:
         day.host["carrier"][onset:] = 0
 
@@ -269,7 +288,8 @@ FAULTS = {
     "ECC storm": Fault("ecc_corrected", DEGRADED, _errors("ecc_corrected", 2, 100)),
     "uncorrected ECC": Fault("ecc_uncorrected", FAILED, _bump("ecc_uncorrected")),
     "retired pages": Fault("retired_pages", DEGRADED, _bump("retired_pages")),
-    "remap failure": Fault("remap_failed", FAILED, _remap_failed),
+    "remap failure": Fault("remap_failed", FAILED, _remap("remap_failed")),
+    "remap pending": Fault("remap_pending", DEGRADED, _remap("remap_pending")),
     "NVLink errors": Fault("nvlink_errors", DEGRADED, _errors("nvlink_errors", 2, 1000)),
     "PCIe replays": Fault("pcie_replays", DEGRADED, _errors("pcie_replays", 0.25, 50)),
     "fatal Xid": Fault("xid", FAILED, _xid(48, 64, 79, 95, 119, 120)),
@@ -296,7 +316,7 @@ class Found:
     state: HealthState
     """The worst."""
     second: int
-    """When it was told first."""
+    """When it was first found."""
 
 
 def make_day(random: Random, names: tuple[str, ...]) -> tuple[Day, dict[Finding, Injected]]:
@@ -321,7 +341,7 @@ def findings(snapshots: Iterable[Snapshot]) -> dict[Finding, Found]:
                 if item.state is HealthState.HEALTHY:
                     continue
                 first = found.get((component, item.kind), Found(item.state, second))
-                worst = FAILED if FAILED in (first.state, item.state) else DEGRADED
+                worst = max(first.state, item.state, key=severity)
                 found[component, item.kind] = Found(worst, first.second)
     return found
 
@@ -347,7 +367,7 @@ class Score:
         return self.hits / there if there else 1.0
 
     def add(self, injected: dict[Finding, Injected], found: dict[Finding, Found]) -> None:
-        """Found in time, in the right state: a hit. Told before it began, or without any: a false alarm."""
+        """A hit is found in the right state; a false alarm before its fault began, or without one."""
         for finding, fault in injected.items():
             seen = found.get(finding)
             if seen is None or seen.state is not fault.state:
@@ -362,12 +382,12 @@ class Score:
                 self.mistakes.append(f"false alarm {finding} {seen}, injected {injected}")
 
 
-def _two_places(random: Random) -> tuple[str, ...]:
+def _two_faults(random: Random) -> tuple[str, ...]:
     """Two faults, not both of one disk or interface: the one may hide the other."""
     while True:
         names = tuple(random.choice(list(FAULTS), 2, replace=False))
-        places = [FAULTS[name].component for name in names]
-        if places[0] is None or places[0] != places[1]:
+        first, second = (FAULTS[name].component for name in names)
+        if first is None or first != second:
             return names
 
 
@@ -378,7 +398,7 @@ def score(seed: int, traces: int) -> dict[str, Score]:
     for name, result in scores.items():
         for _ in range(traces):
             alone = () if name == WITHOUT else (name,)
-            day, injected = make_day(random, _two_places(random) if name == TWO else alone)
+            day, injected = make_day(random, _two_faults(random) if name == TWO else alone)
             result.add(injected, findings(day.snapshots()))
     return scores
 

@@ -49,6 +49,8 @@ class NicReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     carrier: bool | None = None
     errors: int | None = None
     """Counter of receive and transmit errors."""
+    fell_off: bool = False
+    """Its device has left the bus, and with it the interface; it was no virtual function."""
 
 
 class DiskReading(msgspec.Struct, frozen=True, kw_only=True):

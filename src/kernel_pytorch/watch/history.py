@@ -1,4 +1,4 @@
-"""The last readings of all devices, as arrays."""
+"""The latest readings of all devices, as arrays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..machine.readings import DeviceReading, Snapshot
+from .steady_clock import SteadyClock
 
 _FIELDS = msgspec.structs.fields(DeviceReading)
 _NUMERIC = [
@@ -21,7 +22,7 @@ _NUMERIC = [
     if set(get_args(field.type)) <= {int, float, bool, NoneType}
 ]
 METRICS = tuple(_FIELDS[number].name for number in _NUMERIC)
-"""The numeric fields of a reading; a truth value counts as 0 or 1."""
+"""The numeric fields of a reading; truth values as 0 or 1."""
 _numbers = itemgetter(*_NUMERIC)
 _UNKNOWN = DeviceReading()
 
@@ -34,7 +35,7 @@ def as_array(snapshot: Snapshot, device_ids: Sequence[int]) -> NDArray[np.float6
 
 
 def slope_per_s(times: NDArray[np.float64], values: NDArray[np.float64]) -> float | None:
-    """Slope of the straight line nearest to the values (least squares); None where it is not determined.
+    """Slope of the least-squares line through the values; None where it is not determined.
 
     Args:
         times: ``[t]``, seconds.
@@ -49,11 +50,11 @@ def slope_per_s(times: NDArray[np.float64], values: NDArray[np.float64]) -> floa
 
 
 class History:
-    """A ring buffer of snapshots: the numeric fields of the devices' readings.
+    """A ring buffer of the numeric fields of the devices' readings, one row for each snapshot.
 
     Args:
-        device_ids: the columns.
-        capacity: snapshots that are kept.
+        device_ids: the columns, in this order.
+        capacity: number of snapshots to keep.
 
     Raises:
         ValueError: a capacity that is not positive, or a device id twice.
@@ -66,7 +67,9 @@ class History:
             raise ValueError(f"device_ids must be distinct, got {list(device_ids)}")
         self.device_ids = tuple(device_ids)
         self.capacity = capacity
+        self._clock = SteadyClock()
         self._times = np.empty(capacity)
+        self._steady = np.empty(capacity)
         self._values = np.empty((capacity, len(self.device_ids), len(METRICS)))
         self._count = 0
         self._lock = threading.Lock()
@@ -76,13 +79,14 @@ class History:
         with self._lock:
             row = self._count % self.capacity
             self._times[row], self._values[row] = snapshot.time_s, values
+            self._steady[row] = self._clock.update(snapshot.time_s)
             self._count += 1
 
     def __len__(self) -> int:
         return min(self._count, self.capacity)
 
     def times(self) -> NDArray[np.float64]:
-        """``[t]``, the oldest first: seconds since 1970."""
+        """``[t]``, the oldest first: the time stamps, in seconds since 1970. For people: they may go back."""
         with self._lock:
             return self._in_order(self._times)
 
@@ -97,7 +101,11 @@ class History:
     def timed_series(
         self, metrics: Sequence[str]
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-        """:meth:`times` and :meth:`series` of one moment, while another thread appends.
+        """Several series and their times, of one moment, while another thread appends.
+
+        Returns:
+            ``[t]``, the oldest first: steady seconds (:class:`.SteadyClock`), which never go back and leave
+            out jumps of the system's clock; and :meth:`series` by metric.
 
         Raises:
             ValueError: a metric that is not one of :data:`METRICS`.
@@ -106,7 +114,7 @@ class History:
             if metric not in METRICS:
                 raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         with self._lock:
-            return self._in_order(self._times), {
+            return self._in_order(self._steady), {
                 metric: self._in_order(self._values[:, :, METRICS.index(metric)]) for metric in metrics
             }
 

@@ -8,8 +8,8 @@ from kernel_pytorch.watch.quantities import QUANTITIES, reading_text
 
 
 def test_every_number_of_a_reading_is_in_it():
-    """But ``remap_failed``, a truth value, which the health tells."""
-    assert set(METRICS) - set(QUANTITIES) == {"remap_failed"}
+    """But truth values, which the health tells."""
+    assert set(METRICS) - set(QUANTITIES) == {"remap_failed", "remap_pending"}
     assert len({quantity.metric for quantity in QUANTITIES.values()}) == len(QUANTITIES)
 
 

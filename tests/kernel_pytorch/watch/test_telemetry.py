@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kernel_pytorch.machine.readings import DeviceReading, Snapshot
-from kernel_pytorch.watch.history import METRICS, History
 from kernel_pytorch.watch.telemetry import EndOfTrace, Telemetry
 
 SOON_S = 30.0
@@ -266,55 +263,3 @@ def test_a_listener_may_stop_it():
 def test_bad_arguments(arguments: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         Telemetry(Endless(), **{"device_ids": [0], **arguments})  # type: ignore[arg-type]
-
-
-def test_a_metric_that_is_none():
-    with pytest.raises(ValueError, match=r"metric must be one of temperature_c, .*, got 'throttle_reasons'"):
-        History([0], 3).series("throttle_reasons")
-
-
-VALUES = {
-    "temperature_c": st.floats(-40, 150),
-    "energy_j": st.floats(0, 1e12),
-    "memory_used_bytes": st.integers(0, 1 << 40),
-    "ecc_corrected": st.integers(0, 1 << 50),
-    "remap_failed": st.booleans(),
-}
-READINGS = st.fixed_dictionaries(
-    {}, optional={name: st.none() | value for name, value in VALUES.items()}
-).map(lambda values: DeviceReading(**values))
-
-
-@given(
-    rows=st.lists(st.dictionaries(st.integers(0, 3), READINGS), max_size=12),
-    capacity=st.integers(1, 14),
-    device_ids=st.permutations(range(4)).flatmap(lambda ids: st.integers(0, 4).map(lambda n: ids[:n])),
-)
-def test_history_is_the_last_snapshots(
-    rows: list[dict[int, DeviceReading]], capacity: int, device_ids: list[int]
-):
-    history = History(device_ids, capacity)
-    for time_s, devices in enumerate(rows):
-        history.append(Snapshot(time_s=time_s, devices=devices))
-    kept = list(enumerate(rows))[-capacity:]
-    assert len(history) == len(kept)
-    assert history.times().tolist() == [time_s for time_s, _ in kept]
-
-    def expected(metric: str) -> Iterator[list[float]]:
-        for _, devices in kept:
-            values = [getattr(devices.get(number), metric, None) for number in device_ids]
-            yield [np.nan if value is None else float(value) for value in values]
-
-    for metric in METRICS:
-        table = np.array(list(expected(metric))).reshape(len(kept), len(device_ids))
-        np.testing.assert_array_equal(history.series(metric), table)
-
-
-def test_what_a_history_gives_does_not_change_with_it():
-    history = History([0], 2)
-    history.append(snapshot(1, 1))
-    series = history.series("temperature_c")
-    history.append(snapshot(2, 2))
-    history.append(snapshot(3, 3))
-    assert series.tolist() == [[1]]
-    assert history.series("temperature_c").tolist() == [[2], [3]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..files import Files, in_line, printable, whole
 from ..known import total
@@ -11,8 +13,9 @@ from ..readings import DiskReading, HostReading, NicReading
 from .cpu import meminfo_bytes
 from .limits import own_groups
 from .mounts import mount_points
-from .network import NET, adapter_has_carrier, adapter_ports, has_carrier, lone_adapters
+from .network import NET, RDMA, adapter_has_carrier, adapter_ports, has_carrier, lone_adapters
 
+_PCI_FUNCTION = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _RDMA_ERRORS = ("symbol_error", "port_rcv_errors", "port_xmit_discards")
 
 
@@ -33,19 +36,45 @@ class HostReader:
         self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
         self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
+        self._pci_functions: dict[str, Path | None] = {}
+        """Of the interfaces and adapters that were read; None without a physical one."""
 
     def read(self) -> HostReading:
         files = self._files
         names = [name for name in self._interfaces() if self._all_interfaces or self._of_a_device(name)]
+        nics = {name: self._nic(name) for name in names} | self._adapters()
         disks = {mount: reading for mount in self._mounts if (reading := self._disk(mount))}
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
             memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
             oom_kills=self._oom_kills(),
-            nics={printable(name): self._nic(name) for name in names} | self._adapters(),
+            nics={printable(name): nic for name, nic in (nics | self._fallen_off(nics)).items()},
             disks=disks,
         )
+
+    def _fallen_off(self, present: dict[str, NicReading]) -> dict[str, NicReading]:
+        """Interfaces and adapters of earlier readings whose PCI function has left the bus.
+
+        One that was renamed, deleted or moved to a container leaves its PCI function behind, and a virtual
+        function comes and goes by configuration: none of these is a fault.
+        """
+        known = self._pci_functions
+        known |= {name: self._pci_function(name) for name in present if name not in known}
+        for name in known.keys() - present:
+            function = known[name]
+            if function is None or function.exists():
+                del known[name]
+        return {name: NicReading(carrier=False, fell_off=True) for name in sorted(known.keys() - present)}
+
+    def _pci_function(self, name: str) -> Path | None:
+        """The physical function of an interface or adapter, in sysfs; None if it has none."""
+        for top in (NET, RDMA):
+            device = Path(os.path.realpath(self._files.path(f"{top}/{name}/device")))
+            for folder in (device, *device.parents):
+                if _PCI_FUNCTION.fullmatch(folder.name):
+                    return None if (folder / "physfn").exists() else folder
+        return None
 
     def _oom_kills(self) -> int | None:
         events = self._of_the_group("memory.events", "memory.oom_control")  # of cgroup v2 and v1
@@ -63,7 +92,7 @@ class HostReader:
         """RDMA adapters without an interface of their own, by name, with the errors of all their ports."""
         files = self._files
         return {
-            printable(name): NicReading(
+            name: NicReading(
                 carrier=adapter_has_carrier(files, name),
                 errors=total(
                     files.count(f"{port}/counters/{counter}")

@@ -9,7 +9,7 @@ from ..facts import NetworkInterface
 from ..files import Files, printable
 
 NET = "sys/class/net"
-_RDMA = "sys/class/infiniband"
+RDMA = "sys/class/infiniband"
 _ARPHRD_ETHER, _ARPHRD_INFINIBAND, _ARPHRD_LOOPBACK = 1, 32, 772  # if_arp.h
 _UNKNOWN_MBIT_S = 65535  # -1 in 16 bits, of drivers that know no more
 _MOST_MBIT_S = 10_000_000  # the fastest links are specified at 1.6 Tbit/s; -1 in 32 bits is above
@@ -32,12 +32,12 @@ def has_carrier(files: Files, interface: str) -> bool | None:
 def lone_adapters(files: Files) -> list[str]:
     """RDMA devices that no interface belongs to."""
     taken = {_rdma_device(files, f"{NET}/{name}") for name in files.names(NET)}
-    return [name for name in files.names(_RDMA) if name not in taken]
+    return [name for name in files.names(RDMA) if name not in taken]
 
 
 def adapter_ports(files: Files, adapter: str) -> dict[int, str]:
     """The folders of an RDMA device's ports, by number."""
-    ports = f"{_RDMA}/{adapter}/ports"
+    ports = f"{RDMA}/{adapter}/ports"
     return {number: f"{ports}/{number}" for number in files.numbered(ports, "")}
 
 
@@ -98,7 +98,7 @@ def _ports_of(files: Files, folder: str, rdma: str | None) -> list[str]:
 
 
 def _adapter(files: Files, name: str) -> NetworkInterface:
-    folder, ports = f"{_RDMA}/{name}", list(adapter_ports(files, name).values())
+    folder, ports = f"{RDMA}/{name}", list(adapter_ports(files, name).values())
     layers = {files.text(f"{port}/link_layer") for port in ports}
     return NetworkInterface(
         name=printable(name),

@@ -1,65 +1,53 @@
 """Health of a machine's components, from readings alone: the same from hardware as from a trace.
 
-Nothing here looks at a clock or a machine: what is said follows from the snapshots, and their own times.
+Nothing here reads a clock or a machine: verdicts follow from the snapshots and their time stamps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ...machine.facts import DeviceInfo
 from ...machine.readings import Snapshot
+from ..steady_clock import SteadyClock
 from .devices import DeviceHealth
-from .evidence import ComponentHealth, Evidence, HealthState
+from .evidence import ComponentHealth, Evidence, HealthState, severity
 from .host import HostHealth
 from .thresholds import Thresholds
 
-__all__ = ["ComponentHealth", "Evidence", "HealthState", "MachineHealth", "Thresholds", "assess"]
+__all__ = ["ComponentHealth", "Evidence", "HealthState", "MachineHealth", "Thresholds", "assess", "severity"]
 
 
 class MachineHealth:
-    """The rules of devices and host over snapshots that come one by one.
+    """Applies the rules of devices and host to snapshots, one by one.
 
     Args:
         devices: of one node; their ids are those of the snapshots.
-        thresholds: from where on a reading tells of a fault.
+        thresholds: at or above which a reading counts as a fault.
     """
 
     def __init__(self, devices: Sequence[DeviceInfo], thresholds: Thresholds | None = None) -> None:
-        self._thresholds = thresholds or Thresholds()
-        self._devices = DeviceHealth(devices, self._thresholds)
-        self._host = HostHealth(self._thresholds)
-        self._read_s: float | None = None
-        """The time of the last snapshot."""
-        self._gap_s: float | None = None
-        """Between the two last."""
-        self._now = 0.0
-        """The same, but for a clock that was set back."""
-        self._place = {device.device_id: place for place, device in enumerate(devices)}
+        thresholds = thresholds or Thresholds()
+        self._devices = DeviceHealth(devices, thresholds)
+        self._host = HostHealth(thresholds)
+        self._clock = SteadyClock()
+        self._index = {device.device_id: index for index, device in enumerate(devices)}
 
     @property
     def thresholds(self) -> Thresholds:
-        return self._thresholds
+        return self._host.thresholds
 
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
-        """Counts from the next snapshot on; what was seen so far is kept."""
-        self._thresholds = self._devices.thresholds = self._host.thresholds = thresholds
+        """They apply from the next snapshot on; what was seen so far is kept."""
+        self._devices.thresholds = self._host.thresholds = thresholds
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take in the next snapshot. A clock that was set back goes on from where it was.
-
-        Over a minute and 20 times as long as before is a clock set forward, or a suspended machine: nothing
-        was seen to hold meanwhile.
-        """
-        elapsed = 0.0 if self._read_s is None else max(snapshot.time_s - self._read_s, 0.0)
-        gap, self._gap_s = self._gap_s, elapsed
-        if gap is not None and elapsed > max(60.0, 20 * gap):
-            elapsed = gap
-        self._now = snapshot.time_s if self._read_s is None else self._now + elapsed
-        self._read_s = snapshot.time_s
-        self._devices.update(self._now, snapshot)
-        self._host.update(self._now, snapshot.host)
+        """Take in the next snapshot. Jumps of its clock are left out (:class:`.SteadyClock`)."""
+        now = self._clock.update(snapshot.time_s)
+        self._devices.update(now, snapshot)
+        self._host.update(now, snapshot.host)
 
     def reset_device(self, device_id: int) -> None:
         """Forget what was seen of a device.
@@ -67,7 +55,7 @@ class MachineHealth:
         Raises:
             KeyError: it is not one of the devices.
         """
-        self._devices.reset(self._place[device_id])
+        self._devices.reset(self._index[device_id])
 
     def device(self, device_id: int) -> ComponentHealth:
         """Health of a device.
@@ -75,14 +63,22 @@ class MachineHealth:
         Raises:
             KeyError: it is not one of the devices.
         """
-        return self._devices.health(self._place[device_id])
+        return self._stamped(self._devices.health(self._index[device_id]))
 
     def components(self) -> dict[str, ComponentHealth]:
         """All by name: ``gpu:3``, ``cpu:0``, ``memory``, ``cpu``, ``disk:/``, ``nic:eth0``."""
         devices = {
-            device.label: self._devices.health(place) for place, device in enumerate(self._devices.devices)
+            device.label: self._devices.health(index) for index, device in enumerate(self._devices.devices)
         }
-        return devices | self._host.health()
+        return {name: self._stamped(health) for name, health in (devices | self._host.health()).items()}
+
+    def _stamped(self, health: ComponentHealth) -> ComponentHealth:
+        """With times by the clock that stamped the last snapshot, in place of steady seconds."""
+        skipped_s = self._clock.skipped_s
+        if not skipped_s or not health.evidence:
+            return health
+        moved = (replace(item, since_s=item.since_s + skipped_s) for item in health.evidence)
+        return replace(health, evidence=tuple(moved))
 
 
 def assess(

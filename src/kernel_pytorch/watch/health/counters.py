@@ -1,108 +1,118 @@
-"""Rules about the devices' error counters."""
+"""Rules about error counters, of devices, network interfaces and the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from .evidence import Evidence, HealthState
 from .thresholds import Thresholds
-from .windows import HOUR_S, MINUTE_S, Increases, Numbers, Sustained
+from .windows import HOUR_S, MINUTE_S, Increases, Numbers, Sustained, Truths
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rule:
-    """A counter that must not grow by so much."""
+class GrowthRule:
+    """An error counter that must not grow by a threshold or more."""
 
-    metric: str
+    kind: str
+    """For a device also the field of the reading."""
     threshold: str
     """Field of :class:`.Thresholds`."""
     window_s: float | None
-    """None: it counts since the first reading, or the reset, for no time heals it."""
+    """None: growth since the first reading, or the last reset, for such errors do not heal."""
     from_zero: bool = False
-    """What the first reading shows counts too: the device was not reset since."""
+    """The first reading counts as growth from zero: the device has not been reset since those errors."""
     state: HealthState = HealthState.DEGRADED
     text: str
 
 
-_RULES = (
-    _Rule(
-        metric="ecc_uncorrected",
+DEVICE_RULES = (
+    GrowthRule(
+        kind="ecc_uncorrected",
         threshold="ecc_uncorrected",
         window_s=None,
         from_zero=True,
         state=HealthState.FAILED,
         text="memory errors that could not be corrected",
     ),
-    _Rule(
-        metric="ecc_corrected",
+    GrowthRule(
+        kind="ecc_corrected",
         threshold="ecc_corrected_per_hour",
         window_s=HOUR_S,
         text="corrected memory errors within an hour",
     ),
-    _Rule(
-        metric="retired_pages",
+    GrowthRule(
+        kind="retired_pages",
         threshold="retired_pages",
         window_s=None,
         text="memory pages or rows given up",
     ),
-    _Rule(
-        metric="nvlink_errors",
+    GrowthRule(
+        kind="nvlink_errors",
         threshold="nvlink_errors_per_minute",
         window_s=MINUTE_S,
         text="NVLink errors within a minute",
     ),
-    _Rule(
-        metric="pcie_replays",
+    GrowthRule(
+        kind="pcie_replays",
         threshold="pcie_replays_per_minute",
         window_s=MINUTE_S,
         text="PCIe replays within a minute",
     ),
 )
-COUNTERS = tuple(rule.metric for rule in _RULES)
+NIC_ERRORS = GrowthRule(
+    kind="nic_errors",
+    threshold="nic_errors_per_minute",
+    window_s=MINUTE_S,
+    text="errors within a minute",
+)
+OOM_KILLS = GrowthRule(
+    kind="oom_kills",
+    threshold="oom_kills_per_hour",
+    window_s=HOUR_S,
+    text="processes killed for want of memory within an hour",
+)
 
 
-class CounterHealth:
-    """How much the error counters of ``count`` devices grew, and where that is too much."""
+class Growth:
+    """One rule applied to the counters of ``count`` components."""
 
-    def __init__(self, count: int) -> None:
-        self._grown = {
-            rule.metric: Increases(count, rule.window_s or HOUR_S, from_zero=rule.from_zero)
-            for rule in _RULES
-        }
-        self._too_many = {rule.metric: Sustained(count) for rule in _RULES}
+    def __init__(self, rule: GrowthRule, count: int = 1) -> None:
+        self._rule = rule
+        self._grown = Increases(count, rule.window_s or HOUR_S, from_zero=rule.from_zero)
+        self._too_much = Sustained(count)
 
-    def update(self, now: float, values: dict[str, Numbers], thresholds: Thresholds) -> None:
-        for rule in _RULES:
-            grown = self._grown[rule.metric]
-            grown.update(now, values[rule.metric])
-            holds = self._increase(rule) >= getattr(thresholds, rule.threshold)
-            self._too_many[rule.metric].update(now, holds, grown.known)
+    def update(self, now: float, values: Numbers | Sequence[float | None], thresholds: Thresholds) -> None:
+        """``now``: seconds, not less than before; ``values``: NaN or None where unknown."""
+        self._grown.update(now, np.asarray(values, dtype=np.float64))
+        holds = self._increase() >= getattr(thresholds, self._rule.threshold)
+        self._too_much.update(now, holds, self.known)
 
-    def _increase(self, rule: _Rule) -> Numbers:
-        grown = self._grown[rule.metric]
-        return grown.since_baseline() if rule.window_s is None else grown.in_window()
+    def _increase(self) -> Numbers:
+        return self._grown.since_baseline() if self._rule.window_s is None else self._grown.in_window()
 
-    def evidence(self, index: int, thresholds: Thresholds) -> Iterator[Evidence]:
-        for rule in _RULES:
-            too_many = self._too_many[rule.metric]
-            if too_many.holds[index]:
-                value = float(self._increase(rule)[index])
-                threshold = getattr(thresholds, rule.threshold)
-                yield Evidence(
-                    kind=rule.metric,
-                    state=rule.state,
-                    value=value,
-                    threshold=threshold,
-                    since_s=float(too_many.since_s[index]),
-                    text=f"{value:g} {rule.text} (from {threshold:g} on)",
-                )
+    @property
+    def known(self) -> Truths:
+        """Whether the counter was ever read."""
+        return self._grown.known
 
-    def unchecked(self, index: int) -> list[str]:
-        """Counters that were never read."""
-        return [metric for metric in COUNTERS if not self._grown[metric].known[index]]
+    def evidence(self, thresholds: Thresholds, index: int = 0) -> Iterator[Evidence]:
+        """One item if the counter grew too much, else none."""
+        if self._too_much.holds[index]:
+            value = float(self._increase()[index])
+            threshold = getattr(thresholds, self._rule.threshold)
+            yield Evidence(
+                kind=self._rule.kind,
+                state=self._rule.state,
+                value=value,
+                threshold=threshold,
+                since_s=float(self._too_much.since_s[index]),
+                text=f"{value:g} {self._rule.text} (from {threshold:g} on)",
+            )
 
     def reset(self, index: int) -> None:
-        for metric in COUNTERS:
-            self._grown[metric].reset(index)
-            self._too_many[metric].reset(index)
+        """Forget what the counter grew by so far."""
+        self._grown.reset(index)
+        self._too_much.reset(index)

@@ -1,4 +1,4 @@
-"""Rules about devices, all at once: arrays with a place for each device."""
+"""Rules about devices, applied to all at once: arrays with one entry for each device."""
 
 from __future__ import annotations
 
@@ -11,27 +11,48 @@ from ...machine.facts import DeviceInfo
 from ...machine.readings import DeviceReading, Snapshot
 from ..history import METRICS, as_array
 from .clock_loss import clock_losses
-from .counters import COUNTERS, CounterHealth
+from .counters import DEVICE_RULES, Growth
 from .evidence import ComponentHealth, Evidence, HealthState, judge
 from .thresholds import Thresholds
 from .windows import Numbers, Sustained, Truths
 from .xids import XidReports
 
 _FAULTY_THROTTLING = frozenset(("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal"))
-_SILENT = DeviceReading()
+_NO_ANSWER = DeviceReading()
+_SLOWDOWN_MARGIN_C = 2.0
 _CPU_RULES = ("temperature", "throttling", "clock_loss")
-_GPU_RULES = (*_CPU_RULES, "memory_temperature", "remap_failed", *COUNTERS)
+_GPU_RULES = (
+    *(*_CPU_RULES, "memory_temperature", "remap_failed", "remap_pending"),
+    *(rule.kind for rule in DEVICE_RULES),
+)
+
+
+def max_temperature_c(thresholds: Thresholds, device: DeviceInfo) -> float:
+    """The temperature that counts as too hot for a device.
+
+    The threshold that was set, but at most 2 C below the device's slowdown temperature: there a GPU cuts its
+    clock to half or less, so it may never get hotter, and the highest temperature of normal operation is at
+    least 2 C below it. A device that slows down later keeps the threshold that was set.
+
+    Source: NVIDIA, nvidia-smi, "GPU Slowdown Temp" and "GPU Max Operating Temp": 89 and 85 C (A100), -2 and
+    0 C from the limit (H100); NVML, nvmlClocksEventReasonHwThermalSlowdown.
+    """
+    highest = thresholds.temperature_c if device.kind == "gpu" else thresholds.cpu_temperature_c
+    slowdown = device.slowdown_temperature_c
+    return highest if slowdown is None else min(highest, slowdown - _SLOWDOWN_MARGIN_C)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """Something that must not go on for long."""
+    """A value that must not be at a threshold or above, for some time."""
 
     kind: str
-    threshold: Callable[[Thresholds, DeviceInfo], float]
-    for_s: Callable[[Thresholds], float]
-    value: Callable[[float, float], float] = lambda latest, seconds: latest
-    """What evidence tells, from the latest value and the seconds that it has gone on."""
+    metric: str
+    threshold: Callable[[Thresholds, DeviceInfo], float] = lambda thresholds, device: 1.0
+    """Default: of a truth value."""
+    for_s: Callable[[Thresholds], float] = lambda thresholds: 0.0
+    tells_seconds: bool = False
+    """Evidence gives the seconds that it has held and their threshold, in place of the value and its own."""
     state: HealthState = HealthState.DEGRADED
     text: str
     """With ``value``, ``threshold``, ``seconds`` and ``why``."""
@@ -40,49 +61,52 @@ class _Rule:
 _RULES = (
     _Rule(
         kind="silent",
-        threshold=lambda limits, device: limits.silent_s,
-        for_s=lambda limits: limits.silent_s,
-        value=lambda latest, seconds: seconds,
+        metric="silent",
+        for_s=lambda thresholds: thresholds.silent_s,
+        tells_seconds=True,
         state=HealthState.FAILED,
         text="no answer for {value:.0f} s, having answered before",
     ),
     _Rule(
         kind="temperature",
-        threshold=lambda limits, device: highest_c(limits, device),
-        for_s=lambda limits: limits.temperature_sustained_s,
+        metric="temperature_c",
+        threshold=max_temperature_c,
+        for_s=lambda thresholds: thresholds.temperature_sustained_s,
         text="{value:.0f} C, {threshold:.0f} or more for {seconds:.0f} s",
     ),
     _Rule(
         kind="memory_temperature",
-        threshold=lambda limits, device: limits.memory_temperature_c,
-        for_s=lambda limits: limits.temperature_sustained_s,
+        metric="memory_temperature_c",
+        threshold=lambda thresholds, device: thresholds.memory_temperature_c,
+        for_s=lambda thresholds: thresholds.temperature_sustained_s,
         text="memory at {value:.0f} C, {threshold:.0f} or more for {seconds:.0f} s",
     ),
     _Rule(
         kind="throttling",
-        threshold=lambda limits, device: limits.throttle_sustained_s,
-        for_s=lambda limits: limits.throttle_sustained_s,
-        value=lambda latest, seconds: seconds,
+        metric="throttling",
+        for_s=lambda thresholds: thresholds.throttle_sustained_s,
+        tells_seconds=True,
         text="slowed down for {value:.0f} s: {why}",
     ),
     _Rule(
         kind="clock_loss",
-        threshold=lambda limits, device: limits.clock_loss_share,
-        for_s=lambda limits: limits.clock_loss_sustained_s,
+        metric="clock_loss",
+        threshold=lambda thresholds, device: thresholds.clock_loss_share,
+        for_s=lambda thresholds: thresholds.clock_loss_sustained_s,
         text="clock {value:.0%} below that of its equals for {seconds:.0f} s under load",
     ),
     _Rule(
         kind="remap_failed",
-        threshold=lambda limits, device: 1.0,
-        for_s=lambda limits: 0.0,
+        metric="remap_failed",
         state=HealthState.FAILED,
         text="a faulty memory row could not be remapped",
     ),
+    _Rule(
+        kind="remap_pending",
+        metric="remap_pending",
+        text="the remap of a faulty memory row waits for a reset",
+    ),
 )
-
-
-def highest_c(limits: Thresholds, device: DeviceInfo) -> float:
-    return limits.temperature_c if device.kind == "gpu" else limits.cpu_temperature_c
 
 
 class DeviceHealth:
@@ -104,66 +128,66 @@ class DeviceHealth:
         self._held = {rule.kind: Sustained(count) for rule in _RULES}
         self._latest: dict[str, Numbers] = {rule.kind: np.full(count, np.nan) for rule in _RULES}
         self._throttling: list[frozenset[str]] = [frozenset()] * count
-        self._counters = CounterHealth(count)
+        self._growth = {rule.kind: Growth(rule, count) for rule in DEVICE_RULES}
         self._xids = [XidReports() for _ in self._ids]
 
     def update(self, now: float, snapshot: Snapshot) -> None:
         """Take in the next snapshot, at ``now`` seconds, which are not less than before."""
         self._time_s = now
-        limits = self.thresholds
-        values = dict(zip(METRICS, as_array(snapshot, self._ids).T, strict=True))
-        readings = [snapshot.devices.get(device_id, _SILENT) for device_id in self._ids]
-        answers = np.array([reading != _SILENT for reading in readings], dtype=bool)
-        self._answered |= answers
-        everywhere = np.zeros(len(readings))
-        self._hold("silent", everywhere, ~answers, self._answered)
-        highest = np.array([highest_c(limits, device) for device in self.devices])
-        for kind, celsius, hot in (
-            ("temperature", values["temperature_c"], highest),
-            ("memory_temperature", values["memory_temperature_c"], limits.memory_temperature_c),
-        ):
-            self._hold(kind, celsius, celsius >= hot, ~np.isnan(celsius))
-        throttled = np.zeros(len(readings), dtype=bool)
-        known = np.zeros(len(readings), dtype=bool)
+        readings = [snapshot.devices.get(device_id, _NO_ANSWER) for device_id in self._ids]
         for index, reading in enumerate(readings):
             if reading.throttle_reasons is not None:
-                reasons = _FAULTY_THROTTLING.intersection(reading.throttle_reasons)
-                self._throttling[index], known[index], throttled[index] = reasons, True, bool(reasons)
+                self._throttling[index] = _FAULTY_THROTTLING.intersection(reading.throttle_reasons)
             if reading.xids:
                 self._xids[index].add(now, reading.xids)
-        self._hold("throttling", everywhere, throttled, known)
-        # One that somebody gave a lower power limit is no straggler.
-        limits_w = values["power_limit_w"]
-        losses, told = clock_losses(
-            [f"{name} at {limit_w:.0f} W" for name, limit_w in zip(self._names, limits_w, strict=True)],
+        values = self._values(snapshot, readings)
+        for rule in _RULES:
+            value, known = values[rule.metric], ~np.isnan(values[rule.metric])
+            threshold = [rule.threshold(self.thresholds, device) for device in self.devices]
+            self._held[rule.kind].update(now, value >= np.array(threshold, dtype=np.float64), known)
+            self._latest[rule.kind] = np.where(known, value, self._latest[rule.kind])
+        for kind, growth in self._growth.items():
+            growth.update(now, values[kind], self.thresholds)
+
+    def _values(self, snapshot: Snapshot, readings: Sequence[DeviceReading]) -> dict[str, Numbers]:
+        """``[devices]`` for each metric of a rule, NaN where unknown; truth values are 0 or 1."""
+        values = dict(zip(METRICS, as_array(snapshot, self._ids).T, strict=True))
+        silent = np.array([reading.silent for reading in readings], dtype=bool)
+        self._answered |= ~silent
+        values["silent"] = np.where(self._answered, silent, np.nan)
+        values["throttling"] = np.array(
+            [
+                np.nan if reading.throttle_reasons is None else bool(reasons)
+                for reading, reasons in zip(readings, self._throttling, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        # A device with a lower power limit is no straggler.
+        power_limits_w = values["power_limit_w"]
+        values["clock_loss"] = clock_losses(
+            [f"{name} at {limit_w:.0f} W" for name, limit_w in zip(self._names, power_limits_w, strict=True)],
             values["sm_clock_mhz"],
             values["utilization"],
-            loss=limits.clock_loss_share,
-            load=limits.load_share,
+            loss=self.thresholds.clock_loss_share,
+            load=self.thresholds.load_share,
         )
-        self._hold("clock_loss", losses, losses >= limits.clock_loss_share, told)
-        remap = values["remap_failed"]
-        self._hold("remap_failed", remap, remap > 0, ~np.isnan(remap))
-        self._counters.update(now, values, limits)
-
-    def _hold(self, kind: str, values: Numbers, holds: Truths, known: Truths) -> None:
-        self._held[kind].update(self._time_s, holds, known)
-        self._latest[kind] = np.where(known, values, self._latest[kind])
+        return values
 
     def reset(self, index: int) -> None:
         """Forget what was seen of the ``index``-th device: it was repaired or reset. Its counters go on."""
         for held in self._held.values():
             held.reset(index)
+        for growth in self._growth.values():
+            growth.reset(index)
         self._answered[index] = False
-        self._counters.reset(index)
         self._xids[index].clear()
 
     def health(self, index: int) -> ComponentHealth:
         """Of the ``index``-th device."""
         rules = _GPU_RULES if self.devices[index].kind == "gpu" else _CPU_RULES
-        never_read = self._counters.unchecked(index)
-        never_read += [kind for kind, held in self._held.items() if not held.seen[index]]
-        unchecked = [rule for rule in rules if rule in never_read]
+        read = {kind for kind, held in self._held.items() if held.seen[index]}
+        read |= {kind for kind, growth in self._growth.items() if growth.known[index]}
+        unchecked = [rule for rule in rules if rule not in read]
         unknown = None
         if not self._answered[index]:
             unknown = "it has not answered so far"
@@ -174,10 +198,12 @@ class DeviceHealth:
     def _evidence(self, index: int) -> Iterator[Evidence]:
         for rule in _RULES:
             held = self._held[rule.kind]
-            seconds = float(held.seconds[index])
-            if held.holds[index] and seconds >= rule.for_s(self.thresholds):
-                value = rule.value(float(self._latest[rule.kind][index]), seconds)
+            seconds, for_s = float(held.seconds[index]), rule.for_s(self.thresholds)
+            if held.holds[index] and seconds >= for_s:
+                value = float(self._latest[rule.kind][index])
                 threshold = rule.threshold(self.thresholds, self.devices[index])
+                if rule.tells_seconds:
+                    value, threshold = seconds, for_s
                 why = ", ".join(sorted(self._throttling[index]))
                 yield Evidence(
                     kind=rule.kind,
@@ -187,5 +213,6 @@ class DeviceHealth:
                     since_s=float(held.since_s[index]),
                     text=rule.text.format(value=value, threshold=threshold, seconds=seconds, why=why),
                 )
-        yield from self._counters.evidence(index, self.thresholds)
+        for growth in self._growth.values():
+            yield from growth.evidence(self.thresholds, index)
         yield from self._xids[index].evidence(self._time_s)

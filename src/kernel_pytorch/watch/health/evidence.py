@@ -12,7 +12,7 @@ class HealthState(Enum):
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
-    """It works, slower or with errors that were put right."""
+    """It works, but slower, or with errors that were corrected."""
     FAILED = "failed"
     """Nothing should run on it."""
 
@@ -32,13 +32,13 @@ class Evidence:
     kind: str
     """The rule: temperature, ecc_corrected, carrier_lost and so on."""
     state: HealthState
-    """What it makes of the component; healthy: it is worth telling, no more."""
+    """What it makes of the component. Healthy: for information only."""
     value: float
     """What was read, in the threshold's unit."""
     threshold: float
-    """From which value on the rule holds."""
+    """The smallest value to which the rule applies."""
     since_s: float
-    """Since when it has held, in seconds since 1970."""
+    """When it began, in seconds since 1970 by the clock that stamped the last reading."""
     text: str
     """For people: value, unit and threshold."""
 
@@ -55,10 +55,17 @@ class ComponentHealth:
     """Why the state is unknown."""
 
 
-def judge(evidence: Iterable[Evidence], unchecked: Iterable[str], unknown: str | None) -> ComponentHealth:
-    """The worst of the evidence; without any, healthy, or unknown for the reason ``unknown``."""
+def judge(
+    evidence: Iterable[Evidence], unchecked: Iterable[str] = (), unknown: str | None = None
+) -> ComponentHealth:
+    """The worst state of the evidence.
+
+    Args:
+        unchecked: rules that could not be applied.
+        unknown: why a component without degrading evidence is unknown, not healthy.
+    """
     found = tuple(evidence)
-    worst = max((item.state for item in found), key=severity, default=HealthState.HEALTHY)
-    if worst is HealthState.HEALTHY and unknown is not None:
-        return ComponentHealth(state=None, evidence=found, unchecked=tuple(unchecked), reason=unknown)
-    return ComponentHealth(state=worst, evidence=found, unchecked=tuple(unchecked))
+    at_least = HealthState.HEALTHY if unknown is None else None
+    state = max((at_least, *(item.state for item in found)), key=severity)
+    reason = unknown if state is None else None
+    return ComponentHealth(state=state, evidence=found, unchecked=tuple(unchecked), reason=reason)

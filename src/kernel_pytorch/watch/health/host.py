@@ -6,16 +6,16 @@ from collections import deque
 from collections.abc import Iterator
 
 from ...machine.readings import DiskReading, HostReading
+from .counters import OOM_KILLS, Growth
 from .evidence import ComponentHealth, Evidence, HealthState, judge
 from .nics import NicHealth
 from .thresholds import Thresholds
-from .windows import HOUR_S, Counter
 
 
 class StallShare:
     """Share of the time, over a window, in which some task waited (from a counter of seconds).
 
-    The kernel brings its counters up to date every 2 s, so that a short window may see more than passed.
+    The kernel updates its counters every 2 s, so a short window may count more seconds than it has.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class StallShare:
         self.share: float | None = None
         """None until readings cover the window."""
         self.since_s: float | None = None
-        """Since when it has been at the threshold or above."""
+        """When it reached the threshold; None while it is below."""
 
     def update(self, now: float, stalled_s: float | None, window_s: float, threshold: float) -> None:
         if stalled_s is None:
             return
-        if self._seen and stalled_s < self._seen[-1][1]:  # booted anew
-            self._seen.clear()
+        if self._seen and (stalled_s < self._seen[-1][1] or now == self._seen[-1][0]):
+            self._seen.clear()  # a reboot, or a jump of the clock: the time of what was counted is unknown
         self._seen.append((now, stalled_s))
         while len(self._seen) > 1 and self._seen[1][0] <= now - window_s:
             self._seen.popleft()
@@ -53,8 +53,8 @@ class HostHealth:
         self.thresholds = thresholds
         self._time_s = float("-inf")
         self._memory, self._cpu = StallShare(), StallShare()
-        self._oom_kills = Counter(HOUR_S)
-        self._nics: dict[str, NicHealth] = {}
+        self._oom_kills = Growth(OOM_KILLS)
+        self._nics: dict[str, NicHealth | None] = {}
         self._disks: dict[str, DiskReading | None] = {}
         self._full_since: dict[str, float] = {}
 
@@ -63,16 +63,20 @@ class HostHealth:
         self._time_s = now
         if host is None:
             return
-        limits = self.thresholds
-        window = limits.pressure_window_s
-        self._memory.update(now, host.memory_stall_s, window, limits.memory_stall_share)
-        self._cpu.update(now, host.cpu_stall_s, window, limits.cpu_stall_share)
-        self._oom_kills.update(now, host.oom_kills, limits.oom_kills_per_hour)
+        thresholds = self.thresholds
+        window = thresholds.pressure_window_s
+        self._memory.update(now, host.memory_stall_s, window, thresholds.memory_stall_share)
+        self._cpu.update(now, host.cpu_stall_s, window, thresholds.cpu_stall_share)
+        self._oom_kills.update(now, [host.oom_kills], thresholds)
         for name in self._nics.keys() | host.nics.keys():
-            self._nics.setdefault(name, NicHealth()).update(now, host.nics.get(name), limits)
+            if name not in host.nics:
+                self._nics[name] = None
+                continue
+            nic = self._nics[name] = self._nics.get(name) or NicHealth()
+            nic.update(now, host.nics[name], thresholds)
         for mount in self._disks.keys() | host.disks.keys():
             self._disks[mount] = disk = host.disks.get(mount)
-            if disk is None or used_share(disk) < limits.disk_full_share:
+            if disk is None or used_share(disk) < thresholds.disk_full_share:
                 self._full_since.pop(mount, None)
             else:
                 self._full_since.setdefault(mount, now)
@@ -81,37 +85,39 @@ class HostHealth:
         """``memory``, ``cpu``, ``disk:/``, ``nic:eth0`` and so on."""
         found = {"memory": self._memory_health(), "cpu": self._cpu_health()}
         found |= {f"disk:{mount}": self._disk_health(mount) for mount in sorted(self._disks)}
-        found |= {
-            f"nic:{name}": nic.health(self._time_s, self.thresholds)
-            for name, nic in sorted(self._nics.items())
-        }
+        for name, nic in sorted(self._nics.items()):
+            found[f"nic:{name}"] = (
+                judge([], unknown="it left this host's network: moved, renamed or deleted")
+                if nic is None
+                else nic.health(self._time_s, self.thresholds)
+            )
         return found
 
     def _memory_health(self) -> ComponentHealth:
-        limits = self.thresholds
         pressure = self._stall(
-            "memory_pressure", self._memory, limits.memory_stall_share, "memory", HealthState.DEGRADED
+            "memory_pressure",
+            self._memory,
+            self.thresholds.memory_stall_share,
+            "memory",
+            HealthState.DEGRADED,
         )
-        kills = self._oom_kills.evidence(
-            "oom_kills", limits.oom_kills_per_hour, "processes killed for want of memory within an hour"
-        )
+        kills = self._oom_kills.evidence(self.thresholds)
         unchecked = [] if self._memory.share is not None else ["memory_pressure"]
-        unchecked += [] if self._oom_kills.known else ["oom_kills"]
-        unknown = self._why_unknown(limits) if len(unchecked) == 2 else None
+        unchecked += [] if self._oom_kills.known[0] else ["oom_kills"]
+        unknown = self._why_unknown() if len(unchecked) == 2 else None
         return judge([*pressure, *kills], unchecked, unknown)
 
     def _cpu_health(self) -> ComponentHealth:
-        limits = self.thresholds
-        # More to do than CPUs is no fault, but worth telling.
-        pressure = tuple(
-            self._stall("cpu_pressure", self._cpu, limits.cpu_stall_share, "a CPU", HealthState.HEALTHY)
+        # More work than CPUs is no fault, but worth reporting.
+        pressure = self._stall(
+            "cpu_pressure", self._cpu, self.thresholds.cpu_stall_share, "a CPU", HealthState.HEALTHY
         )
         if self._cpu.share is None:
-            return judge(pressure, ["cpu_pressure"], self._why_unknown(limits))
-        return judge(pressure, [], None)
+            return judge(pressure, ["cpu_pressure"], self._why_unknown())
+        return judge(pressure)
 
-    def _why_unknown(self, limits: Thresholds) -> str:
-        return f"no readings of the pressure that cover {limits.pressure_window_s:g} s"
+    def _why_unknown(self) -> str:
+        return f"no readings of the pressure that cover {self.thresholds.pressure_window_s:g} s"
 
     def _stall(
         self, kind: str, stall: StallShare, threshold: float, what: str, state: HealthState
@@ -127,24 +133,24 @@ class HostHealth:
             )
 
     def _disk_health(self, mount: str) -> ComponentHealth:
-        disk, limits = self._disks[mount], self.thresholds
+        disk, thresholds = self._disks[mount], self.thresholds
         if disk is None:
-            return judge([], ["disk_full"], "it is not mounted any more, or cannot be read")
+            return judge([], unknown="it is not mounted any more, or cannot be read")
         used, since_s = used_share(disk), self._full_since.get(mount)
         if since_s is None:
-            return judge([], [], None)
-        failed = used >= limits.disk_failed_share
+            return judge([])
+        failed = used >= thresholds.disk_failed_share
         full = Evidence(
             kind="disk_full",
             state=HealthState.FAILED if failed else HealthState.DEGRADED,
             value=used,
-            threshold=limits.disk_failed_share if failed else limits.disk_full_share,
+            threshold=thresholds.disk_failed_share if failed else thresholds.disk_full_share,
             since_s=since_s,
             text=f"{used:.1%} of {disk.total_bytes / 1e9:.4g} GB used, {disk.free_bytes / 1e9:.3g} GB free",
         )
-        return judge([full], [], None)
+        return judge([full])
 
 
 def used_share(disk: DiskReading) -> float:
-    """Of 1; what only privileged users may still write counts as used. 0 for a file system without space."""
+    """Used share of 1, space reserved for privileged users included; 0 for a file system without space."""
     return 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0

@@ -1,4 +1,4 @@
-"""What a history tells of a device: means, extremes, and where its temperature is going."""
+"""A device's performance from its history: means, maxima and the trend of its temperature."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _REPORTED = ("temperature_c", "utilization", "power_w")
 
 
 def performance_of(history: History, device_id: int, hours: float) -> dict[str, float | int | None]:
-    """Of the last ``hours`` before the newest sample.
+    """Of the last ``hours`` before the newest sample, jumps of the system's clock left out.
 
     Returns:
         ``avg_`` and ``max_`` of ``temperature_c``, ``utilization`` (a share of 1) and ``power_w``;
-        ``temperature_trend_c_per_hour``, the slope of the straight line nearest to the temperatures (least
-        squares), of three at least; ``samples`` and ``covered_s``, the seconds from the first to the last.
+        ``temperature_trend_c_per_hour``, the least-squares slope of three temperatures or more; ``samples``;
+        and ``covered_s``, the seconds from the first sample to the last.
         None where nothing is known.
     """
     if device_id not in history.device_ids:  # a device of another node

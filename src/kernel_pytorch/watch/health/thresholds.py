@@ -1,4 +1,4 @@
-"""From where on a reading tells of a fault."""
+"""Thresholds at or above which a reading counts as a fault."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Each is the smallest value that counts. ``_share`` is of 1; ``_s`` is seconds without a break.
+    """Each is the smallest value that counts. ``_share`` is of 1; ``_s`` is seconds without interruption.
 
     Raises:
         ValueError: a value that is not positive, a share above 1, or disk shares in the wrong order.
@@ -16,42 +16,42 @@ class Thresholds:
     """
 
     temperature_c: float = 85.0
-    """Of a GPU."""
+    """Of a GPU; less for one that slows itself down below 87 (:func:`.max_temperature_c`)."""
     cpu_temperature_c: float = 95.0
     """CPUs slow themselves down at 95 to 105."""
     temperature_sustained_s: float = 30.0
-    """For all temperatures."""
+    """Applies to all temperatures."""
     memory_temperature_c: float = 95.0
     """What nvidia-smi calls "Memory Max Operating Temp" of an A100 or H100."""
     throttle_sustained_s: float = 30.0
-    """Slowed down by heat or by a brake on power; a power limit, someone's choice, does not count."""
+    """Slowed down by heat or by a power brake. A power limit does not count: somebody chose it."""
     clock_loss_share: float = 0.15
-    """Below the median clock of the devices of the same name that are loaded, three or more, most of which
-    agree. Equal GPUs at a power limit differ by up to a tenth."""
+    """Below the median clock of the loaded devices of the same name, if there are three or more and most of
+    them agree. Equal GPUs at a power limit differ by up to a tenth."""
     clock_loss_sustained_s: float = 30.0
     """Under load; idle time does not count."""
     load_share: float = 0.5
-    """Utilization from which a device is loaded."""
+    """Utilization at or above which a device is loaded."""
     silent_s: float = 5.0
-    """No answer from a device that has answered."""
+    """No answer from a device that has answered before."""
     ecc_corrected_per_hour: float = 100.0
     ecc_uncorrected: float = 1.0
     """Since the first reading, or the reset."""
     retired_pages: float = 1.0
-    """Pages or rows given up since the first reading, or the reset."""
+    """Retired pages or remapped rows since the first reading, or the reset."""
     nvlink_errors_per_minute: float = 100.0
     pcie_replays_per_minute: float = 9.0
     """NVIDIA's DCGM tolerates 8."""
     memory_stall_share: float = 0.1
-    """Time in which some task waited for memory."""
+    """Share of the time in which some task waited for memory."""
     cpu_stall_share: float = 0.5
-    """Time in which some task waited for a CPU."""
+    """Share of the time in which some task waited for a CPU."""
     pressure_window_s: float = 30.0
-    """Over which the two shares are taken; Linux brings its counters up to date every 2 s."""
+    """Window of the two shares; Linux updates their counters every 2 s."""
     oom_kills_per_hour: float = 1.0
     disk_full_share: float = 0.9
     disk_failed_share: float = 0.98
-    """As good as full: the next checkpoint will not fit."""
+    """Practically full: the next checkpoint will not fit."""
     nic_errors_per_minute: float = 60.0
     carrier_lost_s: float = 5.0
 

@@ -1,14 +1,11 @@
-"""What the rules remember of the readings before: how long something has held, how much a counter grew."""
+"""What the rules remember of earlier readings: how long something has held, how much a counter grew."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-
-from .evidence import Evidence, HealthState
 
 Numbers = NDArray[np.float64]
 Truths = NDArray[np.bool_]
@@ -16,9 +13,9 @@ MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
 class Sustained:
-    """For each of ``count`` devices, how long a condition has held from one reading to the next.
+    """How long a condition has held for each of ``count`` devices, from reading to reading.
 
-    A reading that does not tell (unknown) neither counts nor ends it.
+    Unknown readings neither count nor end it.
     """
 
     def __init__(self, count: int) -> None:
@@ -26,7 +23,7 @@ class Sustained:
         self.since_s: Numbers = np.full(count, np.nan)
         """When it began; NaN where it does not hold."""
         self.seen: Truths = np.zeros(count, dtype=bool)
-        """Where it was ever known."""
+        """Whether it was ever known."""
         self._before: Truths = np.zeros(count, dtype=bool)
         self._time_s = np.nan
 
@@ -43,7 +40,7 @@ class Sustained:
 
     @property
     def holds(self) -> Truths:
-        """Where it held when it was last known."""
+        """Whether it held when it was last known."""
         return ~np.isnan(self.since_s)
 
     def reset(self, index: int) -> None:
@@ -53,10 +50,9 @@ class Sustained:
 class Increases:
     """How much counters of ``count`` devices grew in the last ``window_s`` seconds, and since a baseline.
 
-    A counter that is smaller than before began anew at zero (a driver was loaded, a machine booted): what it
-    shows was added since. An unknown value adds nothing; the next known one is compared with the last.
-    The window is right to a 60th of its length and one reading. With ``from_zero`` the first value was
-    added too.
+    A counter that is lower than before was reset to zero (a driver reload, a reboot) and has grown by its
+    value since. Unknown values are skipped. The window is accurate to 1/60 of its length and one reading.
+    With ``from_zero`` the first value counts as growth.
     """
 
     _PARTS = 60
@@ -82,7 +78,7 @@ class Increases:
 
     @property
     def known(self) -> Truths:
-        """Where the counter was ever read."""
+        """Whether the counter was ever read."""
         return ~np.isnan(self._last)
 
     def in_window(self) -> Numbers:
@@ -92,36 +88,7 @@ class Increases:
         return self.total - self._baseline
 
     def reset(self, index: int) -> None:
-        """Forget what was added so far."""
+        """Forget the growth so far."""
         self._baseline[index] = self.total[index]
         for _, total in self._marks:
             total[index] = self.total[index]
-
-
-class Counter:
-    """One counter, and since when it has grown too much in its window."""
-
-    def __init__(self, window_s: float) -> None:
-        self._grown, self._too_much = Increases(1, window_s), Sustained(1)
-
-    def update(self, now: float, value: float | None, threshold: float) -> None:
-        self._grown.update(now, np.array([value], dtype=np.float64))
-        self._too_much.update(now, self._grown.in_window() >= threshold, self._grown.known)
-
-    @property
-    def known(self) -> bool:
-        """It was ever read."""
-        return bool(self._grown.known[0])
-
-    def evidence(self, kind: str, threshold: float, text: str) -> Iterator[Evidence]:
-        """One that makes the component degraded, if it has grown by ``threshold`` or more."""
-        if self._too_much.holds[0]:
-            value = float(self._grown.in_window()[0])
-            yield Evidence(
-                kind=kind,
-                state=HealthState.DEGRADED,
-                value=value,
-                threshold=threshold,
-                since_s=float(self._too_much.since_s[0]),
-                text=f"{value:g} {text} (from {threshold:g} on)",
-            )

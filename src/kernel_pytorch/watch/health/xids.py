@@ -1,6 +1,6 @@
-"""NVIDIA's error reports (Xid): which of them tell of a broken GPU.
+"""NVIDIA's error reports (Xid): which of them mean a broken GPU.
 
-Source: NVIDIA, "Xid Errors" and its Xid catalog: the immediate action that it names for each.
+Source: NVIDIA, "Xid Errors" and its Xid catalog, by the immediate action listed for each.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ _MEANINGS = _FAILED | _DEGRADED | _APPLICATION
 
 
 def xid_state(xid: int) -> HealthState:
-    """Healthy for what a program causes, and for reports that are not listed here."""
+    """Healthy for errors that a program causes, and for reports that are not listed here."""
     if xid in _FAILED:
         return HealthState.FAILED
     return HealthState.DEGRADED if xid in _DEGRADED else HealthState.HEALTHY
 
 
 class XidReports:
-    """Those of one GPU. One about the GPU stays until :meth:`clear`, one about a program for an hour."""
+    """The reports of one GPU. Those about the GPU are kept until :meth:`clear`, others for an hour."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[float, float]] = {}
-        """When each number came first and last."""
+        """When each number was first and last reported."""
 
     def add(self, now: float, xids: tuple[int, ...]) -> None:
         for xid in xids:

@@ -99,3 +99,15 @@ def test_a_reset_forgets_one_device():
     assert counter.since_baseline().tolist() == counter.in_window().tolist() == [3, 15]
     assert sustained.seconds.tolist() == [0, 5]
     assert sustained.since_s.tolist() == [5, 0]
+
+
+def test_growth_leaves_the_window_when_it_is_as_old_as_the_window_is_long():
+    def grown(*times: float) -> list[float]:
+        counter, found = Increases(1, 60.0), []
+        for number, now in enumerate(times):
+            counter.update(now, np.array([float(number)]))
+            found.append(counter.in_window()[0])
+        return found
+
+    assert grown(0, 60, 119.5, 120) == [0, 1, 2, 2]
+    assert grown(0, 1, 2, 61, 61.5, 62) == [0, 1, 2, 2, 3, 3]  # readings are told apart by a second
