@@ -1,0 +1,204 @@
+"""Which devices a job gets, and in which order: the one decision behind placements and meshes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..machine.facts import ClusterTopology, DeviceInfo
+from ..watch.health import HealthState
+from ..watch.health.evidence import severity
+from .link_costs import LinkTable, PairLink, Strength
+from .request import NO_HEALTH, Health, PlacementRequest, unfit_devices, usable_memory_bytes
+from .search import Problem, assign
+from .text import explain, refuse
+from .walk import CP, DP, PP, TP, Sizes, links
+
+__all__ = ["DIM_NAMES", "Placement", "PlacementRequest", "Ranking", "place", "rank_devices"]
+
+DIM_NAMES = ("dp", "pp", "cp", "tp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    device_ids: tuple[int, ...]
+    """In row-major order of a mesh [dp, pp, cp, tp]."""
+    shape: Sizes
+    slowest: dict[str, PairLink | None]
+    """The slowest link along each dimension ("tp": between any two of a group); None where its size is 1."""
+    exact: bool
+    """It is proved that no other placement is better, but for lower ids."""
+    left_out: dict[int, str]
+    """Devices that could not serve, and why."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    device_ids: tuple[int, ...]
+    """Of devices that could each do the job, best first."""
+    left_out: dict[int, str]
+    """Devices that could not, and why."""
+
+
+def place(
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health = NO_HEALTH,
+    *,
+    free_bytes: Mapping[int, int] | None = None,
+    measured_gb_s: Mapping[tuple[int, int], float] | None = None,
+) -> Placement:
+    """Choose devices for a request, and their order.
+
+    Devices that work together are of one kind and, if GPUs, of one vendor: the preferred vendor if it has
+    enough, and GPUs before CPUs. Then fewer degraded devices are better; then, in this order, the faster
+    slowest link inside tensor-parallel groups (all pairs), in context-parallel rings (neighbours), between a
+    pipeline stage and the next, inside data-parallel groups (all pairs); then fewer devices of unknown
+    health; then lower ids. How many groups share a link does not count.
+
+    Args:
+        topology: the devices and the links between them.
+        request: the shape of the mesh, and what each device must have.
+        health: failed devices are never taken, degraded ones as few as possible.
+        free_bytes: memory that is free now, by device id; of other devices all memory counts as free.
+        measured_gb_s: bandwidth by pair of device ids; it then decides instead of the kinds of the links.
+
+    Raises:
+        ValueError: too few devices, unknown ids, or a pair that was not measured.
+    """
+    free_bytes = free_bytes or {}
+    named, left_out = _candidates(topology, request, health, free_bytes)
+    groups: dict[tuple[object, ...], list[DeviceInfo]] = {}
+    for device in sorted(named, key=lambda device: device.device_id):
+        if device.device_id not in left_out:
+            key = (device.kind, device.vendor if device.kind == "gpu" else None)
+            groups.setdefault(key, []).append(device)
+    answers = [
+        _Answer.of(topology, request, health, group, free_bytes, measured_gb_s) for group in groups.values()
+    ]
+    found = [answer for answer in answers if answer is not None]
+    if not found:
+        raise ValueError(refuse(request, named, list(groups.values()), left_out))
+    best, exact = max(found, key=lambda answer: answer.rank), all(answer.exact for answer in found)
+    shape = {name: size for name, size in zip(DIM_NAMES, request.shape, strict=True) if size > 1}
+    return Placement(
+        device_ids=best.device_ids,
+        shape=request.shape,
+        slowest=best.slowest,
+        exact=exact,
+        left_out=left_out,
+        reason=explain(named, health, best.device_ids, shape, best.slowest, best.assumed, exact, left_out),
+    )
+
+
+def rank_devices(
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health = NO_HEALTH,
+    *,
+    free_bytes: Mapping[int, int] | None = None,
+) -> Ranking:
+    """All devices that could each serve a request for one, in the order in which :func:`place` takes them.
+
+    Raises:
+        ValueError: a request for more than one device, unknown ids, or no device can serve.
+    """
+    if request.size != 1:
+        raise ValueError(f"num_devices must be 1 to rank devices, got {request.size}")
+    named, left_out = _candidates(topology, request, health, free_bytes or {})
+    fit = [device for device in named if device.device_id not in left_out]
+    if not fit:
+        raise ValueError(refuse(request, named, [], left_out))
+
+    def order(device: DeviceInfo) -> tuple[object, ...]:
+        gpu = device.kind == "gpu"
+        preferred = gpu and device.vendor is request.prefer_vendor
+        return not preferred, not gpu, severity(health.get(device.device_id)), device.device_id
+
+    ranked = sorted(fit, key=order)
+    return Ranking(device_ids=tuple(device.device_id for device in ranked), left_out=left_out)
+
+
+def _candidates(
+    topology: ClusterTopology, request: PlacementRequest, health: Health, free_bytes: Mapping[int, int]
+) -> tuple[list[DeviceInfo], dict[int, str]]:
+    """The devices that a request allows, and why some of them cannot serve it."""
+    left_out = unfit_devices(topology, request, health, free_bytes)
+    allowed = None if request.devices is None else set(request.devices)
+    named = [device for device in topology.devices if allowed is None or device.device_id in allowed]
+    return named, left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """The best placement on devices that can work together."""
+
+    device_ids: tuple[int, ...]
+    exact: bool
+    slowest: dict[str, PairLink | None]
+    assumed: list[tuple[int, int]]
+    """Pairs whose link is not known."""
+    rank: tuple[object, ...]
+
+    @classmethod
+    def of(
+        cls,
+        topology: ClusterTopology,
+        request: PlacementRequest,
+        health: Health,
+        group: Sequence[DeviceInfo],
+        free_bytes: Mapping[int, int],
+        measured_gb_s: Mapping[tuple[int, int], float] | None,
+    ) -> _Answer | None:
+        if len(group) < request.size:
+            return None
+        ids = [device.device_id for device in group]
+        table = LinkTable(topology, ids, measured_gb_s if request.size > 1 else None)
+        memory_gb = [(usable_memory_bytes(device, free_bytes) or 0) / 1e9 for device in group]
+        problem = Problem(
+            shape=request.shape,
+            levels=table.levels,
+            degraded=_bits(health.get(id) is HealthState.DEGRADED for id in ids),
+            unknown=_bits(health.get(id) is None for id in ids),
+            fits=_fits(memory_gb, request.needs_gb),
+        )
+        result = assign(problem)
+        if result is None:
+            return None
+        order, exact = result
+        pairs = list(links(request.shape, order))
+        slowest: dict[str, PairLink | None] = {}
+        strengths: list[Strength] = []
+        for dimension in (TP, CP, PP, DP):
+            along = [pair for d, pair in pairs if d == dimension]
+            worst = min(along, key=lambda pair: table.levels[pair], default=None)
+            slowest[DIM_NAMES[dimension]] = link = None if worst is None else table.between(*worst)
+            if link is not None:
+                strengths.append(table.strength(link))
+        chosen = tuple(ids[i] for i in order)
+        degraded, *_, unknown = problem.score(order)
+        return cls(
+            device_ids=chosen,
+            exact=exact,
+            slowest={name: slowest[name] for name in DIM_NAMES},
+            assumed=sorted({(ids[min(p)], ids[max(p)]) for _, p in pairs if table.between(*p).assumed}),
+            rank=(
+                group[0].kind == "gpu" and group[0].vendor is request.prefer_vendor,
+                group[0].kind == "gpu",
+                degraded,
+                *strengths,
+                unknown,
+                tuple(-id for id in chosen),
+            ),
+        )
+
+
+def _bits(flags: Iterable[bool]) -> int:
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+def _fits(memory_gb: Sequence[float], needs_gb: Sequence[float]) -> tuple[int, ...]:
+    """For each position, the devices with enough memory; empty if the same have enough for every position."""
+    sets = {need: _bits(own >= need for own in memory_gb) for need in set(needs_gb)}
+    return tuple(sets[need] for need in needs_gb) if len(sets) > 1 else ()
