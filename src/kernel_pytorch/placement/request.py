@@ -113,7 +113,7 @@ def unfit_devices(topology: ClusterTopology, request: PlacementRequest, health: 
 
 
 def _unfit(device: DeviceInfo, request: PlacementRequest, health: HealthState | None) -> str | None:
-    if health is HealthState.FAILED:
+    if health is HealthState.FAILED or device.reading.lost:
         return "failed"
     if device.mig_enabled and not device.mig_instances:
         return "is in MIG mode without an instance"

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, Missing
 from ..readings import DeviceReading
-from .driver import DriverUnavailableError
+from .driver import DriverAbsentError
 
 
 class IntelDriver:
     """The GPUs that torch.xpu shows. Imports torch. Neither temperature nor power nor PCI address are told.
 
     Raises:
-        DriverUnavailableError: no torch, or torch sees no such GPU.
+        DriverAbsentError: no torch, or torch sees no such GPU.
     """
 
     def __init__(self) -> None:
         try:
             import torch
         except ImportError as error:
-            raise DriverUnavailableError("torch is not installed", "pip install torch") from error
+            raise DriverAbsentError("torch is not installed", "pip install torch") from error
         if not torch.xpu.is_available():
-            raise DriverUnavailableError(
-                "torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build"
-            )
+            raise DriverAbsentError("torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build")
         self._xpu = torch.xpu
 
     @property

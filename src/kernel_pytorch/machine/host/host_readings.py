@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 
 from ..files import Files
 from ..readings import DiskReading, HostReading, NicReading
+from ..worker import Rounds, Worker
 from .cpu import meminfo_bytes
 from .limits import own_groups
 
@@ -22,30 +24,43 @@ class HostReader:
     Which interfaces are read is settled once: those of a device; inside a container, which has none, all but
     the loopback. A bridge or a container's end of a cable comes and goes without anything being broken.
 
+    Disks are asked on a worker: one that hangs leaves out itself and those after it, and nothing else.
+
     Args:
         root: folder that holds ``proc`` and ``sys``; mount points are looked up below it.
-        mounts: mount points whose space is read; default: :func:`mount_points` of now.
+        mounts: mount points whose space is read; default: :func:`mount_points` of the first reading.
     """
 
     def __init__(self, root: str = "/", mounts: Iterable[str] | None = None) -> None:
         self._files = Files(root)
-        self._mounts = tuple(mount_points(self._files) if mounts is None else mounts)
+        self._mounts = None if mounts is None else tuple(mounts)
+        self._disks = None if self._mounts == () else Rounds(Worker("disks"), self._mount_points, self._disk)
         self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
         self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
 
     def read(self) -> HostReading:
-        files = self._files
+        files, asked_s = self._files, time.monotonic()
+        if self._disks is not None:
+            self._disks.ask()
         names = [name for name in self._interfaces() if self._all_interfaces or self._of_a_device(name)]
-        disks = {mount: reading for mount in self._mounts if (reading := self._disk(mount))}
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
             memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
             oom_kills=self._oom_kills(),
             nics={name: self._nic(name) for name in names} | self._adapters(),
-            disks=disks,
+            disks={} if self._disks is None else self._read_disks(self._disks, asked_s),
         )
+
+    def _mount_points(self) -> tuple[str, ...]:
+        if self._mounts is None:
+            self._mounts = tuple(mount_points(self._files))
+        return self._mounts
+
+    @staticmethod
+    def _read_disks(disks: Rounds[str, DiskReading | None], asked_s: float) -> dict[str, DiskReading]:
+        return {mount: disk for mount, (_, disk) in disks.latest(asked_s).items() if disk is not None}
 
     def _oom_kills(self) -> int | None:
         """In this process's control group where it has one; else on the host."""

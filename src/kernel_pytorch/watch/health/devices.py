@@ -19,6 +19,8 @@ from .xids import XidReports
 
 _FAULTY_THROTTLING = frozenset(("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal"))
 _SILENT = DeviceReading()
+_SAME_S = 0.05
+"""Readings are not made faster than that: the difference is that of two clocks."""
 _CPU_RULES = ("temperature", "throttling", "clock_loss")
 _GPU_RULES = (*_CPU_RULES, "memory_temperature", "remap_failed", *COUNTERS)
 
@@ -78,6 +80,13 @@ _RULES = (
         state=HealthState.FAILED,
         text="a faulty memory row could not be remapped",
     ),
+    _Rule(
+        kind="lost",
+        threshold=lambda limits, device: 1.0,
+        for_s=lambda limits: 0.0,
+        state=HealthState.FAILED,
+        text="its driver cannot open it: reset it, or reboot",
+    ),
 )
 
 
@@ -101,6 +110,8 @@ class DeviceHealth:
         count = len(self._ids)
         self._time_s = -np.inf
         self._answered: Truths = np.zeros(count, dtype=bool)
+        self._read_s: Numbers = np.full(count, -np.inf)
+        """When the latest reading was made."""
         self._held = {rule.kind: Sustained(count) for rule in _RULES}
         self._latest: dict[str, Numbers] = {rule.kind: np.full(count, np.nan) for rule in _RULES}
         self._throttling: list[frozenset[str]] = [frozenset()] * count
@@ -118,8 +129,12 @@ class DeviceHealth:
         limits = self.thresholds
         values = dict(zip(METRICS, as_array(snapshot, self._ids).T, strict=True))
         readings = [snapshot.devices.get(device_id, _SILENT) for device_id in self._ids]
-        answers = np.array([reading != _SILENT for reading in readings], dtype=bool)
+        answers = np.array([not reading.silent for reading in readings], dtype=bool)
         self._answered |= answers
+        # The reading of the snapshot before, again, is no answer.
+        ages_s = np.array([reading.age_s for reading in readings])
+        answers &= (ages_s == 0) | (now - ages_s > self._read_s + _SAME_S)
+        self._read_s[answers] = (now - ages_s)[answers]
         everywhere = np.zeros(len(readings))
         self._hold("silent", everywhere, ~answers, self._answered)
         highest = np.array([highest_c(limits, device) for device in self.devices])
@@ -149,6 +164,8 @@ class DeviceHealth:
         self._hold("clock_loss", losses, losses >= limits.clock_loss_share, told)
         remap = values["remap_failed"]
         self._hold("remap_failed", remap, remap > 0, ~np.isnan(remap))
+        lost = values["lost"]
+        self._hold("lost", lost, lost > 0, ~np.isnan(lost))
         self._counters.update(now, values, limits)
 
     def _hold(self, kind: str, values: Numbers, holds: Truths, known: Truths) -> None:
