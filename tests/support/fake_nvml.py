@@ -16,6 +16,8 @@ from typing import Any
 import pynvml
 import pytest
 
+from kernel_pytorch.machine import worker
+
 _FIRST_HANDLE = 0x1000
 _RENAMED = {"GetCurrentClocksEventReasons": "GetCurrentClocksThrottleReasons"}
 
@@ -78,6 +80,7 @@ class FakeNvml:
         self.gpus, self.events = list(gpus), []
         self.initialised, self.shut_down, self.event_sets = 0, 0, 0
         self.levels: dict[tuple[int, int], int] = {}
+        monkeypatch.setattr(worker, "READ_S", 60.0)  # the table answers, on however busy a machine
 
         def install(name: str, function: Any) -> None:
             if hasattr(pynvml, name):  # older releases lack some

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from ..errors import Unavailable
 from .drivers.amd import AmdDriver
-from .drivers.driver import Driver, DriverUnavailableError
+from .drivers.driver import Driver, DriverAbsentError
+from .drivers.guarded import GuardedDriver
 from .drivers.intel import IntelDriver
 from .drivers.nvidia import NvidiaDriver
 from .facts import (
@@ -40,52 +44,89 @@ from .visible import mark_hidden
 class Drivers:
     """The vendors' drivers that could be opened, in the order of the devices."""
 
-    opened: tuple[Driver, ...]
+    opened: tuple[GuardedDriver, ...]
     missing: tuple[Missing, ...]
+    on_bus: tuple[PciFunction, ...] = ()
 
     def close(self) -> None:
-        with ExitStack() as closing:  # all, whatever one of them raises
-            for driver in self.opened:
-                closing.callback(driver.close)
+        """Close all, whatever one of them raises; one that hangs is left after ``CLOSE_S``."""
+        calls = [driver.begin_close() for driver in self.opened]
+        with ExitStack() as closing:
+            for driver, call in zip(self.opened, calls, strict=True):
+                closing.callback(driver.end_close, call)
 
 
 def open_drivers(files: Files, *, load_torch: bool = True) -> Drivers:
     """Open what there is. What the PCI bus shows but no driver reads is missing.
 
+    So is a driver that fails, whatever the bus shows (nothing under WSL 2), but not one that is not there.
+
     Args:
         load_torch: whether Intel's GPUs may be asked for through torch if it is not loaded yet.
     """
     on_bus = accelerators(files)
-    opened: list[Driver] = []
+    opened: list[GuardedDriver] = []
     missing: list[Missing] = []
 
-    def attempt(vendor: HardwareVendor, open_driver: Callable[[], Driver]) -> None:
-        present = [function for function in on_bus if function.vendor is vendor]
+    def attempt(name: str, vendor: HardwareVendor, open_driver: Callable[[], Driver]) -> None:
         try:
-            opened.append(open_driver())
-        except DriverUnavailableError as error:
-            if present:
-                missing.append(Missing(what=_described(present), why=error.why, fix=error.fix))
+            with contextlib.redirect_stdout(io.StringIO()):  # amdsmi prints where its library is absent
+                opened.append(GuardedDriver(name, vendor, open_driver))
+        except Unavailable as error:
+            present = _discrete(on_bus, vendor)
+            if present or not isinstance(error, DriverAbsentError):
+                missing.append(Missing(what=_described(vendor, present), why=error.why, fix=error.fix))
 
-    attempt(HardwareVendor.NVIDIA, lambda: NvidiaDriver(files))
-    attempt(HardwareVendor.AMD, lambda: AmdDriver(files))
-    intel = [function for function in on_bus if function.vendor is HardwareVendor.INTEL]
-    if (load_torch and intel) or "torch" in sys.modules:
-        attempt(HardwareVendor.INTEL, IntelDriver)
+    attempt("NVML", HardwareVendor.NVIDIA, lambda: NvidiaDriver(files))
+    attempt("AMD SMI", HardwareVendor.AMD, lambda: AmdDriver(files))
+    intel = _discrete(on_bus, HardwareVendor.INTEL)
+    any_intel = any(function.vendor is HardwareVendor.INTEL for function in on_bus)
+    if (load_torch and any_intel) or "torch" in sys.modules:
+        attempt("torch.xpu", HardwareVendor.INTEL, IntelDriver)
     elif intel:
         missing.append(
             Missing(
-                what=_described(intel),
+                what=_described(HardwareVendor.INTEL, intel),
                 why="read through torch.xpu, and torch is not loaded",
                 fix="kernel-pytorch probe --measure, which loads it",
             )
         )
-    return Drivers(tuple(opened), tuple(missing))
+    return Drivers(tuple(opened), tuple(missing), on_bus)
 
 
-def _described(functions: list[PciFunction]) -> str:
-    which = ", ".join(f"{function.address} (model {function.device})" for function in functions)
-    return f"{functions[0].vendor.name} display controllers or accelerators {which}"
+def _discrete(on_bus: tuple[PciFunction, ...], vendor: HardwareVendor) -> list[PciFunction]:
+    return [function for function in on_bus if function.vendor is vendor and not function.integrated]
+
+
+def _described(vendor: HardwareVendor, functions: list[PciFunction]) -> str:
+    which = ", ".join(
+        f"{function.address} (model {function.device}{f', {function.driver}' if function.driver else ''})"
+        for function in functions
+    )
+    return f"{vendor.name} display controllers or accelerators {which}".rstrip()
+
+
+def _not_shown(files: Files, drivers: Drivers) -> Iterator[Missing]:
+    """Accelerators that their vendor's driver, though open, does not show, and Tegra's GPU."""
+    for driver in drivers.opened:
+        devices, present = driver.facts.devices, _discrete(drivers.on_bus, driver.vendor)
+        shown = {device.pci.address.rpartition(".")[0] for device in devices if device.pci}
+        hidden = [function for function in present if function.slot not in shown]
+        if len(hidden) > sum(device.pci is None for device in devices):
+            yield Missing(
+                what=_described(driver.vendor, hidden),
+                why=f"on the PCI bus, but {driver.name} shows {len(devices)} of {len(present)}",
+                fix="give the container or the job all GPUs; unbind it from vfio-pci; if it fell off the bus "
+                "(dmesg), reset it, or reboot",
+            )
+    chip = (files.text("proc/device-tree/compatible") or "").partition("nvidia,tegra")[2].partition("\0")[0]
+    nvidia = any(driver.facts.devices for driver in drivers.opened if driver.vendor is HardwareVendor.NVIDIA)
+    if chip and not nvidia:
+        yield Missing(
+            what=f"GPU of NVIDIA's Tegra {chip} (Jetson)",
+            why="it is not on the PCI bus, and NVML does not show it",
+            fix="tegrastats tells its load and temperature",
+        )
 
 
 def read_node(files: Files, drivers: Drivers) -> NodeTopology:
@@ -100,7 +141,8 @@ def read_node(files: Files, drivers: Drivers) -> NodeTopology:
     memory = meminfo_bytes(files.text("proc/meminfo"), "MemTotal")
     devices, links = _devices_and_links(drivers, numa_nodes)
     devices, untold = mark_hidden(devices, os.environ, files)
-    missing += [*(note for driver in drivers.opened for note in driver.missing), *untold]
+    missing += [*(note for driver in drivers.opened for note in driver.facts.missing), *untold]
+    missing += _not_shown(files, drivers)
     if not devices:
         devices = _cpu_devices(files, packages, numa_nodes, memory, limits.memory_bytes)
         links = _cpu_links(devices)
@@ -130,11 +172,11 @@ def _devices_and_links(
     links: list[DeviceLink] = []
     for driver in drivers.opened:
         numbers: dict[int, int] = {}
-        for found in driver.devices():
+        for found in driver.facts.devices:
             numbers[found.index] = len(devices)
             cpus = () if found.numa_node is None else near.get(found.numa_node, ())
             devices.append(replace(found, device_id=len(devices), cpus=cpus, peaks=peaks_of(found.name)))
-        links += [replace(link, a=numbers[link.a], b=numbers[link.b]) for link in driver.links()]
+        links += [replace(link, a=numbers[link.a], b=numbers[link.b]) for link in driver.facts.links]
     return devices, links
 
 

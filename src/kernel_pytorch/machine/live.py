@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-
-import msgspec
+from itertools import chain
 
 from .discover import open_drivers, read_node
 from .facts import DeviceInfo, Missing, NodeTopology
@@ -34,39 +33,35 @@ class Machine:
     ) -> None:
         self._files = Files(root)
         self._drivers = open_drivers(self._files, load_torch=load_torch)
-        self._devices = [(driver, index) for driver in self._drivers.opened for index in driver.indices]
-        self._xids: dict[int, tuple[int, ...]] = {}
         self._impossible: Notes = {}
         self._host, self._cpus = HostReader(root, mounts), CpuReader(read_packages(self._files), root)
-        self._closed = False
-        self._lock = threading.Lock()  # a thread may sample while another discovers anew or closes
-        self.node = self.refresh()
+        self._closed = threading.Lock()  # taken by the first that closes
+        self._lock = threading.Lock()  # of the readers of host and CPUs; never held while a driver is asked
+        self.node = self._read_node()
 
     def refresh(self) -> NodeTopology:
-        """Read the facts anew."""
-        with self._lock:
-            return self._refresh()
-
-    def _refresh(self) -> NodeTopology:
-        node = read_node(self._files, self._drivers)
-        devices = tuple(possible_facts(device, self._impossible) for device in node.devices)
-        readings = self._device_readings(devices)
-        for number, reading in readings.items():  # the driver reports them once; the next snapshot has them
-            self._xids[number] = self._xids.get(number, ()) + reading.xids
-        devices = tuple(replace(device, reading=readings[device.device_id]) for device in devices)
-        missing = (
-            node.missing if self._devices else (*node.missing, *self._unread_sensors(devices[0].reading))
-        )
-        self.node = replace(node, devices=devices, missing=missing)
-        self._add_notes()
+        """Read the facts again."""
+        for driver in self._drivers.opened:
+            driver.refresh()
+        self.node = self._read_node()
         return self.node
 
-    def _add_notes(self) -> None:
-        """Add to the node's ``missing`` what only readings showed."""
-        notes = [note for driver in self._drivers.opened for note in driver.missing]
-        new = [note for note in (*notes, *self._impossible.values()) if note not in self.node.missing]
-        if new:
-            self.node = replace(self.node, missing=(*self.node.missing, *new))
+    def _read_node(self) -> NodeTopology:
+        asked_s = self._ask()
+        node = read_node(self._files, self._drivers)
+        devices = tuple(possible_facts(device, self._impossible) for device in node.devices)
+        readings = self._device_readings(devices, asked_s, take_xids=False)
+        devices = tuple(replace(device, reading=readings[device.device_id]) for device in devices)
+        missing = [*node.missing, *filter(None, (driver.unanswered for driver in self._drivers.opened))]
+        if devices[0].kind == "cpu":
+            missing += self._unread_sensors(devices[0].reading)
+        return self._with_notes(replace(node, devices=devices, missing=tuple(missing)))
+
+    def _with_notes(self, node: NodeTopology) -> NodeTopology:
+        """The node with notes about what only readings showed."""
+        notes = [*chain(*(driver.noted for driver in self._drivers.opened)), *self._impossible.values()]
+        new = [note for note in notes if note not in node.missing]
+        return replace(node, missing=(*node.missing, *new)) if new else node
 
     def _unread_sensors(self, reading: DeviceReading) -> Iterator[Missing]:
         """What is not known of a CPU; virtual machines seldom have sensors."""
@@ -78,40 +73,43 @@ class Machine:
             yield Missing(what="CPU energy and power", why="no RAPL counter in /sys/class/powercap")
 
     def read(self) -> Snapshot:
-        """Read everything once.
+        """Read everything once. Devices of a driver that does not answer are silent; nothing waits for it.
 
         Raises:
             RuntimeError: it is closed.
         """
+        if self._closed.locked():
+            raise RuntimeError("this machine was closed")
+        asked_s = self._ask()
         with self._lock:
-            if self._closed:
-                raise RuntimeError("this machine was closed")
-            return self._read()
+            host = self._host.read()
+        devices = self._device_readings(self.node.devices, asked_s, take_xids=True)
+        self.node = self._with_notes(self.node)
+        return Snapshot(time_s=time.time(), devices=devices, host=host)
 
-    def _read(self) -> Snapshot:
-        readings = self._device_readings(self.node.devices)
-        for number, xids in self._xids.items():
-            readings[number] = msgspec.structs.replace(readings[number], xids=xids + readings[number].xids)
-        self._xids.clear()
-        self._add_notes()
-        return Snapshot(
-            time_s=time.time(),
-            devices=readings,
-            host=self._host.read(),
-        )
+    def _ask(self) -> float:
+        """Let all drivers read their devices. Returns the monotonic time."""
+        asked_s = time.monotonic()
+        for driver in self._drivers.opened:
+            driver.ask()
+        return asked_s
 
-    def _device_readings(self, devices: tuple[DeviceInfo, ...]) -> dict[int, DeviceReading]:
+    def _device_readings(
+        self, devices: tuple[DeviceInfo, ...], asked_s: float, *, take_xids: bool
+    ) -> dict[int, DeviceReading]:
         """By id in this node: accelerators, or without any the CPU packages."""
-        if self._devices:
-            found = {number: driver.read(index) for number, (driver, index) in enumerate(self._devices)}
+        if devices[0].kind == "gpu":
+            drivers = self._drivers.opened
+            found = dict(
+                enumerate(chain(*(driver.readings(asked_s, take_xids=take_xids) for driver in drivers)))
+            )
         else:
-            packages = self._cpus.read()
+            with self._lock:
+                packages = self._cpus.read()
             found = {device.device_id: packages.get(device.index, DeviceReading()) for device in devices}
         return possible_readings(found, {device.device_id: device for device in devices}, self._impossible)
 
     def close(self) -> None:
-        """Close the drivers. May be called again."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._drivers.close()
+        """Close the drivers; one that hangs is left to the end of the process. May be called again."""
+        if self._closed.acquire(blocking=False):
+            self._drivers.close()

@@ -41,6 +41,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "power_limit_w": _POWER_LIMIT_W,
     "power_limit_min_w": _POWER_W,
     "power_limit_max_w": _POWER_LIMIT_W,
+    "age_s": (0, 1e6),  # readings of more than a few seconds are dropped
     "utilization": (0, 1),
     "memory_bytes": (1, _MOST_BYTES),
     "memory_used_bytes": (0, _MOST_BYTES),
@@ -64,7 +65,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "speed_gbit_s": (_POSITIVE, 10_000),  # of an interface; IEEE 802.3dj has 1600
 }
 """The least and the most by quantity."""
-_FLAGS = {"remap_failed", "remap_pending", "mig_enabled", "ecc_enabled", "persistence_mode"}
+_FLAGS = {"lost", "remap_failed", "remap_pending", "mig_enabled", "ecc_enabled", "persistence_mode"}
 _TUPLES = {"throttle_reasons": str, "xids": int}
 _NUMBERS = {int, float}  # not bool
 _ALL_ONES = {(1 << 32) - 1, (1 << 64) - 1}

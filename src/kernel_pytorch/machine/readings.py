@@ -19,7 +19,8 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    """Names from :data:`THROTTLE_REASONS`; empty: not slowed down."""
+    """Empty: not slowed down. NVML's reasons, an idle GPU aside (a CPU has ``hw_thermal`` alone): power_cap,
+    hw_slowdown, hw_thermal, hw_power_brake, sw_thermal, sync_boost, clocks_setting."""
     energy_j: float | None = None
     """Counter."""
     ecc_corrected: int | None = None
@@ -37,11 +38,15 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     pcie_replays: int | None = None
     """Counter."""
     xids: tuple[int, ...] = ()
-    """Numbers of the driver's error reports (Xid) since the reading before."""
+    """Numbers of the driver's error reports (Xid) since the snapshot before."""
+    lost: bool | None = None
+    """The driver counts the device but cannot open it: it fell off the bus, or waits for a reset."""
+    age_s: float = 0.0
+    """How long before its snapshot it was read, in seconds, where the driver did not answer in time."""
 
     @property
     def silent(self) -> bool:
-        """Nothing could be read."""
+        """The device did not answer."""
         return self == DeviceReading()
 
 
@@ -78,15 +83,3 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     devices: dict[int, DeviceReading]
     """By device id."""
     host: HostReading | None = None
-
-
-THROTTLE_REASONS = (
-    "power_cap",
-    "hw_slowdown",
-    "hw_thermal",
-    "hw_power_brake",
-    "sw_thermal",
-    "sync_boost",
-    "clocks_setting",
-)
-"""NVML's reasons for clocks below the highest, idle aside; CPUs use ``hw_thermal``."""

@@ -126,7 +126,7 @@ def _unfit(
 ) -> str | None:
     if device.hidden:
         return device.hidden
-    if health is HealthState.FAILED:
+    if health is HealthState.FAILED or device.reading.lost:
         return "failed"
     if device.mig_enabled and not device.mig_instances:
         return "is in MIG mode without an instance"

@@ -8,24 +8,19 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from ..machine.drivers.driver import DriverUnavailableError
+from ..errors import KernelPytorchError, Unavailable
+from ..machine.drivers.guarded import CLOSE_S, OPEN_S
 from ..machine.drivers.nvml import Nvml
 from ..machine.facts import DeviceInfo, HardwareVendor
+from ..machine.worker import NoAnswerError, Worker
 
 _TOLERANCE_MW = 1000
+_CALL_S = 5.0
+"""How long a call of NVML's may take."""
 
 
-class PowerLimitError(Exception):
-    """A limit could not be set or put back.
-
-    Args:
-        why: the reason, one line.
-        fix: what would help.
-    """
-
-    def __init__(self, why: str, fix: str) -> None:
-        super().__init__(f"{why}: {fix}")
-        self.why, self.fix = why, fix
+class PowerLimitError(KernelPytorchError):
+    """A limit could not be set or put back."""
 
 
 class PowerLimits:
@@ -33,7 +28,8 @@ class PowerLimits:
 
     The limits before are put back when the context is left in whatever way, when only some could be set, and
     at the interpreter's exit. A process that is killed leaves its limits: ``nvidia-smi -pl`` or a reload of
-    the driver changes them then. A limit holds for the whole GPU, whoever computes on it.
+    the driver changes them then. A limit holds for the whole GPU, whoever computes on it. Only a worker calls
+    NVML, which may hang: that is an error, after which :meth:`restore` can be tried again.
 
     Args:
         devices: the devices that ``limits_w`` speaks of, and maybe others.
@@ -61,7 +57,7 @@ class PowerLimits:
         self.former_w: dict[int, float] = {}
         """The limits that :meth:`restore` puts back; empty while none is set."""
         self._devices = {device_id: known[device_id] for device_id in limits_w}
-        self._nvml: Nvml | None = None
+        self._open: tuple[Nvml, Worker] | None = None
         self._handles: dict[int, Any] = {}
         self._lock = threading.RLock()
 
@@ -74,11 +70,12 @@ class PowerLimits:
                 take; all limits are as before, unless it says otherwise.
         """
         with self._lock:
-            if self._nvml is not None:
+            if self._open is not None:
                 raise ValueError("these limits are set already; restore() comes first")
+            worker = Worker("NVML")
             try:
-                self._nvml = Nvml()
-            except DriverUnavailableError as error:
+                self._open = worker.call(Nvml, OPEN_S), worker
+            except Unavailable as error:
                 raise PowerLimitError(error.why, error.fix) from error
             atexit.register(self.restore)
             try:
@@ -99,8 +96,9 @@ class PowerLimits:
             PowerLimitError: names the devices that did not get their former limit; call again to try again.
         """
         with self._lock:
-            if self._nvml is None:
+            if self._open is None:
                 return
+            nvml, worker = self._open
             failures = {}
             for device_id, watts in self.former_w.items():
                 try:
@@ -115,8 +113,8 @@ class PowerLimits:
                 raise PowerLimitError(
                     f"not put back: {'; '.join(failures.values())}", "nvidia-smi -i GPU -pl WATTS"
                 )
-            self._nvml.close()
-            self._nvml = None
+            worker.wait(worker.submit(nvml.close), CLOSE_S)
+            self._open = None
             atexit.unregister(self.restore)
 
     def __enter__(self) -> PowerLimits:
@@ -163,10 +161,13 @@ class PowerLimits:
             )
 
     def _call(self, device: DeviceInfo, function: str, *arguments: Any) -> Any:
-        assert self._nvml is not None
-        api = self._nvml.api
+        assert self._open is not None
+        nvml, worker = self._open
+        api = nvml.api
         try:
-            return getattr(api, function)(*arguments)
+            return worker.call(lambda: getattr(api, function)(*arguments), _CALL_S)
+        except NoAnswerError as error:
+            raise PowerLimitError(f"power limit of {device.label}: {error.why}", error.fix) from error
         except api.NVMLError_NoPermission as error:
             raise PowerLimitError(
                 f"power limit of {device.label}: not permitted", "run as root, or let an administrator set it"

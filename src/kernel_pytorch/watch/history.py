@@ -19,10 +19,10 @@ _FIELDS = msgspec.structs.fields(DeviceReading)
 _NUMERIC = [
     number
     for number, field in enumerate(_FIELDS)
-    if set(get_args(field.type)) <= {int, float, bool, NoneType}
+    if NoneType in get_args(field.type) and set(get_args(field.type)) <= {int, float, bool, NoneType}
 ]
 METRICS = tuple(_FIELDS[number].name for number in _NUMERIC)
-"""The numeric fields of a reading; truth values as 0 or 1."""
+"""The numeric fields of a reading that may be unknown; truth values as 0 or 1."""
 _numbers = itemgetter(*_NUMERIC)
 _UNKNOWN = DeviceReading()
 

@@ -15,8 +15,8 @@ from .history import History
 __all__ = ["EndOfTrace", "History", "Source", "Telemetry"]
 
 _LOG = logging.getLogger(__name__)
-_STOP_S = 0.09
-"""How long :meth:`Telemetry.stop` waits for the thread: it has 100 ms in all."""
+_STOP_S = 0.045
+"""How long :meth:`Telemetry.stop` waits for the thread: closing has 100 ms in all, half of it the drivers."""
 _STALE_INTERVALS = 3
 """A snapshot older than so many intervals is no reading any more."""
 _STALE_LEAST_S = 3.0

@@ -46,7 +46,7 @@ def read(device: DeviceInfo | None = GPU, **values: object) -> tuple[DeviceReadi
 NUMBERS = [
     field.name
     for field in msgspec.structs.fields(DeviceReading)
-    if field.name not in ("throttle_reasons", "xids", "remap_failed", "remap_pending")
+    if field.name not in ("throttle_reasons", "xids", "lost", "remap_failed", "remap_pending")
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import fake_power_nvml
@@ -163,6 +164,39 @@ def test_set_twice_is_refused(nvml: FakePowerNvml) -> None:
     with PowerLimits(GPUS, {0: 250}) as limits, pytest.raises(ValueError, match="set already"):
         limits.set()
     assert nvml.limits_mw["GPU-a"] == 300_000
+
+
+@pytest.fixture
+def gate():
+    """Closed: what waits for it hangs until the test ends."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+def test_a_limit_that_nvml_never_sets_is_an_error_and_is_put_back_later(
+    nvml: FakePowerNvml, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_pytorch.power.limits._CALL_S", 1.0)
+    nvml.before_set = lambda uuid, milliwatts: gate.wait() and None if uuid == "GPU-b" else None
+    limits = PowerLimits(GPUS, {0: 250, 1: 200})
+    with pytest.raises(PowerLimitError, match=r"not put back: .*gpu:1: NVML did not answer") as no:
+        limits.set()
+    assert "gpu:1: NVML did not answer" in str(no.value.__context__)  # what set() met first
+    gate.set()  # the call that hung sets its limit now
+    monkeypatch.setattr("kernel_pytorch.power.limits._CALL_S", 60.0)
+    limits.restore()
+    assert set(nvml.limits_mw.values()) == {300_000}
+    assert nvml.sessions == 0
+
+
+def test_an_nvml_that_does_not_open(nvml: FakePowerNvml, gate: threading.Event, monkeypatch) -> None:
+    monkeypatch.setattr("kernel_pytorch.power.limits.OPEN_S", 0.01)
+    monkeypatch.setattr(nvml, "nvmlInit", gate.wait)
+    limits = PowerLimits(GPUS, {0: 250})
+    with pytest.raises(PowerLimitError, match=r"NVML did not answer within 0\.01 s: look into"):
+        limits.set()
+    limits.restore()  # nothing was set
 
 
 def test_no_driver(nvml: FakePowerNvml) -> None:

@@ -9,7 +9,7 @@ from kernel_pytorch.watch.quantities import QUANTITIES, reading_text
 
 def test_every_number_of_a_reading_is_in_it():
     """But truth values, which the health tells."""
-    assert set(METRICS) - set(QUANTITIES) == {"remap_failed", "remap_pending"}
+    assert set(METRICS) - set(QUANTITIES) == {"lost", "remap_failed", "remap_pending"}
     assert len({quantity.metric for quantity in QUANTITIES.values()}) == len(QUANTITIES)
 
 

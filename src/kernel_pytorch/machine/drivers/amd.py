@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, LinkKind, Missing, PciLink
 from ..files import Files
 from ..host.pci import numa_node_of
 from ..readings import DeviceReading
-from .driver import DriverUnavailableError, host_memory_bytes, note, scaled, text
+from .driver import DriverAbsentError, DriverUnavailableError, host_memory_bytes, note, scaled, text
 
 _GENERATIONS = {2500: 1, 5000: 2, 8000: 3, 16000: 4, 32000: 5, 64000: 6}
 """PCIe generation by transfers a second (MT/s)."""
@@ -29,14 +27,15 @@ class AmdDriver:
         self._files = files
         self._missing: list[Missing] = []
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # amdsmi prints where its library is absent
-                import amdsmi
+            import amdsmi
         except ImportError as error:
-            raise DriverUnavailableError(
+            raise DriverAbsentError(
                 "amdsmi is not installed", "pip install 'dilated-attention-pytorch[amd]'"
             ) from error
         except Exception as error:  # whatever the binding meets in a library of another version
-            raise DriverUnavailableError(
+            # A library that lacks a function is there, and of another version.
+            kind = DriverAbsentError if isinstance(error, (OSError, KeyError)) else DriverUnavailableError
+            raise kind(
                 f"amdsmi: libamd_smi.so: {error}", "install ROCm's amd-smi-lib of amdsmi's version"
             ) from error
         self._api: Any = amdsmi
@@ -53,7 +52,7 @@ class AmdDriver:
         return self._missing
 
     def close(self) -> None:
-        self._api.amdsmi_shut_down()
+        self._ask("shut_down")
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         """The answer of a function; None for "N/A" and a refusal, with a note if it is absent or raises."""

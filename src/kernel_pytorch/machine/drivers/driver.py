@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ...errors import Unavailable
 from ..facts import DeviceInfo, DeviceLink, Missing
 from ..files import Files
 from ..host.cpu import meminfo_bytes
@@ -33,17 +34,12 @@ class Driver(Protocol):
     def close(self) -> None: ...
 
 
-class DriverUnavailableError(Exception):
-    """A vendor's driver or its Python binding is not there, or may not be used.
+class DriverUnavailableError(Unavailable):
+    """A vendor's driver or its Python binding is not there, or may not be used."""
 
-    Args:
-        why: the reason, one line.
-        fix: what would help.
-    """
 
-    def __init__(self, why: str, fix: str) -> None:
-        super().__init__(f"{why}: {fix}")
-        self.why, self.fix = why, fix
+class DriverAbsentError(DriverUnavailableError):
+    """The binding or its library is not installed: nothing points to such a device."""
 
 
 def note(missing: list[Missing], what: str, why: str, fix: str | None = None) -> None:

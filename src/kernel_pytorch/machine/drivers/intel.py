@@ -6,28 +6,26 @@ from typing import Any
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, Missing
 from ..readings import DeviceReading
-from .driver import DriverUnavailableError, note, parts, text
+from .driver import DriverAbsentError, note, parts, text
 
 
 class IntelDriver:
     """The GPUs that torch.xpu shows. Imports torch. Neither temperature nor power nor PCI address are told.
 
     Raises:
-        DriverUnavailableError: no torch, or torch sees no such GPU.
+        DriverAbsentError: no torch, or torch sees no such GPU.
     """
 
     def __init__(self) -> None:
         try:
             import torch
         except ImportError as error:
-            raise DriverUnavailableError("torch is not installed", "pip install torch") from error
+            raise DriverAbsentError("torch is not installed", "pip install torch") from error
         self._xpu: Any = getattr(torch, "xpu", None)  # PyTorch 2.4
         what = "Intel GPUs: temperature, power, clocks, PCI address"
-        self._missing = [Missing(what=what, why="torch.xpu does not tell")]
+        self._missing = [Missing(what=what, why="torch.xpu does not report them")]
         if not self._ask("is_available"):
-            raise DriverUnavailableError(
-                "torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build"
-            )
+            raise DriverAbsentError("torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build")
 
     @property
     def missing(self) -> list[Missing]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Iterator
+from itertools import combinations, repeat
 from typing import Any
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, LinkKind, MigInstance, Missing, PciLink
 from ..files import Files
-from ..host.pci import numa_node_of
+from ..host.pci import accelerators, numa_node_of
 from ..readings import DeviceReading
 from .driver import flag, host_memory_bytes, parts, scaled, text
 from .nvidia_readings import NvidiaReader
@@ -39,6 +40,13 @@ class NvidiaDriver:
     def __init__(self, files: Files) -> None:
         self._nvml, self._files = Nvml(), files
         self._reader = NvidiaReader(self._nvml, files)
+        self._lost = {index: self._lost_device(index, address) for index, address in self._lost_addresses()}
+        for index, device in self._lost.items():
+            address = f" ({device.pci.address})" if device.pci else ""
+            fix = "reset it (nvidia-smi --gpu-reset), or reboot"
+            self.missing.append(
+                Missing(what=f"NVIDIA GPU {index}{address}", why=self._nvml.lost[index], fix=fix)
+            )
 
     @property
     def missing(self) -> list[Missing]:
@@ -49,14 +57,38 @@ class NvidiaDriver:
         self._nvml.close()
 
     def read(self, index: int) -> DeviceReading:
-        return self._reader.read(index)
+        return DeviceReading(lost=True) if index in self._lost else self._reader.read(index)
 
     @property
     def indices(self) -> list[int]:
-        return list(self._nvml.handles)
+        return sorted([*self._nvml.handles, *self._lost])
 
     def devices(self) -> list[DeviceInfo]:
-        return [self._device(index, handle) for index, handle in self._nvml.handles.items()]
+        handles = self._nvml.handles
+        return [self._lost.get(index) or self._device(index, handles[index]) for index in self.indices]
+
+    def _lost_addresses(self) -> Iterator[tuple[int, str | None]]:
+        """PCI addresses of the GPUs that NVML cannot open: those on the bus that are left, if as many.
+
+        NVML counts by address.
+        """
+        lost = self._nvml.lost
+        if lost:
+            shown = {pci.address for pci in map(self._pci, self._nvml.handles.values()) if pci}
+            on_bus = [gpu.address for gpu in accelerators(self._files) if gpu.vendor is HardwareVendor.NVIDIA]
+            hidden = [address for address in on_bus if address not in shown]
+            yield from zip(lost, hidden if len(hidden) == len(lost) else repeat(None), strict=False)
+
+    def _lost_device(self, index: int, address: str | None) -> DeviceInfo:
+        return DeviceInfo(
+            device_id=index,
+            kind="gpu",
+            index=index,
+            vendor=HardwareVendor.NVIDIA,
+            name="NVIDIA GPU",
+            pci=None if address is None else PciLink(address=address),
+            numa_node=numa_node_of(self._files, address),
+        )
 
     def _device(self, index: int, handle: Any) -> DeviceInfo:
         ask, maybe, constant = self._nvml.ask, self._nvml.maybe, self._nvml.constant

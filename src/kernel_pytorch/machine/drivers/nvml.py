@@ -8,14 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..facts import Missing
-from .driver import DriverUnavailableError, note
+from .driver import DriverAbsentError, DriverUnavailableError, note
 
 # nvmlReturn_t and nvmlValueType_t
-_NOT_SUPPORTED, _FUNCTION_NOT_FOUND = 3, 13
+_NOT_SUPPORTED, _LIBRARY_NOT_FOUND, _FUNCTION_NOT_FOUND = 3, 12, 13
 _VALUE_MEMBERS = {1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal"}
 _OLD_BINDING = "nvidia-ml-py does not have it", "pip install -U nvidia-ml-py"
 _OLD_DRIVER = "the driver does not have it", "update NVIDIA's driver"
 _NO_MEMORY = SimpleNamespace(total=0, used=None)
+_INSTALL = "install NVIDIA's driver; start a container with its GPUs (--gpus all)"
+_INIT_FIXES = {
+    4: "run as root, or as one who may read and write /dev/nvidia*",
+    9: f"modprobe nvidia, or {_INSTALL}",
+    17: "under WSL 2 bring Windows' driver up to date and call wsl --shutdown; " + _INSTALL,
+    18: "the driver was updated while it ran: reboot, or unload its modules and load them again (rmmod "
+    "nvidia_uvm nvidia_drm nvidia_modeset nvidia; modprobe nvidia); start containers anew",
+}
+"""By NVML's error code (nvmlReturn_t)."""
 
 
 class Nvml:
@@ -29,7 +38,7 @@ class Nvml:
         try:
             import pynvml
         except ImportError as error:
-            raise DriverUnavailableError(
+            raise DriverAbsentError(
                 "nvidia-ml-py is not installed", "pip install 'dilated-attention-pytorch[nvidia]'"
             ) from error
         self.api: Any = pynvml
@@ -37,16 +46,24 @@ class Nvml:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise DriverUnavailableError(
-                f"NVML: {error}", "install NVIDIA's driver; start a container with its GPUs (--gpus all)"
-            ) from error
-        count = self.ask("count", "nvmlDeviceGetCount") or 0
-        found = ((index, self.ask(f"{index}", "nvmlDeviceGetHandleByIndex", index)) for index in range(count))
-        self.handles: dict[int, Any] = {index: handle for index, handle in found if handle is not None}
+            code: int = getattr(error, "value", 0)
+            kind = DriverAbsentError if code == _LIBRARY_NOT_FOUND else DriverUnavailableError
+            raise kind(f"NVML: {error}", _INIT_FIXES.get(code, _INSTALL)) from error
+        self.handles: dict[int, Any] = {}
         """By NVML's number, which counts a GPU that cannot be opened too."""
+        self.lost: dict[int, str] = {}
+        """Why a GPU that NVML counts cannot be opened, by NVML's number."""
+        for index in range(self.ask("count", "nvmlDeviceGetCount") or 0):
+            try:
+                self.handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
+            except pynvml.NVMLError_NoPermission as error:  # another's: CUDA does not count it
+                fix = "let the container or the job have this GPU"
+                self.missing.append(Missing(what=f"NVIDIA GPU {index}", why=f"NVML: {error}", fix=fix))
+            except pynvml.NVMLError as error:
+                self.lost[index] = f"NVML: {error}"
 
     def close(self) -> None:
-        self.api.nvmlShutdown()
+        self.maybe("nvmlShutdown")
 
     def ask(self, what: str, function: str, *arguments: Any) -> Any:
         """The answer of an NVML function; None, and a note in ``missing``, if there is none."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import Files, in_line, printable, whole
 from ..known import total
 from ..readings import DiskReading, HostReading, NicReading
+from ..worker import Rounds, Worker
 from .cpu import meminfo_bytes
 from .limits import own_groups
 from .mounts import mount_points
@@ -25,14 +27,17 @@ class HostReader:
     Which interfaces are read is settled once: those of a device; inside a container, which has none, all but
     the loopback. A bridge or a container's end of a cable comes and goes without anything being broken.
 
+    Disks are asked on a worker: one that hangs leaves out itself and those after it, and nothing else.
+
     Args:
         root: folder that holds ``proc`` and ``sys``; mount points are looked up below it.
-        mounts: mount points whose space is read; default: :func:`mount_points` of now.
+        mounts: mount points whose space is read; default: :func:`mount_points` of the first reading.
     """
 
     def __init__(self, root: str = "/", mounts: Iterable[str] | None = None) -> None:
         self._files = Files(root)
-        self._mounts = tuple(mount_points(self._files) if mounts is None else mounts)
+        self._mounts = None if mounts is None else tuple(mounts)
+        self._disks = None if self._mounts == () else Rounds(Worker("disks"), self._mount_points, self._disk)
         self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
         self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
@@ -40,18 +45,28 @@ class HostReader:
         """Of the interfaces and adapters that were read; None without a physical one."""
 
     def read(self) -> HostReading:
-        files = self._files
+        files, asked_s = self._files, time.monotonic()
+        if self._disks is not None:
+            self._disks.ask()
         names = [name for name in self._interfaces() if self._all_interfaces or self._of_a_device(name)]
         nics = {name: self._nic(name) for name in names} | self._adapters()
-        disks = {mount: reading for mount in self._mounts if (reading := self._disk(mount))}
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
             memory_stall_s=self._memory_stall_s(),
             cpu_stall_s=_stall_s(files.text("proc/pressure/cpu")),
             oom_kills=self._oom_kills(),
             nics={printable(name): nic for name, nic in (nics | self._fallen_off(nics)).items()},
-            disks=disks,
+            disks={} if self._disks is None else self._read_disks(self._disks, asked_s),
         )
+
+    def _mount_points(self) -> tuple[str, ...]:
+        if self._mounts is None:
+            self._mounts = tuple(mount_points(self._files))
+        return self._mounts
+
+    @staticmethod
+    def _read_disks(disks: Rounds[str, DiskReading | None], asked_s: float) -> dict[str, DiskReading]:
+        return {mount: disk for mount, (_, disk) in disks.latest(asked_s).items() if disk is not None}
 
     def _fallen_off(self, present: dict[str, NicReading]) -> dict[str, NicReading]:
         """Interfaces and adapters of earlier readings whose PCI function has left the bus.

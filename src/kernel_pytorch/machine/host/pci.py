@@ -11,6 +11,9 @@ _DEVICES = "sys/bus/pci/devices"
 _VENDORS = {"0x10de": HardwareVendor.NVIDIA, "0x1002": HardwareVendor.AMD, "0x8086": HardwareVendor.INTEL}
 _CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
 """VGA, 3D and display controllers, processing accelerators (PCI Code and ID Assignment Specification)."""
+_INTEGRATED = {HardwareVendor.INTEL: "0000:00:02", HardwareVendor.AMD: "0000:00:01"}
+"""Where CPUs have their graphics; AMD's since Zen sit next to the CPU's security processor instead."""
+_SECURITY_PROCESSOR = "0x1080"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +23,51 @@ class PciFunction:
     device: str
     """The vendor's number of the model, 0x2330."""
     numa_node: int | None
+    driver: str | None
+    """The kernel driver that is bound to it: vfio-pci for one that a virtual machine has."""
+    integrated: bool
+    """Graphics of a CPU. Its driver may leave it out."""
+
+    @property
+    def slot(self) -> str:
+        """The address without the function."""
+        return _slot(self.address)
 
 
 def accelerators(files: Files) -> tuple[PciFunction, ...]:
-    """Display controllers and accelerators of the three vendors, integrated graphics included."""
+    """Display controllers and accelerators of the three vendors, integrated graphics included.
+
+    Virtual functions (SR-IOV) are left out: they are parts of a device, for virtual machines.
+    """
     found = []
     for address in files.names(_DEVICES):
         folder = f"{_DEVICES}/{address}"
         vendor = _VENDORS.get(files.text(f"{folder}/vendor") or "")
-        if vendor and (files.text(f"{folder}/class") or "").startswith(_CLASSES):
-            device = files.text(f"{folder}/device") or "?"
-            numa = numa_node_of(files, address)
-            found.append(PciFunction(address=address, vendor=vendor, device=device, numa_node=numa))
+        kind = files.text(f"{folder}/class") or ""
+        if vendor and kind.startswith(_CLASSES) and not files.exists(f"{folder}/physfn"):
+            found.append(
+                PciFunction(
+                    address=address,
+                    vendor=vendor,
+                    device=files.text(f"{folder}/device") or "?",
+                    numa_node=numa_node_of(files, address),
+                    driver=files.link_name(f"{folder}/driver"),
+                    integrated=kind.startswith("0x03") and _integrated(files, address, vendor),
+                )
+            )
     return tuple(found)
+
+
+def _integrated(files: Files, address: str, vendor: HardwareVendor) -> bool:
+    slot = _slot(address)
+    others = (files.text(f"{_DEVICES}/{slot}.{function}/class") or "" for function in range(1, 8))
+    return slot == _INTEGRATED.get(vendor) or (
+        vendor is HardwareVendor.AMD and any(kind.startswith(_SECURITY_PROCESSOR) for kind in others)
+    )
+
+
+def _slot(address: str) -> str:
+    return address.rpartition(".")[0]
 
 
 def numa_node_of(files: Files, address: str | None) -> int | None:

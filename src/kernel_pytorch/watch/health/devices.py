@@ -20,6 +20,8 @@ from .xids import XidReports
 _FAULTY_THROTTLING = frozenset(("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal"))
 _NO_ANSWER = DeviceReading()
 _SLOWDOWN_MARGIN_C = 2.0
+_SAME_S = 0.05
+"""Readings are not made faster than that: the difference is that of two clocks."""
 _CPU_RULES = ("temperature", "throttling", "clock_loss")
 _GPU_RULES = (
     *(*_CPU_RULES, "memory_temperature", "remap_failed", "remap_pending"),
@@ -106,6 +108,12 @@ _RULES = (
         metric="remap_pending",
         text="the remap of a faulty memory row waits for a reset",
     ),
+    _Rule(
+        kind="lost",
+        metric="lost",
+        state=HealthState.FAILED,
+        text="its driver cannot open it: reset it, or reboot",
+    ),
 )
 
 
@@ -125,6 +133,8 @@ class DeviceHealth:
         count = len(self._ids)
         self._time_s = -np.inf
         self._answered: Truths = np.zeros(count, dtype=bool)
+        self._read_s: Numbers = np.full(count, -np.inf)
+        """When the latest reading was made."""
         self._held = {rule.kind: Sustained(count) for rule in _RULES}
         self._latest: dict[str, Numbers] = {rule.kind: np.full(count, np.nan) for rule in _RULES}
         self._throttling: list[frozenset[str]] = [frozenset()] * count
@@ -154,6 +164,10 @@ class DeviceHealth:
         values = dict(zip(METRICS, as_array(snapshot, self._ids).T, strict=True))
         silent = np.array([reading.silent for reading in readings], dtype=bool)
         self._answered |= ~silent
+        # The reading of an earlier snapshot, once more, is no answer.
+        ages_s = np.array([reading.age_s for reading in readings])
+        silent |= (ages_s > 0) & (self._time_s - ages_s <= self._read_s + _SAME_S)
+        self._read_s = np.where(silent, self._read_s, self._time_s - ages_s)
         values["silent"] = np.where(self._answered, silent, np.nan)
         values["throttling"] = np.array(
             [

@@ -131,13 +131,35 @@ def test_a_gpu_that_cannot_be_opened(monkeypatch, tmp_path):
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
     driver = NvidiaDriver(Files(tmp_path))
-    assert driver.indices == [1, 2]
-    assert [device.index for device in driver.devices()] == [1, 2]  # CUDA counts like this too
-    assert [device.uuid for device in driver.devices()] == [gpu.answers["GetUUID"] for gpu in gpus[1:]]
-    assert [(note.what, note.fix) for note in driver.missing] == [("NVIDIA GPU: 0", None)]
+    assert driver.indices == [0, 1, 2]
+    assert [device.index for device in driver.devices()] == [0, 1, 2]
+    assert [device.uuid for device in driver.devices()] == [
+        None,
+        *(gpu.answers["GetUUID"] for gpu in gpus[1:]),
+    ]
+    assert driver.read(0) == DeviceReading(lost=True)
+    assert [(note.what, note.why) for note in driver.missing] == [("NVIDIA GPU 0", "NVML: GPU is lost")]
     nvml.events = [(gpus[1], 31), (gpus[2], 79)]
     gpus[2].answers = {name: error(pynvml.NVML_ERROR_GPU_IS_LOST) for name in gpus[2].answers}
     assert [driver.read(index).xids for index in (1, 2)] == [(31,), (79,)]
+
+
+def test_a_gpu_that_may_not_be_opened_is_no_device(monkeypatch, tmp_path):
+    """Another's: it has not failed, and CUDA does not count it."""
+    nvml = FakeNvml(monkeypatch, [h100(0), h100(1)])
+    refused = error(pynvml.NVML_ERROR_NO_PERMISSION)
+    handles = iter([refused, nvml.handle(1)])
+
+    def handle(index):
+        answer = next(handles)
+        if answer is refused:
+            raise refused
+        return answer
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    driver = NvidiaDriver(Files(tmp_path))
+    assert [device.index for device in driver.devices()] == [1]
+    assert [note.what for note in driver.missing] == ["NVIDIA GPU 0"]
 
 
 def test_errors_on_nvlinks_and_reasons_for_low_clocks(monkeypatch, tmp_path):
