@@ -89,7 +89,7 @@ def test_equals_the_oracle(problem: Problem):
 
 
 @pytest.mark.usefixtures("once")
-@settings(interpreted, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(interpreted, max_examples=8, suppress_health_check=list(HealthCheck))
 @given(small_problems)
 @example(Problem(1, 64, 2, 2, 16, LONG_NET, True, False, "none", "contiguous", 0))
 @example(Problem(1, 40, 2, 1, 16, ((8, 1), (8, 1), (16, 2), (100, 4)), False, True, "none", "contiguous", 1))
