@@ -157,9 +157,12 @@ def _nvidia(
     # One that was lost does not tell its model: it is taken for one of the others'.
     numbered = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus} - {UNNAMED}) <= 1
     if value is None:
-        if order in (None, "PCI_BUS_ID") and all(gpu.index == number for number, gpu in enumerate(gpus)):
+        # Whether CUDA counts a lost GPU is not documented; UUIDs do not depend on it.
+        lost = any(gpu.name == UNNAMED and gpu.uuid is None for gpu in gpus)
+        as_nvml = order in (None, "PCI_BUS_ID") and not lost
+        if as_nvml and all(gpu.index == number for number, gpu in enumerate(gpus)):
             return gpus
-        entries = [str(number) if numbered else gpu.uuid for number, gpu in enumerate(gpus)]
+        entries = [str(number) if numbered and not lost else gpu.uuid for number, gpu in enumerate(gpus)]
         return [replace(gpu, visible_as=entry) for gpu, entry in zip(gpus, entries, strict=True)]
     variable = f"CUDA_VISIBLE_DEVICES={value}"
     if value.startswith("MIG-"):

@@ -167,6 +167,13 @@ def test_a_lost_gpu_opens_none_of_the_hidden_ones(value, expected):
     assert (shown(devices), notes) == (expected, [])
 
 
+def test_beside_a_lost_gpu_the_others_are_named_by_uuid():
+    """CUDA may count it or not."""
+    devices, notes = mark_hidden(with_a_lost_gpu(), {}, NOWHERE)
+    assert shown(devices) == {0: "GPU-00000000", 1: None, 2: "GPU-00000002", 3: "GPU-00000003"}
+    assert notes == []
+
+
 def test_a_uuid_that_no_gpu_tells_may_be_that_of_a_lost_one():
     """Those that tell their UUID are hidden, unless they are named, wherever in the list."""
     given = {"CUDA_VISIBLE_DEVICES": "GPU-00000001,GPU-00000003"}
