@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
+from .drivers.nvidia import UNNAMED
 from .facts import DeviceInfo, HardwareVendor, MigInstance, Missing
 from .files import Files
 
@@ -153,20 +154,31 @@ def _nvidia(
         return [replace(gpu, hidden=f"is hidden by NVIDIA_VISIBLE_DEVICES={given}") for gpu in gpus]
     gpus = [_with_instances(gpu, files) for gpu in gpus]
     value, order = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("CUDA_DEVICE_ORDER")
-    numbered = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
+    # One that was lost does not tell its model: it is taken for one of the others'.
+    numbered = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus} - {UNNAMED}) <= 1
     if value is None:
-        if order in (None, "PCI_BUS_ID") and all(gpu.index == number for number, gpu in enumerate(gpus)):
+        # Whether CUDA counts a lost GPU is not documented; UUIDs do not depend on it.
+        lost = any(gpu.name == UNNAMED and gpu.uuid is None for gpu in gpus)
+        as_nvml = order in (None, "PCI_BUS_ID") and not lost
+        if as_nvml and all(gpu.index == number for number, gpu in enumerate(gpus)):
             return gpus
-        entries = [str(number) if numbered else gpu.uuid for number, gpu in enumerate(gpus)]
+        entries = [str(number) if numbered and not lost else gpu.uuid for number, gpu in enumerate(gpus)]
         return [replace(gpu, visible_as=entry) for gpu, entry in zip(gpus, entries, strict=True)]
     variable = f"CUDA_VISIBLE_DEVICES={value}"
     if value.startswith("MIG-"):
         return _instances_shown(gpus, variable)
-    uuids = [gpu.uuid for gpu in gpus]
-    if value.startswith("GPU-") and None in uuids:
-        notes.append(_untold(variable, "NVIDIA", "UUIDs are unknown"))
-        return gpus
-    shown = cuda_visible(value, [(uuid,) if uuid else () for uuid in uuids])
+    names = [(gpu.uuid,) if gpu.uuid else () for gpu in gpus]
+    if value.startswith("GPU-") and () in names:
+        ids = value.split(",")
+        known = [id for id in ids if _named(id, names) is not None]
+        if len(known) < len(ids):  # the others may be those that do not tell their UUID
+            notes.append(_untold(variable, "NVIDIA", "UUIDs are unknown"))
+            shown = cuda_visible(",".join(known), names)
+            return [
+                _shown_or_hidden(gpu, shown.get(number), variable) if gpu.uuid else gpu
+                for number, gpu in enumerate(gpus)
+            ]
+    shown = cuda_visible(value, names)
     if shown and not numbered and not value.startswith("GPU-"):
         if len(shown) < len(gpus):
             why = "CUDA counts the fastest first, and the models differ"

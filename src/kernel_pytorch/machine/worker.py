@@ -6,6 +6,7 @@ hangs holds its worker, a daemon thread, and nothing else: neither a lock nor th
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import Unavailable
 
 READ_S = 0.5
-"""How long a snapshot waits for readings."""
+"""How long a snapshot waits for readings, if those that come late are in time for the next one."""
 FRESH_S = 3.0
 """An older reading is none: a few intervals of telemetry."""
 T = TypeVar("T")
@@ -139,12 +140,16 @@ class Rounds(Generic[Key, T]):
     def __init__(self, worker: Worker, keys: Callable[[], Iterable[Key]], read: Callable[[Key], T]) -> None:
         self._worker, self._keys, self._read = worker, keys, read
         self._round: Call[None] | None = None
+        self._asked_s = -math.inf
+        self._seldom = True
         self._latest: dict[Key, tuple[float, T]] = {}
         self._lock = threading.Lock()
 
     def ask(self) -> None:
         """Begin a round, unless one is under way."""
         with self._lock:
+            now = time.monotonic()
+            self._seldom, self._asked_s = now - self._asked_s > FRESH_S, now
             if self.finished:
                 self._round = self._worker.submit(self._read_all)
 
@@ -152,9 +157,14 @@ class Rounds(Generic[Key, T]):
     def finished(self) -> bool:
         return self._round is None or self._round.finished.is_set()
 
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a round: what comes later is too old for one who asks seldom."""
+        return max(READ_S, FRESH_S) if self._seldom else READ_S
+
     def wait(self) -> bool:
-        """Whether all has been read that was asked for; waits ``READ_S`` at most."""
-        return self._round is None or self._worker.wait(self._round, READ_S)
+        """Whether all has been read that was asked for; waits ``patience_s`` at most."""
+        return self._round is None or self._worker.wait(self._round, self.patience_s)
 
     def _read_all(self) -> None:
         for key in self._keys():
@@ -162,7 +172,7 @@ class Rounds(Generic[Key, T]):
             self._latest[key] = (began_s, self._read(key))
 
     def latest(self, asked_s: float) -> dict[Key, tuple[float, T]]:
-        """(age in seconds, value) of what is not older than ``FRESH_S``, after waiting ``READ_S`` at most.
+        """(age in seconds, value) of what is not older than ``FRESH_S``; waits ``patience_s`` at most.
 
         Args:
             asked_s: on the monotonic clock; what was begun since has the age 0.

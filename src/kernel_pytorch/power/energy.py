@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
@@ -23,11 +24,19 @@ class EnergyMeter:
     Args:
         read: takes a reading of all devices: ``telemetry.sample``, or the ``read`` of a source.
         devices: to be measured.
+        clock: seconds that never go back, from any start.
     """
 
-    def __init__(self, read: Callable[[], Snapshot], devices: Iterable[DeviceInfo]) -> None:
-        self._read, self._devices = read, tuple(devices)
+    def __init__(
+        self,
+        read: Callable[[], Snapshot],
+        devices: Iterable[DeviceInfo],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read, self._devices, self._clock = read, tuple(devices), clock
         self._before: Snapshot | None = None
+        self._before_s = 0.0
         self._failure = ""
         self.joules: dict[int, float | None] = {}
         """By device id; None where ``reasons`` tells why it was not measured."""
@@ -47,7 +56,7 @@ class EnergyMeter:
 
     def __enter__(self) -> EnergyMeter:
         self.joules, self.reasons, self.seconds = {}, {}, None
-        self._before = self._take()
+        self._before, self._before_s = self._take(), self._clock()
         return self
 
     def __exit__(
@@ -56,18 +65,18 @@ class EnergyMeter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        before, after = self._before, self._take()
+        before, after, after_s = self._before, self._take(), self._clock()
         for device in self._devices:
             number = device.device_id
             if before is None or after is None:
                 joules, why = None, self._failure
             else:
-                joules, why = _difference(_counter(before, number), _counter(after, number))
+                joules, why = _difference(_reading(before, number), _reading(after, number))
             self.joules[number] = joules
             if joules is None:
                 self.reasons[number] = why
         if before is not None and after is not None:
-            self.seconds = after.time_s - before.time_s
+            self.seconds = after_s - self._before_s
 
     def _take(self) -> Snapshot | None:
         try:
@@ -77,12 +86,15 @@ class EnergyMeter:
             return None
 
 
-def _counter(snapshot: Snapshot, device_id: int) -> float | None:
-    return snapshot.devices.get(device_id, DeviceReading()).energy_j
+def _reading(snapshot: Snapshot, device_id: int) -> DeviceReading:
+    return snapshot.devices.get(device_id, DeviceReading())
 
 
-def _difference(before_j: float | None, after_j: float | None) -> tuple[float | None, str]:
+def _difference(before: DeviceReading, after: DeviceReading) -> tuple[float | None, str]:
     """Joules between two readings of a counter, or why there are none."""
+    before_j, after_j, age_s = before.energy_j, after.energy_j, max(before.age_s, after.age_s)
+    if age_s:
+        return None, f"the driver answered late: its last reading was {age_s:.1f} s old"
     if before_j is None or after_j is None:
         return None, "the device has no energy counter, or it may not be read"
     if after_j < before_j:

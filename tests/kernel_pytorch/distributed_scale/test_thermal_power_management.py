@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import fake_power_nvml
 import pytest
@@ -27,6 +28,8 @@ from kernel_pytorch.machine.facts import (
     NodeTopology,
 )
 from kernel_pytorch.machine.readings import DeviceReading, Snapshot
+from kernel_pytorch.power import planner
+from kernel_pytorch.power.energy import EnergyMeter
 from kernel_pytorch.watch.telemetry import EndOfTrace
 
 
@@ -474,8 +477,12 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nvidia-ml-py is not installed" in result["reason"]
 
 
-def test_a_sweep_runs_at_each_limit_and_records_energy(nvml: FakePowerNvml) -> None:
+def test_a_sweep_runs_at_each_limit_and_records_energy(
+    nvml: FakePowerNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joules = [0.0, 3000.0, 4000.0, 4500.0]  # before and after each of two runs, 10 s apart
+    clock = iter([0.0, 10.0, 20.0, 30.0]).__next__
+    monkeypatch.setattr(planner, "EnergyMeter", partial(EnergyMeter, clock=clock))
     machine = hardware(*[[reading(energy_j=value)] for value in joules])
     optimizer = PowerEfficiencyOptimizer(machine)
     at: list[int] = []

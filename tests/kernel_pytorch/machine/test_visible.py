@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sysfs_trees import write
 
-from kernel_pytorch.machine.drivers.nvidia import NvidiaDriver
+from kernel_pytorch.machine.drivers.nvidia import UNNAMED, NvidiaDriver
 from kernel_pytorch.machine.facts import DeviceInfo, HardwareVendor, MigInstance, Missing, PciLink
 from kernel_pytorch.machine.files import Files
 from kernel_pytorch.machine.live import Machine
@@ -147,6 +147,38 @@ def test_numbers_of_different_models_are_cudas_secret():
 def test_uuids_that_nvml_does_not_tell_are_noted():
     devices, notes = mark_hidden(gpus(2, uuid=None), {"CUDA_VISIBLE_DEVICES": "GPU-1"}, NOWHERE)
     assert reasons(devices) == set()
+    assert [note.why for note in notes] == ["UUIDs are unknown"]
+
+
+def with_a_lost_gpu() -> list[DeviceInfo]:
+    """Number 1 of four was lost: neither its model nor its UUID is known."""
+    return [replace(gpu, name=UNNAMED, uuid=None) if gpu.index == 1 else gpu for gpu in gpus(4)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2,3", {2: "2", 3: "3"}),
+        ("GPU-00000003,GPU-00000002", {2: "GPU-00000002", 3: "GPU-00000003"}),
+    ],
+)
+def test_a_lost_gpu_opens_none_of_the_hidden_ones(value, expected):
+    devices, notes = mark_hidden(with_a_lost_gpu(), {"CUDA_VISIBLE_DEVICES": value}, NOWHERE)
+    assert (shown(devices), notes) == (expected, [])
+
+
+def test_beside_a_lost_gpu_the_others_are_named_by_uuid():
+    """CUDA may count it or not."""
+    devices, notes = mark_hidden(with_a_lost_gpu(), {}, NOWHERE)
+    assert shown(devices) == {0: "GPU-00000000", 1: None, 2: "GPU-00000002", 3: "GPU-00000003"}
+    assert notes == []
+
+
+def test_a_uuid_that_no_gpu_tells_may_be_that_of_a_lost_one():
+    """Those that tell their UUID are hidden, unless they are named, wherever in the list."""
+    given = {"CUDA_VISIBLE_DEVICES": "GPU-00000001,GPU-00000003"}
+    devices, notes = mark_hidden(with_a_lost_gpu(), given, NOWHERE)
+    assert shown(devices) == {1: None, 3: "GPU-00000003"}
     assert [note.why for note in notes] == ["UUIDs are unknown"]
 
 

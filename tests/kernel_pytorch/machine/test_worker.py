@@ -135,6 +135,23 @@ def test_what_was_read_before_a_hang_is_there_and_grows_old(gate, clock, monkeyp
     assert rounds.latest(clock.now).keys() == {"a", "b", "c"}
 
 
+def test_who_asks_seldom_waits_longer(clock, monkeypatch):
+    """Else a slow driver would never be read: what comes late is too old for the next snapshot."""
+    waited = []
+
+    def wait(worker, call, within_s):
+        waited.append(within_s)
+        return call.finished.wait(SOON_S)
+
+    monkeypatch.setattr(Worker, "wait", wait)
+    rounds = Rounds(Worker("x"), lambda: "a", str.upper)
+    for seconds in (0, module.FRESH_S, module.FRESH_S + 0.1, 1):
+        clock.now += seconds
+        rounds.ask()
+        assert rounds.latest(clock.now) == {"a": (0.0, "A")}
+    assert waited == [module.FRESH_S, module.READ_S, module.FRESH_S, module.READ_S]
+
+
 def test_what_a_reader_raises_is_raised(clock):
     rounds = Rounds(Worker("x"), lambda: "a", int)
     rounds.ask()

@@ -11,7 +11,7 @@ import msgspec
 from ...errors import Unavailable
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, Missing
 from ..readings import DeviceReading
-from ..worker import READ_S, Call, NoAnswerError, Rounds, Worker
+from ..worker import Call, NoAnswerError, Rounds, Worker
 from .driver import Driver, DriverUnavailableError
 
 OPEN_S = 30.0
@@ -70,7 +70,7 @@ class GuardedDriver:
         """Read the facts anew; if they do not come, those of before stay, with a note."""
         try:
             if not self._rounds.wait():
-                raise NoAnswerError(self.name, READ_S)
+                raise NoAnswerError(self.name, self._rounds.patience_s)
             self.facts = self._worker.call(lambda: DriverFacts.of(self._driver), OPEN_S)
         except Exception as error:
             why, fix = (error.why, error.fix) if isinstance(error, Unavailable) else (repr(error), None)
@@ -112,7 +112,7 @@ class GuardedDriver:
         """A note, if the readings that were asked for are not all there."""
         if self._rounds.finished:
             return None
-        error = NoAnswerError(self.name, READ_S)
+        error = NoAnswerError(self.name, self._rounds.patience_s)
         return Missing(what=f"{self.name}: readings", why=error.why, fix=error.fix)
 
     def _read(self, index: int) -> DeviceReading:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..facts import DeviceInfo, DeviceLink, HardwareVendor, Missing
 from ..readings import DeviceReading
-from .driver import DriverAbsentError, note, parts, text
+from .driver import DriverAbsentError, DriverUnavailableError, note, parts, text
 
 
 class IntelDriver:
@@ -14,6 +14,7 @@ class IntelDriver:
 
     Raises:
         DriverAbsentError: no torch, or torch sees no such GPU.
+        DriverUnavailableError: torch fails when it looks for one.
     """
 
     def __init__(self) -> None:
@@ -24,8 +25,11 @@ class IntelDriver:
         self._xpu: Any = getattr(torch, "xpu", None)  # PyTorch 2.4
         what = "Intel GPUs: temperature, power, clocks, PCI address"
         self._missing = [Missing(what=what, why="torch.xpu does not report them")]
-        if not self._ask("is_available"):
-            raise DriverAbsentError("torch.xpu sees no GPU", "install Intel's driver and PyTorch's XPU build")
+        fix = "install Intel's driver and PyTorch's XPU build"
+        if self._xpu is None or self._ask("is_available") is False:
+            raise DriverAbsentError("torch.xpu sees no GPU", fix)
+        if len(self._missing) > 1:
+            raise DriverUnavailableError(self._missing[-1].why, fix)
 
     @property
     def missing(self) -> list[Missing]:

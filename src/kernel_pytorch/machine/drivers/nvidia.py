@@ -15,6 +15,8 @@ from .nvidia_readings import NvidiaReader
 from .nvlink import pci_address, read_nvlinks
 from .nvml import Nvml
 
+UNNAMED = "NVIDIA GPU"
+"""The name of a GPU that does not tell its model."""
 _MIB = 1 << 20
 # FP32 cores of a multiprocessor by compute capability; 128 since 8.6 (CUDA C++ Programming Guide, appendix).
 _CORES_PER_MULTIPROCESSOR = {(7, 0): 64, (7, 5): 64, (8, 0): 64}
@@ -85,7 +87,7 @@ class NvidiaDriver:
             kind="gpu",
             index=index,
             vendor=HardwareVendor.NVIDIA,
-            name="NVIDIA GPU",
+            name=UNNAMED,
             pci=None if address is None else PciLink(address=address),
             numa_node=numa_node_of(self._files, address),
         )
@@ -103,7 +105,7 @@ class NvidiaDriver:
             kind="gpu",
             index=index,
             vendor=HardwareVendor.NVIDIA,
-            name=text(ask("name", "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
+            name=text(ask("name", "nvmlDeviceGetName", handle)) or UNNAMED,
             uuid=text(ask("UUID", "nvmlDeviceGetUUID", handle)),
             architecture=None if None in capability else ".".join(map(str, capability)),
             memory_bytes=host_memory_bytes(self._files)[0] if total == 0 else total,

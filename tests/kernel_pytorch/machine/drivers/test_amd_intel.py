@@ -409,6 +409,21 @@ def test_torch_before_it_knew_intels_gpus(monkeypatch):
         IntelDriver()
 
 
+def test_a_torch_that_fails_when_it_looks_for_gpus_is_told_with_nothing_on_the_bus(monkeypatch, tmp_path):
+    def refuse():
+        raise RuntimeError("Level Zero: UR_RESULT_ERROR_UNINITIALIZED")
+
+    monkeypatch.setattr(torch.xpu, "is_available", refuse)
+    write_host(tmp_path, packages=[[[0]]], numa=[[0]])
+    missing = Machine(str(tmp_path), mounts=[]).node.missing
+    assert [(note.what, note.why) for note in missing if note.what.startswith("INTEL")] == [
+        (
+            "INTEL display controllers or accelerators",
+            "torch.xpu raised RuntimeError: Level Zero: UR_RESULT_ERROR_UNINITIALIZED",
+        )
+    ]
+
+
 def test_intel_gpus_are_asked_for_where_torch_is_loaded(monkeypatch, tmp_path):
     """Whether or not the PCI bus shows them: a container may hide it."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
