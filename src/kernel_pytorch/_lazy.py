@@ -1,4 +1,4 @@
-"""Names of a package that are loaded when they are first used."""
+"""Package attributes that are imported on first use."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class KernelPytorchError(Exception):
-    """Base of the errors that this package raises for what only the user can mend.
+    """Base of this package's errors that only the user can fix.
 
     Args:
         why: the reason, one line.
-        fix: the way out; None where none is known.
+        fix: what to do; None if unknown.
     """
 
     def __init__(self, why: str, fix: str | None = None) -> None:
@@ -17,4 +17,4 @@ class KernelPytorchError(Exception):
 
 
 class Unavailable(KernelPytorchError):  # noqa: N818  (a state of the machine, not a mistake)
-    """Something that was asked for is not there, does not answer, or may not be used."""
+    """Something requested does not exist, does not respond, or may not be used."""

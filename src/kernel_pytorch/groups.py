@@ -1,6 +1,7 @@
-"""What the ranks of a process group tell each other, so that nobody waits for one that failed.
+"""Exchanges between the ranks of a process group that do not hang when a rank fails.
 
-All ranks of a group call these functions, in one order and from one thread. Ranks are ranks in the group.
+All ranks of a group call these functions in the same order, each from one thread. Ranks are ranks in the
+group.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Message = tuple[int, "Tensor"]
 """A peer, and the tensor that goes to it or comes from it."""
 
 _BLOCK_BYTES = 1024
-_HEAD = struct.Struct("!?I")  # did the action raise; bytes of what follows
+_HEAD = struct.Struct("!?I")  # whether the action raised; length of the content in bytes
 
 
 class GroupError(KernelPytorchError, RuntimeError):
-    """A rank of the group failed, did not answer, or has something else than this one."""
+    """A rank of the group failed, did not respond, or disagrees with this one."""
 
 
 class RankFailed(GroupError):  # noqa: N818  (what happened to another rank)
-    """A rank of the group told why it cannot go on."""
+    """A rank of the group reported why it cannot go on."""
 
 
 def tell_all(
@@ -41,15 +42,15 @@ def tell_all(
     what: str = "go on",
     device: torch.device | None = None,
 ) -> list[bytes]:
-    """What ``action`` returns on each rank, by rank; of this process alone if it is in no process group.
+    """Result of ``action`` on each rank, by rank; only this process's outside a process group.
 
-    A rank whose action raises tells the others why instead. KeyboardInterrupt and SystemExit are not told,
+    A rank whose action raises sends the reason instead. KeyboardInterrupt and SystemExit are not sent, since
     they must end a process at once: the others raise when it has ended, or after the group's timeout.
 
     Args:
-        action: makes this rank's answer, of any length. One round of messages takes answers of 1,019 bytes.
+        action: returns this rank's answer, of any length. Up to 1,019 bytes need one round of messages.
         group: default: all ranks.
-        what: a rank cannot do whose action raises; part of the message.
+        what: task of ``action``, for the error message "rank ... cannot {what}".
         device: of the messages, if the group has no backend for the CPU; default: the current accelerator.
 
     Raises:
@@ -61,15 +62,15 @@ def tell_all(
         return [action()]
     try:
         answer = action()
-    except Exception as error:  # whatever it is, the others wait to hear of it
+    except Exception as error:  # of any kind: the others wait for this rank
         with suppress(GroupError):  # this rank raises its own
             _exchange(True, _reason(error).encode("utf-8", "backslashreplace"), group, device)
         raise
-    told = _exchange(False, answer, group, device)
-    for rank, (failed, content) in enumerate(told):
+    answers = _exchange(False, answer, group, device)
+    for rank, (failed, content) in enumerate(answers):
         if failed:
             raise RankFailed(f"{_name(rank, group)} cannot {what}: {content.decode()}")
-    return [content for _, content in told]
+    return [content for _, content in answers]
 
 
 def agree(
@@ -83,12 +84,13 @@ def agree(
     """:func:`tell_all` of fields that must be the same on all ranks. Tuples become lists, as JSON has none.
 
     Args:
-        action: makes this rank's fields. Those whose name begins with an underscore may differ.
+        action: returns this rank's fields. Those whose name begins with an underscore may differ.
         group, what, device: as for :func:`tell_all`.
-        fix: the way out for ranks that disagree.
+        fix: what to do if the ranks disagree.
 
     Raises:
-        GroupError: also if the ranks disagree; the same everywhere, with two ranks and their values.
+        GroupError: as of :func:`tell_all`, or the ranks disagree: the same message on all ranks, with two of
+            them and their values.
     """
     answers = tell_all(lambda: json.dumps(action()).encode(), group, what=what, device=device)
     first, *others = fields = [json.loads(answer) for answer in answers]
@@ -104,7 +106,7 @@ def agree(
 
 
 class Pending:
-    """Messages under way. Tensors they use must not be touched before :meth:`wait` returns."""
+    """Messages in flight. Their tensors must not be used before :meth:`wait` returns."""
 
     def __init__(self, group: ProcessGroup, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         """Post messages, in the same order as the peers post theirs: ``(peer, tensor)`` each."""
@@ -188,14 +190,15 @@ def _exchange_equal(content: bytes, group: ProcessGroup | None, device: torch.de
     mine = mine.to(device or torch.accelerator.current_accelerator())
     theirs = mine.new_empty(dist.get_world_size(group), len(content))
     if direct:
-        # Between each two ranks, so that each sees for itself who died, at once: in gloo's all-gather only
-        # the neighbours of a dead rank do, and they cannot tell which it was.
+        # Messages between all pairs, so that each rank notices at once which one died: in gloo's all-gather
+        # only the neighbours of a dead rank notice, and not which it was.
         rank = dist.get_rank(group)
         peers = [peer for peer in range(len(theirs)) if peer != rank]
         Pending(group, [(peer, mine) for peer in peers], [(peer, theirs[peer]) for peer in peers]).wait()
         theirs[rank] = mine
     else:
-        # NCCL names nobody either way, and connections between each two ranks would keep GPU memory.
+        # NCCL does not name the failed rank either way, and connections between all pairs would use GPU
+        # memory.
         try:
             dist.all_gather(list(theirs), mine, group=group)
             theirs = theirs.cpu()

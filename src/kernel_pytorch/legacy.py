@@ -1,4 +1,4 @@
-"""Modules of earlier versions, kept alive with a warning."""
+"""Modules of earlier versions, kept with a deprecation warning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ REMOVED_IN = "v0.3.0"
 
 _SCALE = "kernel_pytorch.distributed_scale"
 
-# Old module -> the modules that its names live in now.
+# Old module -> the modules that have its contents now.
 MOVED = {
     f"{_SCALE}.hardware_adaptation": (
         f"{_SCALE}.hardware_discovery",
@@ -20,7 +20,7 @@ MOVED = {
 
 
 def warn_moved(module: str) -> None:
-    """Tell whoever imports ``module``, which calls this when it is loaded, where its names are now."""
+    """Warn the importer of a moved module where its contents live now. Called by the shim on import."""
     *others, last = MOVED[module]
     homes = f"{', '.join(others)} and {last}" if others else last
     warnings.warn(

@@ -1,4 +1,4 @@
-"""A job's hardware: what there is, how it is, and where work goes. Names are loaded when they are used."""
+"""A job's hardware: topology, condition and placement. Names are loaded on first use."""
 
 from __future__ import annotations
 

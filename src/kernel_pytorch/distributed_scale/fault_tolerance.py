@@ -1,4 +1,4 @@
-"""Health of the devices and the host, watched."""
+"""Health monitoring of the devices and the host."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["HardwareHealthMonitor", "HealthState", "Thresholds"]
 
 
 class HardwareHealthMonitor:
-    """The health of a manager's node: its :class:`.NodeWatch`, which all monitors of the manager share.
+    """The health of a manager's node: its :class:`.NodeWatch`, shared by all monitors of the manager.
 
-    With ``enable_monitoring`` its sampling thread runs; without, each question takes a reading first.
+    With ``enable_monitoring`` its sampling thread runs; without, each query takes a reading first.
     """
 
     def __init__(self, topology_manager: HardwareTopologyManager, enable_monitoring: bool = True) -> None:
@@ -29,12 +29,12 @@ class HardwareHealthMonitor:
         self.view.watch.start(self)
 
     def stop_monitoring(self) -> None:
-        """End the sampling thread, within 100 ms, unless the manager or another monitor wants it."""
+        """End the sampling thread, within 100 ms, unless the manager or another monitor uses it."""
         self.view.watch.stop(self)
 
     @property
     def states(self) -> Mapping[int, HealthState | None]:
-        """By id of all devices of the cluster; None: unknown."""
+        """Health state of all devices of the cluster by id; None: unknown."""
         return self.view.states()
 
     def get_device_health_status(self, device_id: int | None = None) -> dict[str, Any]:
@@ -54,7 +54,11 @@ class HardwareHealthMonitor:
         return self.view.watch.thresholds
 
     def set_error_thresholds(self, **thresholds: float) -> None:
-        """Change fields of :class:`.Thresholds`; ``temperature`` is an older name of ``temperature_c``."""
+        """Change fields of :class:`.Thresholds`; ``temperature`` is an older name of ``temperature_c``.
+
+        Raises:
+            ValueError: an unknown name or an invalid value.
+        """
         if "temperature" in thresholds:
             if "temperature_c" in thresholds:
                 raise ValueError("temperature is an older name of temperature_c: give one of them")

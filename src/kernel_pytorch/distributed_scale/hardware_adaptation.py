@@ -1,4 +1,4 @@
-"""The former home of what four modules hold now: see :mod:`kernel_pytorch.legacy`."""
+"""Old module, now split into four: see :mod:`kernel_pytorch.legacy`."""
 
 from ..legacy import warn_moved as _warn_moved
 from .fault_tolerance import *  # noqa: F403

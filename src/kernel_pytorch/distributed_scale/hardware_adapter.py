@@ -1,4 +1,4 @@
-"""All of a job's hardware in one place: the devices, their heat, power and health, and meshes over them."""
+"""All of a job's hardware: devices, their temperature, power and health, and meshes over them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DeviceMeshOptimizer:
         context_parallel_size: int = 1,
         data_parallel_size: int | None = None,
     ) -> DeviceMesh:
-        """See :func:`.create_job_mesh`. ``data_parallel_size`` None: what the others leave of the world."""
+        """See :func:`.create_job_mesh`. ``data_parallel_size`` None: the world size divided by the others."""
         sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
         return create_job_mesh(self.view, _request(world_size, *sizes))
 
@@ -55,6 +55,7 @@ class DeviceMeshOptimizer:
 
 
 def create_device_mesh_optimizer(topology_manager: HardwareTopologyManager) -> DeviceMeshOptimizer:
+    """An optimizer for the devices of a manager."""
     return DeviceMeshOptimizer(topology_manager)
 
 
@@ -69,10 +70,10 @@ def _request(world_size: int, tp: int, pp: int, cp: int, dp: int | None) -> Plac
 
 
 class HardwareAdapter:
-    """The devices with what watches, schedules and arranges them.
+    """Monitoring, scheduling, power limits and meshes for a job's devices.
 
     Args:
-        enable_monitoring: whether a thread takes a reading each second; without it each question takes one.
+        enable_monitoring: whether a thread takes a reading each second; if not, each query takes one.
         thermal_threshold: degrees Celsius at or above which a device gets no job.
         power_budget_w: bound on what all devices may draw together; None: no bound.
         topology_manager: to use instead of one for this machine; :meth:`shutdown` leaves it running.
@@ -120,7 +121,7 @@ class HardwareAdapter:
         compute_requirement_tflops: float = 0.0,
         prefer_vendor: HardwareVendor | None = None,
     ) -> list[int]:
-        """Ids of this node's devices that could each do a job, best first: :func:`.rank_devices`."""
+        """Ids of this node's devices that could each run a job, best first: :func:`.rank_devices`."""
         view = self.topology_manager.view
         states = view.states()  # takes a reading if no thread does
         request = PlacementRequest(
@@ -138,9 +139,9 @@ class HardwareAdapter:
     def optimize_for_workload(
         self, job_id: str, required_devices: int, estimated_power_per_device: float = 300.0
     ) -> dict[str, Any]:
-        """As :meth:`.ThermalAwareScheduler.schedule_job`, the devices in the order of their links.
+        """As :meth:`.ThermalAwareScheduler.schedule_job`, with devices in order of :meth:`.JobDevices.order`.
 
-        ``placement`` tells of the links; see :meth:`.JobDevices.order`.
+        ``placement`` in the result describes their links.
         """
         result = self.thermal_scheduler.schedule_job(job_id, required_devices, estimated_power_per_device)
         if not result["success"]:
@@ -152,7 +153,7 @@ class HardwareAdapter:
         return {**result, "devices": list(placement.device_ids), "placement": placement.reason}
 
     def get_cluster_statistics(self) -> dict[str, Any]:
-        """Counts and sums over all nodes, with the heat and the health of this one now."""
+        """Counts and sums over all nodes, and the current temperatures and health of this one."""
         topology = self.topology_manager.cluster_topology
         return {
             "total_nodes": len(topology.nodes),

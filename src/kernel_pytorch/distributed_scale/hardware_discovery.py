@@ -1,4 +1,4 @@
-"""What hardware there is: on this machine, or on all machines of a process group."""
+"""Discovery of the hardware of this machine, or of all machines of a process group."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class HardwareTopologyManager:
     """The topology, with the telemetry and the health of this node: a :class:`.ClusterView`.
 
     Args:
-        enable_monitoring: take a reading each second on a thread; else each question takes one.
+        enable_monitoring: take a reading each second on a thread; if not, each query takes one.
         topology, source: as of :class:`.ClusterView`.
 
     Raises:
-        ValueError: a topology without its source, or the reverse.
+        ValueError: only one of topology and source is given.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HardwareTopologyManager:
 
     @property
     def telemetry(self) -> Telemetry:
-        """Of this node: its device ids are those in the node, which start at 0."""
+        """Telemetry of this node. Its device ids are those in the node, from 0."""
         return self.view.watch.telemetry
 
     def discover_topology(self) -> ClusterTopology:
@@ -75,7 +75,7 @@ class HardwareTopologyManager:
             memory_requirements: GB that each needs.
 
         Raises:
-            ValueError: there are not enough of them; the message tells why the others were left out.
+            ValueError: there are too few; the message says why the others were left out.
         """
         memory_gb = 0.0 if memory_requirements is None else tuple(memory_requirements)
         request = PlacementRequest(num_devices=num_devices, memory_gb=memory_gb)

@@ -1,4 +1,4 @@
-"""Jobs on the devices that stay cool, and power limits that save energy, within a power budget."""
+"""Scheduling jobs on cool devices, and saving energy by power limits, within a power budget."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ThermalAwareScheduler:
         return self.jobs.release(job_id)
 
     def monitor_thermal_state(self) -> dict[str, Any]:
-        """The temperatures of a :class:`.Heat`, with the ids of throttled, hot and unknown devices."""
+        """Temperatures of a :class:`.Heat`, and the ids of throttled, hot and unknown devices."""
         heat = self.jobs.heat()
         return {
             "timestamp": heat.time_s,
@@ -85,6 +85,7 @@ def create_thermal_scheduler(
     thermal_threshold: float = 85.0,
     power_budget_w: float | None = None,
 ) -> ThermalAwareScheduler:
+    """A scheduler for the devices of a manager."""
     return ThermalAwareScheduler(topology_manager, thermal_threshold, power_budget_w)
 
 

@@ -1,4 +1,4 @@
-"""Which devices work: by the links between them (``links.py``) or by their heat (``heat.py``)."""
+"""Choosing devices: by the links between them (``links.py``) or by their heat (``heat.py``)."""
 
 from .links import DIM_NAMES, Placement, PlacementRequest, Ranking, place, rank_devices
 

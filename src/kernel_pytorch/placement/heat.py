@@ -1,4 +1,4 @@
-"""Which devices a job gets: the coolest that may be used, within a power budget. Pure functions."""
+"""Choosing the coolest usable devices for a job, within a power budget. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .request import positive_int
 from .text import left_out_by_reason, too_few
 
 HORIZON_MIN = 5.0
-"""A device that will reach the threshold within so many minutes, by its trend, gets no job."""
+"""A device whose trend reaches the threshold within this many minutes gets no job."""
 THERMAL_THROTTLING = frozenset({"hw_thermal", "sw_thermal", "hw_slowdown"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedJob:
+    """A job and its devices."""
+
     devices: tuple[int, ...]
     power_w: float
     """Estimate for each device."""
@@ -26,6 +28,13 @@ class PlacedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRequest:
+    """Devices for a job.
+
+    Raises:
+        TypeError: num_devices is not an integer.
+        ValueError: a number or a power that is not positive, or a threshold that is not finite.
+    """
+
     num_devices: int
     power_w: float
     """Estimate for each device."""
@@ -45,15 +54,17 @@ class DeviceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
+    """The devices for a job, or why it is refused."""
+
     devices: tuple[int, ...]
-    """The best first; empty if the request is refused."""
+    """Ids, best first; empty if the request is refused."""
     reasons: dict[int, str]
-    """Why a device was chosen or not, for each."""
+    """Why each device was chosen or not, by id."""
     refusal: str | None = None
     estimated_w: float | None = None
     """What the job may draw on its devices; None if refused."""
     committed_w: float | None = None
-    """What counts against the budget after this decision; None where a device's draw has no known bound."""
+    """Power committed of the budget after this decision; None if a device's draw has no known bound."""
 
 
 def choose_devices(
@@ -61,13 +72,13 @@ def choose_devices(
 ) -> Decision:
     """Choose devices for a job.
 
-    Not used are devices that have a job, that failed, that are throttled by heat, that reached the threshold
-    and have not been :data:`HYSTERESIS_C` below it since, or that will reach it within :data:`HORIZON_MIN`.
-    The others are ranked: known temperature before unknown; then healthy, unknown, degraded; then the cooler;
-    then the lower id. Of the sets that keep the budget the first in lexicographic order of rank is taken.
+    Excluded are devices that have a job, have failed, are throttled by heat, reached the threshold and have
+    not been :data:`HYSTERESIS_C` below it since, or will reach it within :data:`HORIZON_MIN`. The others are
+    ranked: known temperature before unknown; then healthy, unknown, degraded; then the cooler; then the lower
+    id. Of the sets within the budget the first in lexicographic order of rank is taken.
 
     The budget is for the sum over all devices of what each may draw (:func:`.committed_w`). A device of
-    unknown draw and limit breaks every budget, unless the job gets it: then the estimate counts.
+    unknown draw and power limit exceeds every budget unless the job gets it: then the estimate is used.
     """
     owners = {device_id: name for name, job in jobs.items() for device_id in job.devices}
     placed_w = {device_id: job.power_w for job in jobs.values() for device_id in job.devices}
@@ -143,10 +154,10 @@ def _within_budget(
     request: DeviceRequest,
     total_w: Callable[[Sequence[DeviceCondition]], float | None],
 ) -> tuple[Sequence[DeviceCondition], str]:
-    """The first set, by rank, that keeps the budget, or none and why.
+    """The first set, by rank, within the budget, or none and why.
 
     A device is taken if the cheapest of those after it can complete the set within the budget. Devices of
-    unknown draw and limit must all be taken, and with them all that rank before them.
+    unknown draw and power limit must all be taken, and with them all that rank before them.
     """
     count, budget_w = request.num_devices, request.power_budget_w
     if budget_w is None:
@@ -222,7 +233,7 @@ def _busy_note(device: DeviceCondition, estimated_w: float) -> str:
 
 
 def _idle_note(device: DeviceCondition) -> str:
-    """How a device without a job counts against a budget if its draw is unknown."""
+    """What a device of unknown draw without a job takes from the budget."""
     if device.power_w is not None:
         return ""
     if device.power_limit_w is None:

@@ -20,11 +20,11 @@ def create_job_mesh(view: ClusterView, request: PlacementRequest) -> DeviceMesh:
     """A mesh of all ranks with dimensions dp, pp, cp and tp: see :func:`.mesh.create_device_mesh`.
 
     Every rank calls it with the same request, after ``init_process_group``. Machines and health are gathered
-    from all ranks first. Where each rank has a device of its own, rank 0 prints to stderr how to start them
-    so that none need be moved: torchrun's --numa-binding, the CPUs next to each device.
+    from all ranks first. If each rank has its own device, rank 0 prints to stderr how to start the ranks in
+    the order of the mesh: torchrun's --numa-binding, the CPUs next to each device.
 
     Raises:
-        ValueError: another number of devices than the process group has ranks; a device has failed.
+        ValueError: the numbers of devices and ranks differ, or a device has failed.
         RuntimeError: no process group runs, or the ranks disagree.
     """
     import torch.distributed as dist
@@ -42,7 +42,7 @@ def create_job_mesh(view: ClusterView, request: PlacementRequest) -> DeviceMesh:
 
 
 def job_launch_hints(view: ClusterView, request: PlacementRequest) -> LaunchHints:
-    """How to start a job on the best devices, to be printed: commands, NUMA binding, CPUs of each rank.
+    """How to start a job on the best devices: commands, NUMA binding, CPUs of each rank.
 
     Raises:
         ValueError: as of :func:`.placement.place`.

@@ -1,4 +1,4 @@
-"""Which job holds which devices of this node: jobs on the devices that stay cool, within a power budget."""
+"""The jobs of this process and their devices of this node, chosen by heat within a power budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .request import PlacementRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """The devices of a node, at one moment. Lists hold device ids."""
+    """Temperatures, power and jobs of a node's devices at one moment. Lists have device ids."""
 
     time_s: float
     """Seconds since 1970."""
@@ -24,24 +24,24 @@ class Heat:
     throttled: list[int]
     """Slowed down by heat."""
     hot: list[int]
-    """Reached the threshold, and not yet 5 C below it again."""
+    """Reached the threshold, and not 5 C below it since."""
     unknown: list[int]
     """Without a temperature."""
     states: Counter[ThermalState | None]
     """Number of devices by state; None: unknown."""
     draw_w: float | None
-    """Sum over the devices whose draw could be read; None if there are none."""
+    """Sum over the devices of known draw; None if there are none."""
     draws_unknown: int
     """Number of devices that are not in that sum."""
     committed_w: float | None
-    """What counts against a budget; None where nothing bounds a device's draw."""
+    """Power committed of a budget; None if a device's draw has no known bound."""
     jobs: dict[str, list[int]]
 
 
 class JobDevices:
-    """Gives jobs devices of this node, each for one job, the coolest first: :func:`.heat.choose_devices`.
+    """Assigns devices of this node to jobs, coolest first: :func:`.heat.choose_devices`.
 
-    It knows the jobs that it placed itself, in this process. Any thread may call it.
+    A device has at most one job. Only jobs placed through this object are known. Any thread may call it.
 
     Args:
         view: has the devices, their telemetry and their health.
@@ -60,10 +60,10 @@ class JobDevices:
         self._lock = threading.Lock()
 
     def place(self, job_id: str, num_devices: int, power_w: float) -> Decision:
-        """Choose devices for a job from the readings of now, or refuse it.
+        """Choose devices for a job from current readings, or refuse it.
 
         Args:
-            power_w: estimate for each device; less counts on a device whose power limit is lower.
+            power_w: estimate for each device; a lower power limit is used instead of it.
         """
         request = DeviceRequest(
             num_devices=num_devices,
@@ -138,7 +138,7 @@ class JobDevices:
         )
 
     def _known_jobs(self) -> dict[str, PlacedJob]:
-        """With the cluster ids of their devices."""
+        """The jobs, with the cluster ids of their devices."""
         first = self._view.first_id
         return {
             name: replace(job, devices=tuple(first + number for number in job.devices))
@@ -146,7 +146,7 @@ class JobDevices:
         }
 
     def _conditions(self) -> tuple[float, list[DeviceCondition]]:
-        """When, and this node's devices under their cluster ids."""
+        """Time of the reading, and the conditions of this node's devices by their cluster ids."""
         watch, first = self._view.watch, self._view.first_id
         snapshot = watch.now()
         states = {number: health.state for number, health in watch.device_health().items()}

@@ -12,10 +12,12 @@ from . import Placement
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRank:
+    """A rank of a node, with its device and CPUs."""
+
     local_rank: int
     device: DeviceInfo
     cpus: tuple[int, ...]
-    """Those next to the device that this process may use; empty if there are none or they are not known."""
+    """CPUs next to the device that this process may use; empty if none are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class NodeLaunch:
     node_id: int
     hostname: str
     environment: dict[str, str]
-    """Variables that make local rank i the i-th device here."""
+    """Variables that give local rank i the i-th device."""
     numa_binding: str | None
     """For torchrun's --numa-binding (PyTorch 2.9, with numactl installed)."""
     why: str
@@ -35,11 +37,13 @@ class NodeLaunch:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchHints:
+    """How to start the ranks of a placement on each node."""
+
     nodes: tuple[NodeLaunch, ...]
     """In the order of their node ranks."""
     in_order: bool
-    """Started like this, rank r is the r-th of the mesh. False: the mesh goes to and fro between nodes, or
-    Intel's GPUs are not in its order."""
+    """Whether rank r is the r-th of the mesh. If not, the mesh alternates between nodes, or Intel's GPUs
+    cannot be started in its order."""
 
     def __str__(self) -> str:
         """For people: a command line for each node, and the CPUs of each rank."""
@@ -66,18 +70,18 @@ class LaunchHints:
 def launch_hints(topology: ClusterTopology, placement: Placement) -> LaunchHints:
     """How to start a placement with torchrun, which gives a node's ranks the devices 0, 1, ... that they see.
 
-    Nodes are ranked in the order in which the mesh comes to them, and so are the devices within.
+    Nodes, and the devices of a node, are ranked by their first appearance in the mesh.
     """
     devices = {device.device_id: device for device in topology.devices}
-    homes: dict[int, list[DeviceInfo]] = {}
+    by_node: dict[int, list[DeviceInfo]] = {}
     for device_id in placement.device_ids:
-        homes.setdefault(topology.node_of(device_id).node_id, []).append(devices[device_id])
-    for own in homes.values():
-        if own[0].vendor is HardwareVendor.INTEL:  # Level Zero keeps its own order, whatever the mask's
+        by_node.setdefault(topology.node_of(device_id).node_id, []).append(devices[device_id])
+    for own in by_node.values():
+        if own[0].vendor is HardwareVendor.INTEL:  # Level Zero ignores the order of the mask
             own.sort(key=lambda device: device.index)
-    started = [device.device_id for own in homes.values() for device in own]
+    started = [device.device_id for own in by_node.values() for device in own]
     return LaunchHints(
-        nodes=tuple(_node_launch(topology.nodes[node_id], own) for node_id, own in homes.items()),
+        nodes=tuple(_node_launch(topology.nodes[node_id], own) for node_id, own in by_node.items()),
         in_order=tuple(started) == placement.device_ids,
     )
 
@@ -109,7 +113,7 @@ def _near_cpus(node: NodeTopology, device: DeviceInfo) -> tuple[int, ...]:
 def _numa_binding(node: NodeTopology, ranks: Sequence[LocalRank]) -> tuple[str | None, str]:
     """torchrun's mode "node" gives a rank the CPUs of its GPU's NUMA node; none where it would fail or harm.
 
-    The other modes are not for every machine: "exclusive" divides these CPUs among the GPUs next to them and
+    The other modes do not suit every machine: "exclusive" divides these CPUs among the GPUs next to them and
     fails where there are fewer cores than GPUs, "socket" fails if a NUMA node has no CPUs, and "core-complex"
     leaves most cores idle where GPUs are few.
     """
@@ -129,7 +133,7 @@ def _numa_binding(node: NodeTopology, ranks: Sequence[LocalRank]) -> tuple[str |
 def _visible(devices: Sequence[DeviceInfo]) -> dict[str, str]:
     """The variable that chooses and orders the GPUs that a process sees, in the form in which it is set here.
 
-    A number of NVIDIA's that was not given is NVML's, so CUDA is told to count like it.
+    Without such a variable, indexes of NVIDIA GPUs are NVML's: CUDA_DEVICE_ORDER makes CUDA use the same.
     """
     gpus = [device for device in devices if device.kind == "gpu"]
     if not gpus:

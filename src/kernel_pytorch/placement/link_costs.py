@@ -1,4 +1,4 @@
-"""How fast any two devices reach each other, in a form that can be compared."""
+"""Links between devices, compared by speed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PairLink:
     kind: LinkKind | None
     """None: the network between two nodes."""
     gb_s: float | None = None
-    """In one direction; between nodes that of the slower one's fastest interface."""
+    """GB/s in one direction; between nodes, of the slower node's fastest interface."""
     derived: str | None = None
     """What the kind was derived from, where the topology has no link between the two."""
     assumed: bool = False
-    """Derived from nothing: the worst case."""
+    """The worst case was assumed, nothing being known."""
 
     @property
     def name(self) -> str:
@@ -42,13 +42,13 @@ class LinkTable:
     """The links between some devices of a topology.
 
     Links are compared by kind (NVLink before PCIe switch, host bridge, socket and network), links of one kind
-    by rate; an unknown rate is slower than any known one. If rates were measured they alone decide, rounded
-    to two digits: the rest is noise.
+    by rate; an unknown rate is slower than any known one. Measured rates are used instead, rounded to
+    two digits: the rest is noise.
 
     Args:
         topology: has the devices.
         device_ids: the devices; an index below is a position in this list.
-        measured_gb_s: rates by pair of device ids, in either order; if both are there, the slower counts.
+        measured_gb_s: rates by pair of device ids, in either order; of both orders, the slower is used.
 
     Raises:
         ValueError: a pair was not measured, or its rate is not positive.
@@ -142,7 +142,7 @@ def _network(a: NodeTopology, b: NodeTopology) -> PairLink:
 
 
 def _fastest_gb_s(node: NodeTopology) -> float | None:
-    """The rate of the fastest interface that is up. Virtual ones do not count: their speed is made up."""
+    """The rate of the fastest interface that is up. Virtual ones are ignored: they have no real speed."""
     return max(
         (
             interface.speed_gbit_s / 8

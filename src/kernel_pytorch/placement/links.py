@@ -1,4 +1,4 @@
-"""Which devices a job gets, and in which order: the one decision behind placements and meshes alike."""
+"""Choosing and ordering devices by the links between them, for placements and meshes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ DIM_NAMES = ("dp", "pp", "cp", "tp")
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
+    """The devices of a mesh and the links between them."""
+
     device_ids: tuple[int, ...]
     """In row-major order of a mesh [dp, pp, cp, tp]."""
     shape: Sizes
     slowest: dict[str, PairLink | None]
     """The slowest link along each dimension ("tp": between any two of a group); None where its size is 1."""
     exact: bool
-    """It is proved that no other placement is better, but for lower ids."""
+    """Whether it is proved that no other placement is better, except by lower ids."""
     left_out: dict[int, str]
     """Devices that could not serve, and why."""
     reason: str
@@ -35,8 +37,10 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
+    """Devices for a job on one device."""
+
     device_ids: tuple[int, ...]
-    """Of devices that could each do the job, best first."""
+    """Devices that could each run the job, best first."""
     left_out: dict[int, str]
     """Devices that could not, and why."""
 
@@ -55,14 +59,14 @@ def place(
     enough, and GPUs before CPUs. Then fewer degraded devices are better; then, in this order, the faster
     slowest link inside tensor-parallel groups (all pairs), in context-parallel rings (neighbours), between a
     pipeline stage and the next, inside data-parallel groups (all pairs); then fewer devices of unknown
-    health; then lower ids. How many groups share a link does not count.
+    health; then lower ids. The number of groups that share a link is ignored.
 
     Args:
         topology: the devices and the links between them.
         request: the shape of the mesh, and what each device must have.
         health: failed devices are never taken, degraded ones as few as possible.
-        free_bytes: memory that is free now, by device id; of other devices all memory counts as free.
-        measured_gb_s: bandwidth by pair of device ids; it then decides instead of the kinds of the links.
+        free_bytes: free memory by device id; default for a device: all its memory.
+        measured_gb_s: bandwidth by pair of device ids, used instead of the kinds of the links.
 
     Raises:
         ValueError: too few devices, unknown ids, or a pair that was not measured.

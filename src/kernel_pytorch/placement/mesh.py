@@ -1,4 +1,4 @@
-"""Ranks in a mesh: which rank goes where, and the ``torch.distributed`` mesh made of it."""
+"""Arranging ranks in a mesh, and the ``torch.distributed`` mesh of them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _GPU_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 def place_ranks(
     topology: ClusterTopology, request: PlacementRequest, health: Health = NO_HEALTH
 ) -> Placement:
-    """Like :func:`place`, for ranks: all numbers of the answer are ranks, not ids of devices.
+    """Like :func:`place`, for ranks: the result has ranks instead of device ids.
 
-    A rank is where its device is. If any has none of its own (more ranks than devices), all are placed by
-    node and NUMA node alone.
+    A rank has the links of its device. If a rank has no device of its own (more ranks than devices), all
+    ranks are placed by node and NUMA node only.
 
     Args:
         topology: of a process group, with its ranks.
@@ -77,12 +77,12 @@ def create_device_mesh(
         raise RuntimeError(
             "a DeviceMesh needs a process group: call torch.distributed.init_process_group first"
         )
-    told = agree(
+    answers = agree(
         lambda: {"mesh": _mesh_of_world(topology, request, health, dist.get_world_size())},
         what="arrange the mesh",
         fix="give the same request, topology and health on all ranks",
     )
-    ranks = np.array(told[0]["mesh"], np.int64)
+    ranks = np.array(answers[0]["mesh"], np.int64)
     mesh = torch.from_numpy(ranks.astype(np.int32))
     backends = dist.get_backend_config() if torch.accelerator.is_available() else ""
     device_type = mesh_device_type(topology, backends)
@@ -108,10 +108,10 @@ def _mesh_of_world(
 
 
 def gather_health(read: Callable[[], Health]) -> dict[int, HealthState | None]:
-    """What the ranks of the default process group know of the devices, together. Every rank calls it.
+    """Merge the health states known to the ranks of the default process group. Every rank calls it.
 
     Args:
-        read: tells what this rank knows.
+        read: returns the states known to this rank.
 
     Raises:
         GroupError: as of :func:`.groups.tell_all`.
@@ -152,8 +152,8 @@ def mesh_device_type(topology: ClusterTopology, backends: str = "") -> str:
     """What PyTorch calls the devices of the ranks: cuda (AMD's too), xpu or cpu.
 
     Args:
-        backends: of the process group, as in ``cpu:gloo,cuda:nccl``. They decide where a rank has no device
-            of its own: its GPU may just not have been recognised.
+        backends: of the process group, as in ``cpu:gloo,cuda:nccl``. Used if a rank has no device of its
+            own: its GPU may not have been recognised.
     """
     own = list(_own_devices(topology).values())
     if None in own:
@@ -164,7 +164,7 @@ def mesh_device_type(topology: ClusterTopology, backends: str = "") -> str:
 
 
 def _own_devices(topology: ClusterTopology) -> dict[int, DeviceInfo | None]:
-    """By rank."""
+    """The device of each rank, by rank."""
     devices: dict[int | None, DeviceInfo] = {device.device_id: device for device in topology.devices}
     return {where.rank: devices.get(where.device_id) for where in topology.ranks}
 
@@ -194,7 +194,7 @@ def _topology_of_ranks(topology: ClusterTopology) -> ClusterTopology:
 
 
 def _bare_rank(where: RankPlace, node: NodeTopology, device: DeviceInfo | None) -> DeviceInfo:
-    """A rank by its place alone; its NUMA node is known if it has a device or the node has but one."""
+    """A rank without a device; its NUMA node is its device's or, if the node has just one, that one."""
     numa = device.numa_node if device else None
     if numa is None and len(node.numa_nodes) == 1:
         numa = node.numa_nodes[0].numa_id

@@ -1,4 +1,4 @@
-"""What a placement is asked for, and which devices cannot serve it."""
+"""Requests for devices, and which devices cannot serve them."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ class PlacementRequest:
 
 
 def usable_memory_bytes(device: DeviceInfo, free_bytes: Mapping[int, int]) -> int | None:
-    """Memory that one process can have: what is free or, where that is not known, all.
+    """Memory available to one process: the free memory or, if unknown, all.
 
-    In MIG mode that of the largest instance that it may use, and no more than is free on the GPU: how much of
-    it is free in which instance is not known.
+    In MIG mode that of the largest usable instance, and at most what is free on the GPU: the free memory of
+    each instance is unknown.
     """
     free = free_bytes.get(device.device_id)
     if not device.mig_enabled:
@@ -103,10 +103,10 @@ def usable_memory_bytes(device: DeviceInfo, free_bytes: Mapping[int, int]) -> in
 def unfit_devices(
     topology: ClusterTopology, request: PlacementRequest, health: Health, free_bytes: Mapping[int, int]
 ) -> dict[int, str]:
-    """Why devices cannot serve the request, by device id. Devices that it does not allow are not mentioned.
+    """Why devices cannot serve the request, by device id. Devices outside ``request.devices`` are omitted.
 
     Raises:
-        ValueError: it names devices that are not there.
+        ValueError: the request names unknown devices.
     """
     devices = {device.device_id: device for device in topology.devices}
     unknown = sorted(set(request.devices or ()) - set(devices))

@@ -1,9 +1,9 @@
-"""Which device goes where in a mesh: a depth-first search that is exact where it finishes.
+"""Assigning devices to the positions of a mesh: a depth-first search, exact if it finishes.
 
 Devices are numbered from 0, and sets of them are the bits of an integer. A link's level is its rank among the
-links of the problem, the higher the faster. An assignment has a score of six parts, compared one after the
-other: the search asks again and again whether there is an assignment whose parts are all at least so high,
-and raises them one by one.
+links of the problem, the higher the faster. An assignment has a score of six parts, compared in
+order. The search repeatedly looks for an assignment whose parts all reach given values, and raises these
+values one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _MAX_STEPS_FOR_EIGHT = 109_601  # all partial assignments of eight devices, so t
 
 @dataclass(kw_only=True)
 class Problem:
+    """Devices, their links and the shape of the mesh [dp, pp, cp, tp] that they fill."""
+
     shape: Sizes
     levels: npt.NDArray[np.int64]
     """[n, n], level of each pair's link; the diagonal is ignored."""
@@ -71,13 +73,13 @@ class Problem:
 
     @cached_property
     def twins(self) -> list[int]:
-        """For each device, itself and those that could take its place: same health, memory and links.
+        """For each device, itself and those interchangeable with it: same health, memory and links.
 
         Twins all have the same level among themselves. Written on the diagonal, it makes their rows equal.
         """
         found = [1 << device for device in range(len(self.levels))]
         sets = (self.degraded, self.unknown, *sorted(set(self.fits)))
-        traits = [tuple(of >> device & 1 for of in sets) for device in range(len(self.levels))]
+        traits = [tuple(members >> device & 1 for members in sets) for device in range(len(self.levels))]
         for level in range(self.top + 1):
             rows = self.levels.copy()
             np.fill_diagonal(rows, level)
@@ -91,8 +93,8 @@ class Problem:
         return found
 
     def score(self, order: Sequence[int]) -> tuple[int, ...]:
-        """Minus the number of degraded devices; the lowest level along tp, cp, pp and dp, the highest there
-        is where the mesh has no such links; minus the number of devices of unknown health.
+        """Minus the number of degraded devices; the lowest level along tp, cp, pp and dp, or the highest of
+        all levels where the mesh has no such links; minus the number of devices of unknown health.
 
         Args:
             order: devices in row-major order of the mesh.
@@ -106,10 +108,10 @@ class Problem:
 
 
 def assign(problem: Problem) -> tuple[list[int], bool] | None:
-    """Devices in row-major order of the mesh, and whether it is proved that none have a better
-    score; None if no assignment is possible.
+    """Devices in row-major order of the mesh, and whether it is proved that no others have a better score.
 
-    Of equal scores the one with the lowest devices is taken, if it is found in time.
+    None if no assignment is possible. Of equal scores the one with the lowest devices is taken, if found in
+    time.
     """
     floor = [-problem.degraded.bit_count(), 0, 0, 0, 0, -problem.unknown.bit_count()]
     best, exact = _any(problem, floor)
@@ -195,8 +197,8 @@ def _lowest(problem: Problem, floor: Sequence[int], dimensions: Sizes) -> tuple[
         else:
             left -= 1
             device = (choices[-1] & -choices[-1]).bit_length() - 1
-            # Symmetry breaking: where 0 leads nowhere its twin 1 need not be tried. What 1 led to would, with
-            # both exchanged, be a lower assignment, so the lowest is never lost, here or to walk.lower().
+            # Symmetry breaking: once device 0 was tried in vain, skip its twin 1. Exchanging both turns an
+            # assignment with 1 here into a lower one with 0, so the lowest is kept, as in walk.lower().
             choices[-1] &= ~problem.twins[device]
             chosen.append(device)
             used |= 1 << device
@@ -214,10 +216,10 @@ def _levels(score: Sequence[int]) -> Sizes:
 
 
 def _supply(fits: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(need, counts): from each step on, so many steps can use only devices of ``need``.
+    """(need, counts): from ``step`` on, ``counts[step]`` steps can use only devices of ``need``.
 
-    As many must be left. With devices of 80, 80 and 40 GB and needs of 20, 60 and 60 GB, the first step must
-    not take one of 80 GB.
+    At least as many must be left. With devices of 80, 80 and 40 GB and needs of 20, 60 and 60 GB, the first
+    step must not take one of 80 GB.
 
     Args:
         fits: for each step, the devices with enough memory.
@@ -234,8 +236,8 @@ def _supply(fits: Sequence[int]) -> list[tuple[int, list[int]]]:
 def _least(parts: Sequence[int], limited: int, block: int, num_blocks: int) -> float:
     """A lower bound on how many devices of ``limited`` are used by blocks of devices, each within one part.
 
-    Infinite where there is no room: parts of 7, 7 and 2 devices hold 1 + 1 + 0 blocks of 4. In each part the
-    blocks use its other devices first: of three parts of 8 devices of which 0, 2 and 8 are limited, two
+    Infinite if the blocks do not fit: parts of 7, 7 and 2 devices hold 1 + 1 + 0 blocks of 4. In each part
+    the blocks use its other devices first: of three parts of 8 devices of which 0, 2 and 8 are limited, two
     blocks of 8 use at least 0 + 2.
     """
     costs: list[int] = []
@@ -246,9 +248,9 @@ def _least(parts: Sequence[int], limited: int, block: int, num_blocks: int) -> f
     return sum(sorted(costs)[:num_blocks]) if len(costs) >= num_blocks else math.inf
 
 
-def _bits(of: int) -> Iterator[int]:
+def _bits(devices: int) -> Iterator[int]:
     """The devices of a set, ascending."""
-    while of:
-        lowest = of & -of
+    while devices:
+        lowest = devices & -devices
         yield lowest.bit_length() - 1
-        of ^= lowest
+        devices ^= lowest

@@ -45,10 +45,12 @@ def left_out_by_reason(kinds: Mapping[int, str], reasons: Mapping[int, str]) -> 
 
 
 def too_few(asked: int, usable: int, fitting: int, total: int) -> str:
-    """That a request is for more devices than can serve it.
+    """Message for a request for more devices than can serve it.
 
     Args:
-        usable: devices that could be used together, of those that fit.
+        usable: number of fitting devices that can work together.
+        fitting: number of devices that fit.
+        total: number of all devices.
     """
     return f"num_devices must be at most {usable} here, got {asked}: of {total} devices {fitting} fit"
 
@@ -63,7 +65,7 @@ def explain(
     exact: bool,
     left_out: Mapping[int, str],
 ) -> str:
-    """Why a placement has these devices, in this order, and what became of the others.
+    """Why a placement has these devices, in this order, and why the others are not used.
 
     Args:
         devices: all that could be chosen from.
@@ -76,24 +78,26 @@ def explain(
     kinds = {device.device_id: device.kind for device in devices}
     mesh = " x ".join(f"{name} {size}" for name, size in shape.items())
     moved = "" if list(chosen) == sorted(chosen) else " in another order"
-    said = [names(kinds, chosen) + moved + (f" as {mesh}" if mesh else "")]
+    parts = [names(kinds, chosen) + moved + (f" as {mesh}" if mesh else "")]
     links = [f"{link.text} {_GROUPS[name]}" for name in _GROUPS if (link := slowest[name]) is not None]
     if links:
-        said.append("slowest links: " + ", ".join(links))
-        said.append("no other choice is better" if exact else "the best that was found, others may be better")
+        parts.append("slowest links: " + ", ".join(links))
+        parts.append(
+            "no other choice is better" if exact else "the best that was found, others may be better"
+        )
     tensor = slowest["tp"]
     if tensor is not None and tensor.kind is None:
-        said.append("tensor-parallel groups span nodes: a smaller tensor_parallel_size would be faster")
+        parts.append("tensor-parallel groups span nodes: a smaller tensor_parallel_size would be faster")
     if assumed:
         pairs = ", ".join(f"{kinds[a]}:{a}-{kinds[b]}:{b}" for a, b in assumed[:8])
-        said.append(f"assumed to be as far apart as a node allows: {pairs}{', ...' if assumed[8:] else ''}")
+        parts.append(f"assumed to be as far apart as a node allows: {pairs}{', ...' if assumed[8:] else ''}")
     for state, words in ((HealthState.DEGRADED, "degraded, but needed"), (None, "of unknown health")):
         some = [id for id in chosen if health.get(id) is state]
         if some and any(health.get(device.device_id) for device in devices):
-            said.append(f"{words}: {names(kinds, some)}")
-    said += left_out_by_reason(kinds, left_out)
+            parts.append(f"{words}: {names(kinds, some)}")
+    parts += left_out_by_reason(kinds, left_out)
     spare = set(kinds) - set(chosen) - set(left_out)
-    return "; ".join([*said, *([f"not needed: {names(kinds, spare)}"] if spare else [])])
+    return "; ".join([*parts, *([f"not needed: {names(kinds, spare)}"] if spare else [])])
 
 
 def refuse(
@@ -111,11 +115,11 @@ def refuse(
     """
     usable, fitting = max(map(len, groups), default=0), sum(map(len, groups))
     if usable >= request.size:
-        said = [f"memory_gb={list(request.needs_gb)}: too few of {fitting} devices have as much memory"]
+        parts = [f"memory_gb={list(request.needs_gb)}: too few of {fitting} devices have as much memory"]
     else:
-        said = [too_few(request.size, usable, fitting, len(devices))]
+        parts = [too_few(request.size, usable, fitting, len(devices))]
         if len(groups) > 1:
             counts = (f"{len(group)} {group[0].vendor.value} {group[0].kind}s" for group in groups)
-            said.append(f"different kinds do not work together: {', '.join(counts)}")
+            parts.append(f"different kinds do not work together: {', '.join(counts)}")
     kinds = {device.device_id: device.kind for device in devices}
-    return "; ".join([*said, *left_out_by_reason(kinds, left_out)])
+    return "; ".join([*parts, *left_out_by_reason(kinds, left_out)])

@@ -1,4 +1,4 @@
-"""The positions of a mesh [dp, pp, cp, tp], in the order in which a search fills them."""
+"""Walks through the positions of a mesh [dp, pp, cp, tp], in the order that a search fills them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class MeshWalk:
         return found
 
     def blocks(self, levels: Sizes) -> list[tuple[int, int]]:
-        """(steps, level): each run of so many steps is joined by links of at least that level.
+        """(steps, level): each run of ``steps`` steps is joined by links of at least ``level``.
 
         With shape (2, 1, 1, 4) walked in row-major order, each 4 steps are a tensor-parallel group, and all
         8 are joined by links of the lower of the levels of tp and dp.

@@ -1,1 +1,1 @@
-"""Heat and power: which devices may work, which limit saves energy, what was used."""
+"""Temperature and power of devices, power limits that save energy, and energy used."""

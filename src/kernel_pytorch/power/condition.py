@@ -1,4 +1,4 @@
-"""The heat and draw of a device when a job asks for it, from the readings so far."""
+"""The condition of a device: temperature, power and health, from the readings so far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..watch.history import History, slope_per_s
 
 TREND_WINDOW_S = 120.0
 TREND_MIN_SPAN_S = 60.0
-"""Sensors tell whole degrees: one step of them in 60 s makes a slope of at most 1.5 C a minute."""
+"""Sensors report whole degrees: one step in 60 s is a slope of at most 1.5 C a minute."""
 TREND_MIN_POINTS = 5
 HYSTERESIS_C = 5.0
 """How far below the threshold a device that reached it must fall before it gets a job again."""
@@ -56,7 +56,7 @@ def is_cooling_down(temperatures_c: NDArray[np.float64], threshold_c: float) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCondition:
-    """What is known of a device when a job asks."""
+    """Temperature, power and health of a device; None: unknown."""
 
     device_id: int
     kind: Literal["gpu", "cpu"] | None = None
@@ -71,21 +71,21 @@ class DeviceCondition:
     health: HealthState | None = None
 
     def capped_w(self, estimated_w: float) -> float:
-        """What a job that estimates its power may draw here: the driver holds the device to its limit."""
+        """Power that a job may draw here: the estimate, or the power limit if lower."""
         return estimated_w if self.power_limit_w is None else min(estimated_w, self.power_limit_w)
 
     def busy_w(self, estimated_w: float) -> float:
-        """What counts against a budget with a job on it: the estimate or, if more, the measured draw."""
+        """Budgeted power with a job: :meth:`capped_w` or, if higher, the measured draw."""
         return max(self.capped_w(estimated_w), self.power_w or 0.0)
 
     @property
     def idle_w(self) -> float | None:
-        """What counts without a job: the measured draw or, unknown, the limit; None: nothing bounds it."""
+        """Budgeted power without a job: the measured draw, else the power limit; None: both unknown."""
         return self.power_limit_w if self.power_w is None else self.power_w
 
 
 def condition_of(device: DeviceInfo, snapshot: Snapshot) -> DeviceCondition:
-    """What a reading tells. Of a device that nobody reads, on another node say, only the limit is known."""
+    """Condition from a reading. Without one (a device of another node) only the power limit is known."""
     reading = snapshot.devices.get(device.device_id, DeviceReading())
     limit = device.power_limit_w if reading.power_limit_w is None else reading.power_limit_w
     return DeviceCondition(
@@ -105,7 +105,7 @@ def with_past(
     threshold_c: float,
     health: Mapping[int, HealthState | None],
 ) -> list[DeviceCondition]:
-    """The conditions with what only a history or a health monitor tells."""
+    """Add the temperature trend of ``history``, and ``health`` by device id, to conditions."""
     times_s, series = history.timed_series(["temperature_c"])
     past = dict(zip(history.device_ids, series["temperature_c"].T, strict=True))
     nothing = np.full(len(times_s), np.nan)
@@ -121,11 +121,11 @@ def with_past(
 
 
 def committed_w(devices: Sequence[DeviceCondition], estimates_w: Mapping[int, float]) -> float | None:
-    """What counts against a power budget, in watts; None if an idle device has no known draw or limit.
+    """Watts to budget for all devices; None if an idle one has no known draw or power limit.
 
     Args:
         devices: all that share the budget.
-        estimates_w: what its job is to draw, by device id, for the devices that have one.
+        estimates_w: estimated draw by id of the devices that have a job.
     """
     counted = [
         device.busy_w(estimates_w[device.device_id]) if device.device_id in estimates_w else device.idle_w

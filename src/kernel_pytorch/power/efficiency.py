@@ -13,11 +13,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _ROUNDING = 1 + 1e-9
-"""Lets a value meet its bound in spite of floating point: 1 / 0.9 against 10 / 9, 0.1 + 0.2 against 0.3."""
+"""Tolerance for floating point in comparisons: 1 / 0.9 against 10 / 9, 0.1 + 0.2 against 0.3."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerMeasurement:
+    """Throughput and draw of a workload at a power limit.
+
+    Raises:
+        ValueError: a value that is not positive and finite.
+    """
+
     power_limit_w: float
     """Of each device."""
     throughput: float
@@ -34,6 +40,12 @@ class PowerMeasurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
+    """Measurements of a workload, and its weight.
+
+    Raises:
+        ValueError: no measurements, or a number of devices or a priority that is not positive.
+    """
+
     measurements: tuple[PowerMeasurement, ...]
     num_devices: int = 1
     priority: float = 1.0
@@ -50,6 +62,8 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitChoice:
+    """The power limit chosen for a workload, and its effects."""
+
     power_limit_w: float
     """Of each device."""
     power_w: float
@@ -64,10 +78,12 @@ class LimitChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetShare:
+    """Power limits of all workloads within a budget."""
+
     choices: dict[str, LimitChoice]
     """By workload; empty if the budget and the bounds on slowdown cannot be kept together."""
     total_w: float
-    """Sum of the limits: of the choices or, where there are none, the least that keeps the bounds."""
+    """Sum of the limits: of the choices or, if there are none, the least within the bounds on slowdown."""
     reason: str
 
 
@@ -128,7 +144,7 @@ def carbon_g_h(power_w: float, intensity_g_kwh: float) -> float:
 
 
 def _choices(workload: Workload, max_slowdown: float) -> list[LimitChoice]:
-    """The measurements that keep the bound, the faster first, of equally fast ones that of less energy."""
+    """Measurements within the bound, fastest first; equally fast ones by energy."""
     if not max_slowdown >= 1:
         raise ValueError(f"max_slowdown must be at least 1, got {max_slowdown}")
     best = max(measurement.throughput for measurement in workload.measurements)
@@ -164,7 +180,7 @@ def _undominated(entries: Iterable[_Entry]) -> list[_Entry]:
 def _impossible(
     workloads: Mapping[str, Workload], max_slowdown: float, least_w: float, budget_w: float
 ) -> str:
-    """Which bound would have to give way, and by how much."""
+    """Which bound must be relaxed, and by how much."""
     problem = (
         f"slowdowns of at most {max_slowdown:g} need limits of {least_w:g} W together, "
         f"{least_w - budget_w:g} W over the budget of {budget_w:g} W"

@@ -14,11 +14,11 @@ from ..machine.readings import DeviceReading, Snapshot
 class EnergyMeter:
     """Joules from entering the context to leaving it; it may be entered again.
 
-    They are differences of the counters in the readings (``energy_j``): NVML's on NVIDIA's GPUs since Volta,
-    AMD SMI's, RAPL's on CPU packages.
+    Measured as differences of energy counters (``energy_j`` of a reading): NVML for NVIDIA GPUs since Volta,
+    AMD SMI, and RAPL for CPU packages.
 
     GPUs compute asynchronously: wait for them (``torch.cuda.synchronize()``) before entering and before
-    leaving, or work is counted that is not the block's. Counters are renewed several times a second: a block
+    leaving, or other work is included. Counters are updated several times a second: a block
     of a few seconds is measured well, one of milliseconds not at all.
 
     Args:
@@ -39,7 +39,7 @@ class EnergyMeter:
         self._before_s = 0.0
         self._failure = ""
         self.joules: dict[int, float | None] = {}
-        """By device id; None where ``reasons`` tells why it was not measured."""
+        """By device id; None if not measured, with the reason in ``reasons``."""
         self.reasons: dict[int, str] = {}
         self.seconds: float | None = None
         """Between the two readings."""
@@ -81,7 +81,7 @@ class EnergyMeter:
     def _take(self) -> Snapshot | None:
         try:
             return self._read()
-        except Exception as error:  # told as the reason: measuring must not stop the work
+        except Exception as error:  # kept as the reason: measuring must not stop the work
             self._failure = f"no reading: {error!r}"
             return None
 

@@ -1,4 +1,4 @@
-"""Power limits for the workloads of this node, from what was measured of them; set on request."""
+"""Power limits for the workloads of this node, from measurements; set on request."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from .limits import PowerLimitError, PowerLimits
 
 
 class _NoPlanError(KernelPytorchError):
-    """No power limits were found, or they were not set."""
+    """No power limits were found, or they could not be set."""
 
 
 @dataclass
 class _Measured:
     devices: tuple[int, ...]
-    """Ids in this node; empty: not told."""
+    """Ids in this node; empty: not given."""
     by_limit: dict[float, PowerMeasurement] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class PowerPlan:
+    """Power limits for workloads, or why there are none."""
+
     target_efficiency: float
     """Share of its best measured throughput that each workload keeps."""
     success: bool = False
@@ -81,14 +83,14 @@ class PowerPlanner:
         power_w: float | None = None,
         devices: Sequence[int] = (),
     ) -> PowerMeasurement:
-        """Note what a workload does at a limit. A later measurement at the same limit replaces it.
+        """Record a measurement of a workload at a power limit. A later one at the same limit replaces it.
 
         Args:
             power_limit_w: of each of its devices.
             throughput: units of work a second, in the workload's own unit.
-            power_w: mean draw of its devices together; None: not measured, the limits stand for it.
-            devices: ids of the devices that it runs on, which it then has to itself; to be told once. A
-                workload without them counts as one device, and no limit can be set for it.
+            power_w: mean draw of its devices together; None: not measured, their limits are used.
+            devices: ids of the devices that it alone runs on; need be given only once. A workload without
+                them is treated as one device, and no limit can be set for it.
 
         Raises:
             ValueError: a value that is not positive, an unknown or repeated device, devices unlike before.
@@ -108,7 +110,7 @@ class PowerPlanner:
     def measure(
         self, workload: str, run: Callable[[], float], limits_w: Sequence[float], devices: Sequence[int]
     ) -> list[PowerMeasurement]:
-        """Run a workload once at each limit and record what it does; the limits before are put back.
+        """Run a workload once at each power limit and record it; the former limits are restored.
 
         Args:
             run: does some seconds of work, warmed up, waits for the devices, and returns the units of work.
@@ -132,15 +134,14 @@ class PowerPlanner:
     def plan(self, priorities: Mapping[str, float], target: float = 0.8, apply: bool = False) -> PowerPlan:
         """Choose a power limit for each workload: see :func:`.efficiency.share_budget`.
 
-        The budget is what remains of ``power_budget_w`` beside the devices that have no workload, where the
-        devices of all workloads were told; else it is shared by the workloads alone.
+        If the devices of all workloads are known, the draw of the devices without a workload is deducted from
+        ``power_budget_w``; else the workloads share all of it.
 
         Args:
-            priorities: by workload, how much its energy weighs against that of others.
+            priorities: by workload, weight of its energy in the sum that is minimised.
             target: share of its best measured throughput that each workload keeps, above 0 to 1: its work
                 takes at most ``1 / target`` times as long.
-            apply: set the limits, after those from before an earlier call are put back. :meth:`restore` puts
-                them back again.
+            apply: undo the limits of an earlier call and set the new ones. :meth:`restore` undoes them.
 
         Raises:
             ValueError: no workload, a priority that is not positive, a target outside of (0, 1].
@@ -182,10 +183,10 @@ class PowerPlanner:
         return plan
 
     def restore(self) -> bool:
-        """Put back the limits from before :meth:`plan` set any; False if it did not.
+        """Restore the limits from before :meth:`plan` set any; False if it set none.
 
         Raises:
-            PowerLimitError: some did not take; call again to try again.
+            PowerLimitError: some could not be restored; call again to retry.
         """
         with self._lock:
             if self._limits is None:
@@ -195,10 +196,10 @@ class PowerPlanner:
             return True
 
     def _apply(self, plan: PowerPlan) -> None:
-        homeless = [name for name in plan.workload_limits if not self._workloads[name].devices]
-        if homeless:
+        without_devices = [name for name in plan.workload_limits if not self._workloads[name].devices]
+        if without_devices:
             raise _NoPlanError(
-                f"devices of {homeless} are not known: tell them to record_measurement(devices=...)"
+                f"devices of {without_devices} are not known: tell them to record_measurement(devices=...)"
             )
         self.restore()
         limits = PowerLimits(self._view.own_devices, plan.device_adjustments)
@@ -234,7 +235,7 @@ class PowerPlanner:
         }
 
     def _budget(self, names: Iterable[str], devices: Iterable[DeviceCondition]) -> tuple[float | None, str]:
-        """What the workloads may use of the budget, and how that was found."""
+        """Watts that the workloads may use, and the basis of that number."""
         if self.power_budget_w is None:
             return None, ""
         held = [self._workloads[name].devices for name in names]
@@ -257,11 +258,11 @@ class PowerPlanner:
         return left_w, f"; {others_w:g} W of {self.power_budget_w:g} W go to devices without a workload"
 
     def _devices_of(self, workload: str) -> list[int]:
-        """Their cluster ids."""
+        """Cluster ids of a workload's devices."""
         return [self._view.first_id + number for number in self._workloads[workload].devices]
 
     def _infos(self, device_ids: Sequence[int]) -> list[DeviceInfo]:
-        """The devices with these cluster ids, under their ids in this node."""
+        """The devices with these cluster ids; the result has their ids in this node."""
         if len(set(device_ids)) < len(device_ids):
             raise ValueError(f"devices must be distinct, got {list(device_ids)}")
         known = {device.device_id: device for device in self._view.watch.devices}

@@ -1,4 +1,4 @@
-"""This node among the others of a job: the one place where ids of a node become ids of the cluster."""
+"""This node in its cluster. Only here are ids in the node converted to ids in the cluster."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _OTHER_NODE = ComponentHealth(state=None, reason="it is in another node, which w
 class ClusterView:
     """A topology, and the watch of the devices of one of its nodes.
 
-    It begins with this node alone; :meth:`discover` gathers the others. In a cluster the id of a device is
-    its id in the node plus :attr:`first_id`.
+    Initially it has this node only; :meth:`discover` gathers the others. A device's id in the cluster is its
+    id in the node plus :attr:`first_id`.
 
     Args:
-        topology: instead of this machine's.
-        source: of readings of the devices of ``topology``, instead of this machine.
+        topology: default: this machine's.
+        source: readings of the devices of ``topology``; default: this machine.
 
     Raises:
-        ValueError: a topology without its source, or the reverse.
+        ValueError: only one of topology and source is given.
     """
 
     def __init__(self, topology: ClusterTopology | None = None, source: Source | None = None) -> None:
         self.machine: Machine | None = None
         if topology is None and source is None:
             self.machine = source = Machine()
-            topology = _alone(self.machine.node)
+            topology = _single_node(self.machine.node)
         if topology is None or source is None:
             raise ValueError("topology and source go together: give both, or neither to read this machine")
         self.topology = topology
@@ -39,14 +39,15 @@ class ClusterView:
         self.first_id = 0
 
     def discover(self) -> ClusterTopology:
-        """Read this machine anew and, where torch.distributed runs, gather those of all ranks.
+        """Read this machine again and, in a process group, gather the machines of all ranks.
 
-        All ranks must then call it, and if one cannot read its machine all raise. A given topology stays.
+        In a process group all ranks must call it, and all raise if one cannot read its machine. A topology
+        passed to the constructor is kept.
         """
         if self.machine is None:
             return self.topology
         if not in_process_group():
-            self.topology, self.first_id = _alone(self.machine.refresh()), 0
+            self.topology, self.first_id = _single_node(self.machine.refresh()), 0
         else:
             import torch.distributed as dist
 
@@ -56,7 +57,7 @@ class ClusterView:
         return self.topology
 
     def node_id_of(self, device_id: int) -> int:
-        """The id in this node of a device of the cluster.
+        """Convert a device's id in the cluster to its id in this node.
 
         Raises:
             ValueError: no such device, or it is in another node.
@@ -96,12 +97,12 @@ class ClusterView:
         return {labels.get(name, name): health for name, health in self.watch.health().items()}
 
     def states(self) -> dict[int, HealthState | None]:
-        """State of health by id, from a reading of now; None: unknown."""
+        """Health state by device id, from a current reading; None: unknown."""
         self.watch.states()
         return {number: health.state for number, health in self.device_health().items()}
 
     def free_bytes(self) -> dict[int, int]:
-        """Free memory by device id where it is known: as of the latest reading, else of the discovery."""
+        """Free memory by device id, where known: from the latest reading, else from the discovery."""
         latest = self.watch.telemetry.latest
         read = {} if latest is None else {self.first_id + n: reading for n, reading in latest.devices.items()}
         used = {
@@ -121,5 +122,5 @@ class ClusterView:
             self.machine.close()
 
 
-def _alone(node: NodeTopology) -> ClusterTopology:
+def _single_node(node: NodeTopology) -> ClusterTopology:
     return ClusterTopology(nodes={0: node})

@@ -86,7 +86,7 @@ class History:
         return min(self._count, self.capacity)
 
     def times(self) -> NDArray[np.float64]:
-        """``[t]``, the oldest first: the time stamps, in seconds since 1970. For people: they may go back."""
+        """Time stamps ``[t]``, oldest first, in seconds since 1970. For display: they may go back."""
         with self._lock:
             return self._in_order(self._times)
 
@@ -101,11 +101,11 @@ class History:
     def timed_series(
         self, metrics: Sequence[str]
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-        """Several series and their times, of one moment, while another thread appends.
+        """Several series and their times, consistent while another thread appends.
 
         Returns:
-            ``[t]``, the oldest first: steady seconds (:class:`.SteadyClock`), which never go back and leave
-            out jumps of the system's clock; and :meth:`series` by metric.
+            ``[t]``, the oldest first: steady seconds (:class:`.SteadyClock`), which never go back and
+            ignore jumps of the system clock; and :meth:`series` by metric.
 
         Raises:
             ValueError: a metric that is not one of :data:`METRICS`.

@@ -23,17 +23,17 @@ _HOST_METRICS = {
 
 
 class MachineCollector:
-    """What Prometheus's client asks at each scrape: the last readings and the health. The unknown is absent.
+    """Collector for Prometheus: the last readings and the health. Unknown values are omitted.
 
     Args:
-        watch: whose thread samples.
+        watch: its sampling thread must run.
     """
 
     def __init__(self, watch: NodeWatch) -> None:
         self._watch = watch
 
     def collect(self) -> Iterator[Any]:
-        """Nothing while readings fail or are overdue: old ones would look like new ones."""
+        """The metrics; none while readings fail or are overdue, since old values would look current."""
         telemetry = self._watch.telemetry
         snapshot = telemetry.latest
         if snapshot is None or telemetry.error is not None or telemetry.stale:
@@ -52,7 +52,7 @@ class MachineCollector:
 
     def _device_families(self, snapshot: Snapshot) -> Iterator[Any]:
         for field, quantity in QUANTITIES.items():
-            family = _family(f"device_{quantity.metric}", quantity.told, ("device", "name", "uuid"))
+            family = _family(f"device_{quantity.metric}", quantity.description, ("device", "name", "uuid"))
             for device in self._watch.devices:
                 reading = snapshot.devices.get(device.device_id)
                 value = None if reading is None else getattr(reading, field)
@@ -63,10 +63,10 @@ class MachineCollector:
 
 
 def _host_families(host: HostReading) -> Iterator[Any]:
-    for field, (metric, told) in _HOST_METRICS.items():
+    for field, (metric, description) in _HOST_METRICS.items():
         value = getattr(host, field)
         if value is not None:
-            family = _family(metric, told, ())
+            family = _family(metric, description, ())
             family.add_metric((), float(value))
             yield family
     free = _family("disk_free_bytes", "Space that users may fill", ("mount",))
@@ -84,11 +84,11 @@ def _host_families(host: HostReading) -> Iterator[Any]:
     yield from (family for family in (free, total, carrier, errors) if family.samples)
 
 
-def _family(metric: str, told: str, labels: tuple[str, ...]) -> Any:
+def _family(metric: str, description: str, labels: tuple[str, ...]) -> Any:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     kind = CounterMetricFamily if metric.endswith("_total") else GaugeMetricFamily
-    return kind(f"{_PREFIX}_{metric}", told, labels=labels)
+    return kind(f"{_PREFIX}_{metric}", description, labels=labels)
 
 
 def registry_of(collector: MachineCollector) -> CollectorRegistry:

@@ -15,13 +15,13 @@ from .telemetry import EndOfTrace, Source, Telemetry
 class NodeWatch:
     """Samples the devices of a node and applies the health rules to every snapshot.
 
-    Any thread may call it. Whoever wants the sampling thread calls :meth:`start` with itself as the owner;
-    the thread runs until the last owner has called :meth:`stop`.
+    Any thread may call it. Users of the sampling thread call :meth:`start` with themselves as the owner; it
+    runs until the last owner has called :meth:`stop`.
 
     Args:
         devices: of one node; their ids are those of the source's snapshots, and never change.
         source: of the readings.
-        interval_s: from one sample to the next on the thread, in seconds.
+        interval_s: seconds between samples of the thread.
     """
 
     def __init__(self, devices: Sequence[DeviceInfo], source: Source, *, interval_s: float = 1.0) -> None:
@@ -49,7 +49,7 @@ class NodeWatch:
                 self.telemetry.start()
 
     def stop(self, owner: object) -> None:
-        """End the sampling thread, within 100 ms, unless another owner wants it or others started it."""
+        """End the sampling thread, within 100 ms, unless it has another owner or was started elsewhere."""
         with self._lock:
             self._owners = [known for known in self._owners if known is not owner]
             to_stop = self._started and not self._owners
@@ -58,9 +58,9 @@ class NodeWatch:
             self.telemetry.stop()
 
     def now(self) -> Snapshot:
-        """The latest snapshot where the thread takes them, else one taken now; the last one of a trace.
+        """The latest snapshot if the thread runs, else a new one; at the end of a trace, its last.
 
-        Where the thread has taken none for several intervals, a snapshot in which nothing is known.
+        If the thread has taken none for several intervals, a snapshot without readings.
 
         Raises:
             EndOfTrace: the trace has no snapshot at all.
@@ -95,7 +95,7 @@ class NodeWatch:
     def health(self) -> dict[str, ComponentHealth]:
         """Health of all components: ``gpu:3``, ``cpu:0``, ``memory``, ``disk:/``, ``nic:eth0``.
 
-        As of the readings so far: :meth:`now` takes one where no thread does.
+        From the readings so far: call :meth:`now` first if the thread does not run.
         """
         with self._lock:
             components = self._health.components()
@@ -110,7 +110,7 @@ class NodeWatch:
         return {device.device_id: components[device.label] for device in self.devices}
 
     def states(self) -> dict[int, HealthState | None]:
-        """State of health by device id, after :meth:`now`; None: unknown."""
+        """Health state by device id, from a current reading; None: unknown."""
         with contextlib.suppress(EndOfTrace):  # nothing was ever read: all unknown
             self.now()
         return {device_id: health.state for device_id, health in self.device_health().items()}

@@ -1,4 +1,4 @@
-"""What a device's reading consists of: names and units for Prometheus and for people."""
+"""The quantities in a device's reading: names and units for Prometheus and for display."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class Quantity:
 
     metric: str
     """Name in base units; counters end in _total."""
-    told: str
-    """What it is."""
+    description: str
+    """Help text."""
     base: float = 1.0
     """Factor to the base unit."""
     unit: str | None = None
-    """As people read it, with what it is a share or an amount of; None: not printed."""
+    """Unit for display, such as "GB used"; None: not printed."""
     factor: float = 1.0
-    """To that unit."""
+    """Factor to ``unit``."""
     digits: int = 0
-    """After the decimal point."""
+    """Number of decimals for display."""
 
     def number(self, value: float) -> str:
-        """The value of a reading in the unit that people read, without it."""
+        """A reading's value in ``unit``, without its name."""
         return f"{value * self.factor:.{self.digits}f}"
 
 
@@ -53,11 +53,11 @@ QUANTITIES = {
 }
 """By field."""
 SHOWN = {field: quantity for field, quantity in QUANTITIES.items() if quantity.unit is not None}
-"""Those that a reading in one line has, in its order."""
+"""Quantities of :func:`reading_text`, in order."""
 
 
 def reading_text(reading: DeviceReading) -> str:
-    """A reading in one line; what is unknown is left out."""
+    """A reading in one line, without unknown values."""
     parts = [
         f"{quantity.number(value)} {quantity.unit}"
         for field, quantity in SHOWN.items()

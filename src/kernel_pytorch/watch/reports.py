@@ -1,4 +1,4 @@
-"""What is known of the health of a cluster, as dictionaries of plain values."""
+"""The health of a cluster as dictionaries of plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .health.performance import performance_of
 
 
 def health_of_device(view: ClusterView, device_id: int) -> dict[str, Any]:
-    """Health of a device, as of a reading of now.
+    """Health of a device, from a current reading.
 
     Returns:
         ``device_id``, ``status`` ("healthy", "degraded", "failed", None: unknown), ``last_check`` (seconds
@@ -29,7 +29,7 @@ def health_of_device(view: ClusterView, device_id: int) -> dict[str, Any]:
 
 
 def health_report(view: ClusterView) -> dict[str, Any]:
-    """Health of all devices and of this host, as of a reading of now.
+    """Health of all devices and of this host, from a current reading.
 
     Returns:
         ``timestamp`` (of the reading, seconds since 1970), ``total_devices``, ``healthy_devices``,
@@ -53,7 +53,7 @@ def health_report(view: ClusterView) -> dict[str, Any]:
 
 
 def performance_report(view: ClusterView, device_id: int | None, hours: float) -> dict[str, Any]:
-    """Temperature, utilization and power of the last ``hours`` that the history has.
+    """Temperature, utilization and power over the last ``hours`` in the history.
 
     Returns:
         Of a device: :func:`.performance_of` and ``health_status``. Without one: ``timestamp``, ``hours`` and

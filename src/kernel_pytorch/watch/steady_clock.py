@@ -1,4 +1,4 @@
-"""A clock for readings that ignores changes of the system's clock."""
+"""A clock for readings that ignores changes of the system clock."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _REMEMBERED = 8
 class SteadyClock:
     """Turns the time stamps of readings into seconds that never go back.
 
-    A system clock is set back or forward; a machine sleeps. Nothing was seen to hold, rise or fall meanwhile,
-    so the reading after such a jump counts as taken at the time of the one before.
+    A system clock may be set back or forward, and a machine may sleep. Nothing was observed meanwhile, so the
+    reading after such a jump gets the time of the one before.
 
     A step forward is a jump if it is longer than a minute and than 20 times the longest of the last eight
-    intervals. Where no interval is known, after the first reading and after a jump forward, any step is an
-    interval: readings may be hours apart.
+    intervals. After the first reading and after a jump forward no interval is known, and any step is
+    accepted: readings may be hours apart.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Readings over and over: one thread samples a source, and a history keeps what it read."""
+"""Periodic readings: one thread samples a source, and a history keeps the samples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["EndOfTrace", "History", "Source", "Telemetry"]
 
 _LOG = logging.getLogger(__name__)
 _STOP_S = 0.045
-"""How long :meth:`Telemetry.stop` waits for the thread: closing has 100 ms in all, half of it the drivers."""
+"""Seconds that :meth:`Telemetry.stop` waits for the thread. Closing has 100 ms, half of it for the drivers."""
 _STALE_INTERVALS = 3
-"""A snapshot older than so many intervals is no reading any more."""
+"""A snapshot older than this many intervals is out of date."""
 _STALE_LEAST_S = 3.0
 
 
@@ -38,14 +38,14 @@ class Source(Protocol):
 
 
 class Telemetry:
-    """Samples a source, on request or on a thread of its own. It may be started again after a stop.
+    """Samples a source, on request or on its own thread, which may be restarted.
 
     Args:
         source: read by one thread at a time.
         device_ids: the columns of the history.
-        interval_s: from one sample to the next on the thread, in seconds.
+        interval_s: seconds between samples of the thread.
         capacity: number of samples that the history keeps.
-        clock: seconds that never go back, from any start.
+        clock: monotonic seconds.
 
     Raises:
         ValueError: an interval or a capacity that is not positive, or a device id twice.
@@ -68,11 +68,11 @@ class Telemetry:
         """Each is called with every snapshot, by the thread that sampled it. It must not sample itself."""
         self.latest: Snapshot | None = None
         self.error: Exception | None = None
-        """What the thread's last sample raised, the source or a listener; None if it went well."""
+        """Exception that the source or a listener raised in the thread's last sample, or None."""
         self.sampling = False
-        """Whether a sample is being taken, or told to the listeners, at this moment."""
+        """Whether a sample is being taken or passed to the listeners."""
         self.cpu_seconds = 0.0
-        """CPU time that the thread has taken up to its last sample, listeners included."""
+        """CPU time of the thread up to its last sample, including listeners."""
         self._source = source
         self._clock = clock
         self._latest_at: float | None = None
@@ -82,7 +82,7 @@ class Telemetry:
         self._logged: set[type[Exception]] = set()
 
     def sample(self) -> Snapshot:
-        """Read the source now, keep the snapshot and tell the listeners.
+        """Read the source now, keep the snapshot and call the listeners.
 
         Raises:
             EndOfTrace: the source has no more.
@@ -95,21 +95,21 @@ class Telemetry:
             self.sampling = True
             try:
                 snapshot = self._source.read()
-                if stop.is_set():  # stopped during a long read: nobody expects this one any more
+                if stop.is_set():  # stopped during a long read: no longer wanted
                     return snapshot
                 self.history.append(snapshot)
                 self.latest, self._latest_at = snapshot, self._clock()
-                self._tell(snapshot)
+                self._notify(snapshot)
             finally:
                 self.sampling = False
             return snapshot
 
-    def _tell(self, snapshot: Snapshot) -> None:
+    def _notify(self, snapshot: Snapshot) -> None:
         raised: Exception | None = None
         for listener in tuple(self.listeners):
             try:
                 listener(snapshot)
-            except Exception as error:  # the others hear of the snapshot all the same
+            except Exception as error:  # the other listeners are still called
                 raised = raised or error
         if raised is not None:
             raise raised
@@ -121,7 +121,7 @@ class Telemetry:
 
     @property
     def stale(self) -> bool:
-        """Whether the thread should have sampled long ago: the source does not return, or keeps failing."""
+        """Whether the thread's last sample is too old: the source does not return, or keeps failing."""
         bound = max(_STALE_INTERVALS * self.interval_s, _STALE_LEAST_S)
         return self.running and self.age_s is not None and self.age_s > bound
 
@@ -131,7 +131,7 @@ class Telemetry:
         return self._thread is not None and self._thread.is_alive() and not self._stop.is_set()
 
     def start(self) -> None:
-        """Sample on a daemon thread, now and then each interval, until :meth:`stop` or the end."""
+        """Sample on a daemon thread, now and at each interval, until :meth:`stop` or the source ends."""
         if self.running:
             return
         self._stop = threading.Event()
@@ -144,8 +144,8 @@ class Telemetry:
         """Wake the thread and wait for its end, 100 ms at most.
 
         Returns:
-            Whether it has ended. If not, a read of the source holds it: it ends after that read, which is
-            neither kept nor told.
+            Whether it has ended. If not, it is blocked in a read of the source and ends after it, discarding
+            the snapshot.
         """
         self._stop.set()
         thread = self._thread

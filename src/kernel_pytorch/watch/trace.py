@@ -21,7 +21,7 @@ VERSION = 1
 
 
 class _Preamble(msgspec.Struct):
-    """What every version's first line has."""
+    """Fields of the first line in every version."""
 
     format: str
     version: int
@@ -33,11 +33,11 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True):
     format: str = FORMAT
     version: int = VERSION
     topology: ClusterTopology
-    """The readings' device ids are its own. A trace of one node has that node alone."""
+    """Has the device ids of the readings; of a trace of one node, only that node."""
 
 
 class _Untyped(msgspec.Struct):
-    """A snapshot in whose readings anything may stand: text where a number belongs."""
+    """A snapshot whose readings may have values of any type, such as text for a number."""
 
     time_s: float
     devices: dict[int, dict[str, Any]]
@@ -53,11 +53,11 @@ class _Untyped(msgspec.Struct):
 
 
 class TraceWriter:
-    """Records snapshots. Each line reaches the file at once: a recording that is killed can be read.
+    """Records snapshots. Each line is flushed, so a recording that was killed can be read.
 
     Args:
-        path: is written anew.
-        topology: whose device ids the snapshots have.
+        path: created, or overwritten.
+        topology: has the device ids of the snapshots.
     """
 
     def __init__(self, path: str | Path, topology: ClusterTopology | NodeTopology) -> None:
@@ -67,7 +67,7 @@ class TraceWriter:
         self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by close)
         try:
             self._write_line(TraceHeader(topology=topology))
-        except OSError as error:  # a full disk: half a header is of no use to anybody
+        except OSError as error:  # a full disk: do not leave half a header
             with suppress(OSError):
                 self.close()
             Path(path).unlink(missing_ok=True)
@@ -84,7 +84,7 @@ class TraceWriter:
     def close(self) -> None:
         try:
             self._file.close()
-        except OSError as error:  # of a full disk: it tries to write again, and does not say where
+        except OSError as error:  # a full disk: close writes again, and its error has no path
             raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def __enter__(self) -> TraceWriter:
@@ -117,11 +117,11 @@ class TraceReader:
         }
         self.topology = replace(topology, nodes=nodes)
         self.truncated = False
-        """The last line has no end: the recording was cut off there. An iteration leaves that line out."""
+        """The last line is incomplete: the recording was cut off. Iteration omits it."""
 
     @property
     def missing(self) -> tuple[Missing, ...]:
-        """The impossible values, so far: one note for each device and quantity."""
+        """Impossible values found so far: one note for each device and quantity."""
         return tuple(self._impossible.values())
 
     def __iter__(self) -> Iterator[Snapshot]:
@@ -131,7 +131,7 @@ class TraceReader:
             file.readline()
             empty = 0
             for number, line in enumerate(file, 2):
-                if not line.strip():  # editors and scripts add some at the end; between others one was lost
+                if not line.strip():  # allowed only at the end, where editors add some
                     empty = empty or number
                     continue
                 if empty:
@@ -179,7 +179,7 @@ def read_trace(path: str | Path) -> TraceReader:
 
 
 class ReplaySource:
-    """A trace as a source: each read gives the next snapshot, with the time it was recorded at.
+    """A trace as a source: each read returns the next snapshot, with its recorded time.
 
     Raises:
         OSError, ValueError: as of :func:`read_trace`.
@@ -194,7 +194,7 @@ class ReplaySource:
         """The next snapshot.
 
         Raises:
-            EndOfTrace: that was the last one; the message tells if the recording was cut off.
+            EndOfTrace: there are no more; the message says if the recording was cut off.
             ValueError: the next line is damaged.
         """
         for snapshot in self._snapshots:

@@ -40,11 +40,11 @@ class MachineHealth:
 
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
-        """They apply from the next snapshot on; what was seen so far is kept."""
+        """Takes effect with the next snapshot; what was seen so far is kept."""
         self._devices.thresholds = self._host.thresholds = thresholds
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take in the next snapshot. Jumps of its clock are left out (:class:`.SteadyClock`)."""
+        """Take in the next snapshot. Jumps of its clock are ignored (:class:`.SteadyClock`)."""
         now = self._clock.update(snapshot.time_s)
         self._devices.update(now, snapshot)
         self._host.update(now, snapshot.host)
@@ -66,14 +66,14 @@ class MachineHealth:
         return self._stamped(self._devices.health(self._index[device_id]))
 
     def components(self) -> dict[str, ComponentHealth]:
-        """All by name: ``gpu:3``, ``cpu:0``, ``memory``, ``cpu``, ``disk:/``, ``nic:eth0``."""
+        """Health by component: ``gpu:3``, ``cpu:0``, ``memory``, ``cpu``, ``disk:/``, ``nic:eth0``."""
         devices = {
             device.label: self._devices.health(index) for index, device in enumerate(self._devices.devices)
         }
         return {name: self._stamped(health) for name, health in (devices | self._host.health()).items()}
 
     def _stamped(self, health: ComponentHealth) -> ComponentHealth:
-        """With times by the clock that stamped the last snapshot, in place of steady seconds."""
+        """``health`` with its times converted from steady seconds to the clock of the last snapshot."""
         skipped_s = self._clock.skipped_s
         if not skipped_s or not health.evidence:
             return health

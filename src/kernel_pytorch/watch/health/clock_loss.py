@@ -1,4 +1,4 @@
-"""Stragglers: devices whose clock is below that of their equals."""
+"""Stragglers: devices with a lower clock than others of the same model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from .windows import Numbers
 
 _MIN_DEVICES = 3
-"""Of two that differ, either may be at fault."""
+"""If only two differ, either may be the faulty one."""
 
 
 def clock_losses(
@@ -17,11 +17,11 @@ def clock_losses(
 ) -> Numbers:
     """Compare each device with the median of the loaded devices of its name.
 
-    There is no verdict on an idle device, nor where fewer than three are loaded, nor unless more than half of
-    these lie within ``loss / 2`` of their median.
+    An idle device gets no verdict. Loaded ones get one only if there are at least three of them and more than
+    half lie within ``loss / 2`` of their median.
 
     Args:
-        names: of the devices; equal ones are compared.
+        names: of the devices; those with equal names are compared.
         clocks_mhz: ``[devices]``, NaN where unknown.
         utilization: ``[devices]``, shares of 1, NaN where unknown.
         loss: share of the median that counts as lost.

@@ -17,13 +17,13 @@ class GrowthRule:
     """An error counter that must not grow by a threshold or more."""
 
     kind: str
-    """For a device also the field of the reading."""
+    """Kind of the evidence; for a device, also the field of the reading."""
     threshold: str
     """Field of :class:`.Thresholds`."""
     window_s: float | None
-    """None: growth since the first reading, or the last reset, for such errors do not heal."""
+    """None: growth since the first reading or the last reset, because such faults are permanent."""
     from_zero: bool = False
-    """The first reading counts as growth from zero: the device has not been reset since those errors."""
+    """Count the first reading as growth from zero: the device was not reset after those errors."""
     state: HealthState = HealthState.DEGRADED
     text: str
 
@@ -99,7 +99,7 @@ class Growth:
         return self._grown.known
 
     def evidence(self, thresholds: Thresholds, index: int = 0) -> Iterator[Evidence]:
-        """One item if the counter grew too much, else none."""
+        """One item if growth reached the threshold, else none."""
         if self._too_much.holds[index]:
             value = float(self._increase()[index])
             threshold = getattr(thresholds, self._rule.threshold)
@@ -113,6 +113,6 @@ class Growth:
             )
 
     def reset(self, index: int) -> None:
-        """Forget what the counter grew by so far."""
+        """Forget the growth so far."""
         self._grown.reset(index)
         self._too_much.reset(index)

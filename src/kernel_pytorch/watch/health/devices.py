@@ -30,11 +30,10 @@ _GPU_RULES = (
 
 
 def max_temperature_c(thresholds: Thresholds, device: DeviceInfo) -> float:
-    """The temperature that counts as too hot for a device.
+    """Degrees Celsius at or above which a device is too hot.
 
-    The threshold that was set, but at most 2 C below the device's slowdown temperature: there a GPU cuts its
-    clock to half or less, so it may never get hotter, and the highest temperature of normal operation is at
-    least 2 C below it. A device that slows down later keeps the threshold that was set.
+    The configured threshold or, if lower, 2 C below the device's slowdown temperature. At that temperature a
+    GPU cuts its clock to half or less, so it may never get hotter; normal operation ends at least 2 C below.
 
     Source: NVIDIA, nvidia-smi, "GPU Slowdown Temp" and "GPU Max Operating Temp": 89 and 85 C (A100), -2 and
     0 C from the limit (H100); NVML, nvmlClocksEventReasonHwThermalSlowdown.
@@ -46,18 +45,18 @@ def max_temperature_c(thresholds: Thresholds, device: DeviceInfo) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """A value that must not be at a threshold or above, for some time."""
+    """A value that must not stay at or above a threshold for some time."""
 
     kind: str
     metric: str
     threshold: Callable[[Thresholds, DeviceInfo], float] = lambda thresholds, device: 1.0
-    """Default: of a truth value."""
+    """Default: for a truth value."""
     for_s: Callable[[Thresholds], float] = lambda thresholds: 0.0
-    tells_seconds: bool = False
-    """Evidence gives the seconds that it has held and their threshold, in place of the value and its own."""
+    shows_seconds: bool = False
+    """Evidence shows the duration and its threshold instead of the value and its threshold."""
     state: HealthState = HealthState.DEGRADED
     text: str
-    """With ``value``, ``threshold``, ``seconds`` and ``why``."""
+    """Format string with fields ``value``, ``threshold``, ``seconds`` and ``why``."""
 
 
 _RULES = (
@@ -65,7 +64,7 @@ _RULES = (
         kind="silent",
         metric="silent",
         for_s=lambda thresholds: thresholds.silent_s,
-        tells_seconds=True,
+        shows_seconds=True,
         state=HealthState.FAILED,
         text="no answer for {value:.0f} s, having answered before",
     ),
@@ -87,7 +86,7 @@ _RULES = (
         kind="throttling",
         metric="throttling",
         for_s=lambda thresholds: thresholds.throttle_sustained_s,
-        tells_seconds=True,
+        shows_seconds=True,
         text="slowed down for {value:.0f} s: {why}",
     ),
     _Rule(
@@ -118,10 +117,10 @@ _RULES = (
 
 
 class DeviceHealth:
-    """What has been seen of the devices of one node, and what follows from it.
+    """The health of the devices of one node, from the snapshots so far.
 
     Args:
-        devices: whose ids are those of the snapshots.
+        devices: their ids are those of the snapshots.
         thresholds: may be replaced at any time.
     """
 
@@ -176,7 +175,7 @@ class DeviceHealth:
             ],
             dtype=np.float64,
         )
-        # A device with a lower power limit is no straggler.
+        # A device with a lower power limit is not a straggler.
         power_limits_w = values["power_limit_w"]
         values["clock_loss"] = clock_losses(
             [f"{name} at {limit_w:.0f} W" for name, limit_w in zip(self._names, power_limits_w, strict=True)],
@@ -188,7 +187,7 @@ class DeviceHealth:
         return values
 
     def reset(self, index: int) -> None:
-        """Forget what was seen of the ``index``-th device: it was repaired or reset. Its counters go on."""
+        """Forget what was seen of the ``index``-th device: it was repaired or reset. Counters continue."""
         for held in self._held.values():
             held.reset(index)
         for growth in self._growth.values():
@@ -197,7 +196,7 @@ class DeviceHealth:
         self._xids[index].clear()
 
     def health(self, index: int) -> ComponentHealth:
-        """Of the ``index``-th device."""
+        """Health of the ``index``-th device."""
         rules = _GPU_RULES if self.devices[index].kind == "gpu" else _CPU_RULES
         read = {kind for kind, held in self._held.items() if held.seen[index]}
         read |= {kind for kind, growth in self._growth.items() if growth.known[index]}
@@ -216,7 +215,7 @@ class DeviceHealth:
             if held.holds[index] and seconds >= for_s:
                 value = float(self._latest[rule.kind][index])
                 threshold = rule.threshold(self.thresholds, self.devices[index])
-                if rule.tells_seconds:
+                if rule.shows_seconds:
                     value, threshold = seconds, for_s
                 why = ", ".join(sorted(self._throttling[index]))
                 yield Evidence(

@@ -1,4 +1,4 @@
-"""What is said about a component's health, and why."""
+"""A component's health state and the evidence for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class HealthState(Enum):
-    """Unknown is None."""
+    """State of a component. An unknown state is None."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -32,9 +32,9 @@ class Evidence:
     kind: str
     """The rule: temperature, ecc_corrected, carrier_lost and so on."""
     state: HealthState
-    """What it makes of the component. Healthy: for information only."""
+    """State that the component has because of it. Healthy: for information only."""
     value: float
-    """What was read, in the threshold's unit."""
+    """The value read, in the threshold's unit."""
     threshold: float
     """The smallest value to which the rule applies."""
     since_s: float
@@ -45,12 +45,12 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentHealth:
-    """A device, a disk, an interface, the memory."""
+    """Health of a device, a disk, a network interface, the CPUs or the memory."""
 
     state: HealthState | None
     evidence: tuple[Evidence, ...] = ()
     unchecked: tuple[str, ...] = ()
-    """Rules that could not be applied: what they need was never read."""
+    """Rules that could not be applied because their readings are missing."""
     reason: str | None = None
     """Why the state is unknown."""
 

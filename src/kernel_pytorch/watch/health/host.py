@@ -13,15 +13,15 @@ from .thresholds import Thresholds
 
 
 class StallShare:
-    """Share of the time, over a window, in which some task waited (from a counter of seconds).
+    """Share of a time window in which some task waited, from a counter of seconds.
 
-    The kernel updates its counters every 2 s, so a short window may count more seconds than it has.
+    The kernel updates its counters every 2 s, so the growth in a short window may exceed its length.
     """
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float]] = deque()
         self.share: float | None = None
-        """None until readings cover the window."""
+        """Share of 1; None until readings cover the window."""
         self.since_s: float | None = None
         """When it reached the threshold; None while it is below."""
 
@@ -29,7 +29,7 @@ class StallShare:
         if stalled_s is None:
             return
         if self._seen and (stalled_s < self._seen[-1][1] or now == self._seen[-1][0]):
-            self._seen.clear()  # a reboot, or a jump of the clock: the time of what was counted is unknown
+            self._seen.clear()  # a reboot, or a jump of the clock: the period that was counted is unknown
         self._seen.append((now, stalled_s))
         while len(self._seen) > 1 and self._seen[1][0] <= now - window_s:
             self._seen.popleft()
@@ -43,7 +43,7 @@ class StallShare:
 
 
 class HostHealth:
-    """What has been seen of a host, and what follows from it.
+    """The health of a host, from the readings so far.
 
     Args:
         thresholds: may be replaced at any time.
@@ -108,7 +108,7 @@ class HostHealth:
         return judge([*pressure, *kills], unchecked, unknown)
 
     def _cpu_health(self) -> ComponentHealth:
-        # More work than CPUs is no fault, but worth reporting.
+        # More work than CPUs is not a fault, but worth reporting.
         pressure = self._stall(
             "cpu_pressure", self._cpu, self.thresholds.cpu_stall_share, "a CPU", HealthState.HEALTHY
         )

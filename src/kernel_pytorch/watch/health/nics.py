@@ -11,7 +11,7 @@ from .thresholds import Thresholds
 
 
 class NicHealth:
-    """What has been seen of an interface. It is unknown until it has a carrier: it may be unused."""
+    """The health of an interface, unknown until it first has a carrier: it may be unused."""
 
     def __init__(self) -> None:
         self._had_carrier = False

@@ -11,7 +11,7 @@ _REPORTED = ("temperature_c", "utilization", "power_w")
 
 
 def performance_of(history: History, device_id: int, hours: float) -> dict[str, float | int | None]:
-    """Of the last ``hours`` before the newest sample, jumps of the system's clock left out.
+    """Performance over the last ``hours`` before the newest sample, ignoring jumps of the system clock.
 
     Returns:
         ``avg_`` and ``max_`` of ``temperature_c``, ``utilization`` (a share of 1) and ``power_w``;

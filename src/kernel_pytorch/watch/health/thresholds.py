@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Each is the smallest value that counts. ``_share`` is of 1; ``_s`` is seconds without interruption.
+    """Each is the smallest value that is a fault. ``_share``: of 1; ``_s``: seconds without interruption.
 
     Raises:
         ValueError: a value that is not positive, a share above 1, or disk shares in the wrong order.
@@ -16,20 +16,20 @@ class Thresholds:
     """
 
     temperature_c: float = 85.0
-    """Of a GPU; less for one that slows itself down below 87 (:func:`.max_temperature_c`)."""
+    """Of a GPU; lower if it slows itself down below 87 C (:func:`.max_temperature_c`)."""
     cpu_temperature_c: float = 95.0
-    """CPUs slow themselves down at 95 to 105."""
+    """CPUs slow themselves down at 95 to 105 C."""
     temperature_sustained_s: float = 30.0
     """Applies to all temperatures."""
     memory_temperature_c: float = 95.0
-    """What nvidia-smi calls "Memory Max Operating Temp" of an A100 or H100."""
+    """"Memory Max Operating Temp" in nvidia-smi, of an A100 or H100."""
     throttle_sustained_s: float = 30.0
-    """Slowed down by heat or by a power brake. A power limit does not count: somebody chose it."""
+    """Slowed down by heat or by a power brake. Power limits are ignored: they are set on purpose."""
     clock_loss_share: float = 0.15
     """Below the median clock of the loaded devices of the same name, if there are three or more and most of
     them agree. Equal GPUs at a power limit differ by up to a tenth."""
     clock_loss_sustained_s: float = 30.0
-    """Under load; idle time does not count."""
+    """Under load; idle time is ignored."""
     load_share: float = 0.5
     """Utilization at or above which a device is loaded."""
     silent_s: float = 5.0

@@ -1,4 +1,4 @@
-"""What the rules remember of earlier readings: how long something has held, how much a counter grew."""
+"""State kept between readings: how long a condition has held, how much a counter grew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINUTE_S, HOUR_S = 60.0, 3600.0
 class Sustained:
     """How long a condition has held for each of ``count`` devices, from reading to reading.
 
-    Unknown readings neither count nor end it.
+    Unknown readings neither extend nor end it.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,7 +28,7 @@ class Sustained:
         self._time_s = np.nan
 
     def update(self, now: float, holds: Truths, known: Truths) -> None:
-        """``now``: seconds, not less than before; ``holds`` counts where ``known``."""
+        """``now``: seconds, not less than before; ``holds`` is ignored where not ``known``."""
         holds = holds & known
         over = known & ~holds
         self.seconds = np.where(holds & self._before, self.seconds + (now - self._time_s), self.seconds)

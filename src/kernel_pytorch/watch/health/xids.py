@@ -1,6 +1,6 @@
-"""NVIDIA's error reports (Xid): which of them mean a broken GPU.
+"""NVIDIA's error reports (Xid), by what they mean for the GPU.
 
-Source: NVIDIA, "Xid Errors" and its Xid catalog, by the immediate action listed for each.
+Source: NVIDIA, "Xid Errors" and Xid catalog, by the immediate action listed for each.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MEANINGS = _FAILED | _DEGRADED | _APPLICATION
 
 
 def xid_state(xid: int) -> HealthState:
-    """Healthy for errors that a program causes, and for reports that are not listed here."""
+    """State of a GPU with this Xid; healthy for errors caused by a program and for unlisted ones."""
     if xid in _FAILED:
         return HealthState.FAILED
     return HealthState.DEGRADED if xid in _DEGRADED else HealthState.HEALTHY
