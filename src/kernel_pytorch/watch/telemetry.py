@@ -16,7 +16,7 @@ __all__ = ["EndOfTrace", "History", "Source", "Telemetry"]
 
 _LOG = logging.getLogger(__name__)
 _STOP_S = 0.045
-"""Seconds that :meth:`Telemetry.stop` waits for the thread. Closing has 100 ms, half of it for the drivers."""
+"""Seconds that :meth:`Telemetry.stop` waits for the thread. Closing has 100 ms, half for the drivers."""
 _STALE_INTERVALS = 3
 """A snapshot older than this many intervals is out of date."""
 _STALE_LEAST_S = 3.0
