@@ -14,5 +14,5 @@ PROGRAM = Program(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``kernel-pytorch`` with ``argv``, by default the process's arguments; returns its exit status."""
+    """Run ``kernel-pytorch`` with ``argv`` (default: ``sys.argv[1:]``) and return its exit status."""
     return PROGRAM.main(argv)

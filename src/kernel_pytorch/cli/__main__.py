@@ -1,3 +1,5 @@
+"""``python -m kernel_pytorch.cli``: the command ``kernel-pytorch``."""
+
 from __future__ import annotations
 
 import sys

@@ -1,7 +1,7 @@
 """What ``kernel-pytorch`` and ``longnet`` share: parser, one-line errors, exit statuses, JSON, version.
 
-Exit status: 0 done, 1 a failure, 2 a mistake of the user or output that cannot be written, 130 ended by
-Ctrl-C, 143 by SIGTERM, 141 the reader of the output went away. A command may give Ctrl-C another meaning.
+Exit status: 0 success, 1 failure, 2 usage error or output that cannot be written, 130 Ctrl-C, 141 broken
+pipe, 143 SIGTERM. For a command that runs until it is interrupted, Ctrl-C is success.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DISTRIBUTION = "dilated-attention-pytorch"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. Raised where Ctrl-C raises KeyboardInterrupt, so that both end a command alike."""
+    """SIGTERM was received. Derived from KeyboardInterrupt, so that it ends a command as Ctrl-C does."""
 
 
 def status_of(interrupt: KeyboardInterrupt) -> int:
-    """Exit status of a command that runs until it is interrupted: Ctrl-C is its ordinary end."""
+    """Exit status of a command that runs until it is interrupted: 0 for Ctrl-C, its regular end."""
     return TERMINATED if isinstance(interrupt, Terminated) else 0
 
 
@@ -42,22 +42,23 @@ class Command:
     name: str
     help: str
     module: str
-    """Has ``add_arguments(parser)`` and ``run(args)``, which returns the exit status. It is imported when
-    the command is used."""
+    """A module with ``add_arguments(parser)`` and ``run(args)``, which returns the exit status. It is
+    imported when the command is used."""
 
 
 class Peers(Protocol):
-    """The processes that run one command together, seen from one of them; ``args.peers`` for its module."""
+    """The processes that run one command together, as seen by one of them: a module's ``args.peers``."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Number of this process among them."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints."""
+        """Whether this process is the one that prints."""
 
     def gather(self, value: Any) -> Any:
-        """Returns when all have called it."""
+        """The values of all processes; returns when all have called it."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,20 @@ class Program:
         """Run a command and return its exit status.
 
         Args:
-            argv: the arguments, by default the process's.
-            peers: the processes that do the same; they must have been given the same arguments.
+            argv: the arguments; default: ``sys.argv[1:]``.
+            peers: the processes that run the same command with the same arguments.
         """
         arguments = list(sys.argv[1:] if argv is None else argv)
         command = self._command(arguments)
         name = self.name if command is None else f"{self.name} {command.name}"
         quiet = peers is not None and not peers.first
 
-        def complain(reason: object) -> None:
+        def report(reason: object) -> None:
             if not quiet:
                 _print_error(f"{name}: {reason}")
 
-        _show_what_can_be_shown()
-        # Who starts several processes ends them too: a rank that waits for others runs no handler.
+        _prepare_streams()
+        # The launcher of several processes also ends them: a rank blocked in a collective runs no handler.
         with _sigterm_as_interrupt() if peers is None else nullcontext():
             try:
                 status = self._run(arguments, command, peers, quiet)
@@ -94,21 +95,21 @@ class Program:
                     rank = "" if peers is None else f"rank {peers.rank}: "
                     _print_error(f"{name}: error: {rank}{error}")
                     return error.status
-                complain(f"error: {error}")
+                report(f"error: {error}")
                 status = error.status if isinstance(error, CommandError) else 1
             except BrokenPipeError:
                 status = BROKEN_PIPE
             except OSError as error:
-                said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-                complain(f"error: {said}")
+                reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                report(f"error: {reason}")
                 status = 2
             except KeyboardInterrupt as interrupt:
                 terminated = isinstance(interrupt, Terminated)
-                complain("terminated" if terminated else "interrupted")
+                report("terminated" if terminated else "interrupted")
                 return TERMINATED if terminated else INTERRUPTED
             finally:
                 _discard_unwritten()
-            if peers is not None:  # who leaves first may have the others ended in the middle of a line
+            if peers is not None:  # when one exits, the launcher may kill the others while they print
                 peers.gather(None)
             return status
 
@@ -125,11 +126,11 @@ class Program:
             status: int = args.execute(args)
         except SystemExit as exit:  # of argparse
             status = exit.code if isinstance(exit.code, int) else 0
-        sys.stdout.flush()  # here, where a full disk or a reader that went away can be told
+        sys.stdout.flush()  # here a full disk or a broken pipe can still be reported
         return status
 
     def _command(self, arguments: Sequence[str]) -> Command | None:
-        """That of the first argument that is no option: the options before it take no value."""
+        """The command named by the first argument that is not an option; options before it take no value."""
         given = next((argument for argument in arguments if not argument.startswith("-")), None)
         return next((command for command in self.commands if command.name == given), None)
 
@@ -153,7 +154,7 @@ class Program:
 
 class _Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse itself swallows the errors of writing
+        print(self.format_help(), end="", file=file)  # argparse ignores errors of writing
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
@@ -176,12 +177,12 @@ class _Version(argparse.Action):
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--json``, which has the command print ``what`` by :func:`print_json`."""
+    """Add ``--json``: print ``what``, which the command does with :func:`print_json`."""
     parser.add_argument("--json", action="store_true", help=f"print {what}")
 
 
 def print_json(data: object) -> None:
-    """Print dataclasses, msgspec's structs or builtins as a line of JSON, in ASCII: any terminal shows it."""
+    """Print a dataclass, msgspec struct or builtin as one line of JSON, in ASCII for any terminal."""
     import json
 
     import msgspec
@@ -190,13 +191,13 @@ def print_json(data: object) -> None:
 
 
 def _print_error(line: str) -> None:
-    with suppress(OSError):  # if nobody can be told, the exit status remains
+    with suppress(OSError):  # without standard error the exit status must do
         print(line, file=sys.stderr)
 
 
-def _show_what_can_be_shown() -> None:
-    """Let the standard streams write ``?`` for what they cannot encode; drop errors if stderr is closed."""
-    if sys.stderr is None:  # print(file=None) would write into the output
+def _prepare_streams() -> None:
+    """Make standard streams write ``?`` for what they cannot encode; discard errors if stderr is closed."""
+    if sys.stderr is None:  # print(file=None) would write to stdout
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process runs)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -216,9 +217,9 @@ def _discard_unwritten() -> None:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated`; by default the first process of a container ignores it.
+    """Make SIGTERM raise :class:`Terminated`; without a handler the first process of a container ignores it.
 
-    Without effect where the signal is handled or ignored already, or outside the main thread.
+    No effect if the signal is already handled or ignored, or outside the main thread.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -1,1 +1,1 @@
-"""The machine: facts read once, readings taken over and over, and what follows from both."""
+"""The machine: facts, which are read once, and readings, which are sampled."""

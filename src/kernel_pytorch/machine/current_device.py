@@ -1,4 +1,4 @@
-"""torch's current device, for a while."""
+"""Setting torch's current device in a context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def current_device(devices: Sequence[DeviceInfo]) -> Iterator[list[DeviceInfo]]:
-    """Those that torch sees, the first being its current device meanwhile."""
+    """Make the first device that torch sees its current device, and give all that it sees.
+
+    Raises:
+        ValueError: torch sees none of ``devices``.
+    """
     if all(device.kind == "cpu" for device in devices):
         yield list(devices)
         return
@@ -22,11 +26,11 @@ def current_device(devices: Sequence[DeviceInfo]) -> Iterator[list[DeviceInfo]]:
     from .torch_devices import torch_device
 
     seen: list[DeviceInfo] = []
-    numbers: list[torch.device] = []
+    torch_devices: list[torch.device] = []
     hidden: list[str] = []
     for device in devices:
         try:
-            numbers.append(torch_device(device))
+            torch_devices.append(torch_device(device))
             seen.append(device)
         except ValueError as error:
             hidden.append(str(error))
@@ -34,7 +38,7 @@ def current_device(devices: Sequence[DeviceInfo]) -> Iterator[list[DeviceInfo]]:
         logger.info("left out: %s", why)
     if not seen:
         raise ValueError("; ".join(hidden))
-    first = numbers[0]
+    first = torch_devices[0]
     if first.type == "cpu":
         yield seen
         return

@@ -1,6 +1,6 @@
-"""Reading sysfs and procfs, below any root: a test's tree as well as the machine's own.
+"""Reading sysfs and procfs below any root folder, so that tests can use trees of their own.
 
-What cannot be read and what is not as the kernel writes it are one: unknown. Nothing here raises.
+A file that cannot be read, or is not in the kernel's format, is unknown. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -23,55 +23,56 @@ class Files:
         self.root = Path(root)
 
     def path(self, name: str) -> Path:
+        """``name`` below the root."""
         return self.root / name.lstrip("/")
 
     def text(self, name: str) -> str | None:
-        """The file's text without white space around it; None if it is absent, unreadable or empty."""
+        """The file's text, stripped; None if the file is absent, unreadable or empty."""
         try:
-            # The kernel answers some reads with an error (a speed of a link that is down), some with bytes.
+            # Some reads fail (the speed of a link that is down), some files are not UTF-8.
             text = self.path(name).read_text(encoding="utf-8", errors="replace")
-        except (OSError, ValueError):  # ValueError: a name with a NUL, from another file
+        except (OSError, ValueError):  # ValueError: the name, from another file, contains NUL
             return None
         return text.strip("\0\n\t ") or None
 
     def number(self, name: str) -> int | None:
-        """The whole number in the file; None if there is none."""
+        """The integer in the file; None if it is not one."""
         return whole(self.text(name))
 
     def count(self, name: str) -> int | None:
-        """The number in the file, if it is not negative: -1 is the kernel's word for unknown."""
+        """The integer in the file; None if it is negative, as the kernel gives -1 for unknown."""
         number = self.number(name)
         return None if number is None or number < 0 else number
 
     def flag(self, name: str) -> bool | None:
-        """Of a file that holds 1 or 0."""
+        """The truth value of a file that holds 1 or 0; None for anything else."""
         return {"0": False, "1": True}.get(self.text(name) or "")
 
     def cpus(self, name: str) -> tuple[int, ...]:
-        """The numbers of a list such as ``0-3,8``; empty if there is no such file."""
+        """The numbers in a file with a list such as ``0-3,8``; empty if there is none."""
         return parse_cpu_list(self.text(name) or "")
 
     def names(self, name: str) -> list[str]:
-        """Entries of a folder, ordered; empty if there is no such folder."""
+        """The sorted entries of a folder; empty if it does not exist."""
         try:
             return sorted(os.listdir(self.path(name)))
         except (OSError, ValueError):
             return []
 
     def numbered(self, name: str, prefix: str) -> list[int]:
-        """The numbers N of the entries ``prefixN`` of a folder, ordered."""
+        """The sorted numbers N of a folder's entries ``prefixN``."""
         ends = (entry.removeprefix(prefix) for entry in self.names(name) if entry.startswith(prefix))
         return sorted(number for end in ends if (number := whole(end)) is not None and number >= 0)
 
     def link_name(self, name: str) -> str | None:
-        """The last part of what a symbolic link points to."""
+        """The final component of a symbolic link's target; None if unknown."""
         try:
             return printable(self.path(name).readlink().name)
         except (OSError, ValueError):
             return None
 
     def exists(self, name: str) -> bool:
-        """Whether it is there; False too where that may not be asked."""
+        """Whether a file or folder exists; False if that cannot be determined."""
         try:
             return os.path.exists(self.path(name))
         except ValueError:
@@ -79,23 +80,23 @@ class Files:
 
 
 def whole(text: str | None) -> int | None:
-    """A whole number as the kernel prints it, of at most 64 bits; None for anything else."""
+    """An integer of at most 20 digits as the kernel prints it; None for anything else."""
     return int(text) if text is not None and re.fullmatch("-?[0-9]{1,20}", text) else None
 
 
 def in_line(text: str | None, pattern: str) -> str | None:
-    """What the group of ``pattern`` holds in the first line that is like it from end to end."""
+    """The group of ``pattern`` in the first line that matches it as a whole; None if none does."""
     found = re.search(f"^{pattern}$", text or "", re.MULTILINE)
     return found[1] if found else None
 
 
 def printable(name: str) -> str:
-    """A name that the system gave, as text that UTF-8 has: bytes that are none of it become U+FFFD."""
+    """A file name or host name as valid Unicode: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """``0-3,8`` is (0, 1, 2, 3, 8): Linux's format for lists of CPUs and nodes. Empty for anything else."""
+    """Parse Linux's format for lists of CPUs: ``0-3,8`` is (0, 1, 2, 3, 8). Empty for anything else."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         match = re.fullmatch("([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
@@ -106,7 +107,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 
 
 def format_cpu_list(cpus: tuple[int, ...]) -> str:
-    """(0, 1, 2, 3, 8) is ``0-3,8``."""
+    """The inverse of :func:`parse_cpu_list`: (0, 1, 2, 3, 8) is ``0-3,8``."""
     runs: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if runs and cpu == runs[-1][1] + 1:

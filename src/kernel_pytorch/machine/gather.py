@@ -1,4 +1,4 @@
-"""One topology of all processes of a group."""
+"""One topology of all ranks of a process group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """What a rank tells the others: the node it sees, and the GPU that it computes on if it has one."""
+    """What a rank sends to the others: the node that it sees, and the GPU that it computes on, if any."""
 
     node: NodeTopology
     gpu: GpuIdentity | None = None
@@ -26,14 +26,14 @@ class RankReport:
 def gather_topology(
     read: Callable[[], NodeTopology], process_group: ProcessGroup | None = None
 ) -> ClusterTopology:
-    """Every rank's node in one topology, the same on all ranks.
+    """The nodes of all ranks in one topology, the same on every rank.
 
     Args:
-        read: what this rank sees of its machine.
-        process_group: whose ranks are gathered; default: all.
+        read: returns the node that this rank sees.
+        process_group: the ranks to gather from; default: all.
 
     Raises:
-        GroupError: as of :func:`.groups.tell_all`.
+        GroupError: see :func:`.groups.tell_all`.
     """
     from .torch_devices import own_gpu
 
@@ -46,31 +46,31 @@ def gather_topology(
 
 
 def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
-    """The topology of the ranks that report, in order of rank.
+    """The topology of the ranks that sent ``reports``, in order of rank.
 
-    Ranks are on one host if their boot id and network namespace are the same, whatever it is called; a rank
-    that cannot tell them is a host of its own. Nodes and devices are numbered in order of their first rank.
+    Ranks are on one node if their boot id and network namespace are equal, whatever the hostname; a rank for
+    which either is unknown counts as a node of its own. Nodes are numbered in order of their first rank.
     """
-    hosts: dict[object, list[int]] = {}
+    ranks_of: dict[object, list[int]] = {}  # by host
     for rank, report in enumerate(reports):
         boot, namespace = report.node.boot_id, report.node.network_namespace
         key = (boot, namespace) if boot and namespace else rank
-        hosts.setdefault(key, []).append(rank)
+        ranks_of.setdefault(key, []).append(rank)
     nodes: dict[int, NodeTopology] = {}
-    places: dict[int, RankPlace] = {}
-    first = 0
-    for node_id, ranks in enumerate(hosts.values()):
-        node = _numbered(_shared([reports[rank] for rank in ranks]), node_id, first)
+    found: dict[int, RankPlace] = {}
+    offset = 0
+    for node_id, ranks in enumerate(ranks_of.values()):
+        node = _with_offset(_merged([reports[rank] for rank in ranks]), node_id, offset)
         nodes[node_id] = node
         for local_rank, rank in enumerate(ranks):
             device = _device_of(node, reports[rank].gpu, local_rank, len(ranks))
-            places[rank] = RankPlace(rank=rank, node_id=node_id, local_rank=local_rank, device_id=device)
-        first += len(node.devices)
-    return ClusterTopology(nodes=nodes, ranks=tuple(places[rank] for rank in range(len(reports))))
+            found[rank] = RankPlace(rank=rank, node_id=node_id, local_rank=local_rank, device_id=device)
+        offset += len(node.devices)
+    return ClusterTopology(nodes=nodes, ranks=tuple(found[rank] for rank in range(len(reports))))
 
 
-def _shared(reports: Sequence[RankReport]) -> NodeTopology:
-    """The node as its first rank sees it, with the CPUs and the devices that any of its ranks may use."""
+def _merged(reports: Sequence[RankReport]) -> NodeTopology:
+    """The node as its first rank sees it, with the CPUs and devices that any of its ranks may use."""
     first = reports[0].node
     cpus = {cpu for report in reports for cpu in report.node.limits.cpus}
     devices = []
@@ -89,14 +89,15 @@ def _is_same(a: DeviceInfo, b: DeviceInfo) -> bool:
     return (a.device_id, a.uuid, a.pci_slot) == (b.device_id, b.uuid, b.pci_slot)
 
 
-def _numbered(node: NodeTopology, node_id: int, first: int) -> NodeTopology:
-    devices = tuple(replace(device, device_id=first + device.device_id) for device in node.devices)
-    links = tuple(replace(link, a=first + link.a, b=first + link.b) for link in node.links)
+def _with_offset(node: NodeTopology, node_id: int, offset: int) -> NodeTopology:
+    """The node with its id in the cluster, and ``offset`` added to its device ids."""
+    devices = tuple(replace(device, device_id=offset + device.device_id) for device in node.devices)
+    links = tuple(replace(link, a=offset + link.a, b=offset + link.b) for link in node.links)
     return replace(node, node_id=node_id, devices=devices, links=links)
 
 
 def _device_of(node: NodeTopology, gpu: GpuIdentity | None, local_rank: int, local_size: int) -> int | None:
-    """The rank's GPU, else the CPU package in its turn if there is one for each."""
+    """The id of the rank's GPU, else of the ``local_rank``-th CPU package if each rank can have one."""
     for device in node.devices:
         if gpu is not None and gpu.is_of(device):
             return device.device_id

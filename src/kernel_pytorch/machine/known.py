@@ -1,4 +1,4 @@
-"""Arithmetic with figures that may be unknown."""
+"""Arithmetic with values that may be unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def total(values: Iterable[_Number | None]) -> _Number | None:
-    """The sum; None if one of them is unknown, or if there are none."""
+    """The sum; None if any value is unknown, or if there are no values."""
     summed: _Number | None = None
     for value in values:
         if value is None:

@@ -1,4 +1,4 @@
-"""What a device really reaches: matrix products and copies. Imports torch."""
+"""Measuring a device with matrix products and copies. Imports torch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _MATRIX_SIZES = {"cpu": (128, 256, 512, 1024, 2048), "gpu": (1024, 2048, 4096, 8
 _COPY_MIB = {"cpu": (8, 64, 512), "gpu": (256, 2048)}
 _RUNS = 3
 _FIGURE_S = 1.0
-"""About what a figure may cost. A CPU without bfloat16 instructions needs minutes for a product of 2048."""
+"""Approximate time for each figure. A 2048 x 2048 product takes minutes on a CPU without bfloat16."""
 
 
 class TooSlowError(Exception):
-    """Even the smallest run takes longer than a figure may."""
+    """Even the smallest size takes longer than :data:`_FIGURE_S`."""
 
 
 def measure_peaks(device: DeviceInfo) -> MeasuredPeaks:
-    """Measure one device, with the largest products and copies that take about a second for each figure.
+    """Measure one device, with the largest products and copies for which a figure takes about a second.
 
     Raises:
-        ValueError: torch does not see the device, or too little of its memory is free.
+        ValueError: torch does not see the device, or it has too little free memory.
     """
     try:
         return _measure_peaks(device, torch_device(device))
@@ -42,9 +42,7 @@ def _measure_peaks(device: DeviceInfo, target: torch.device) -> MeasuredPeaks:
     flops: dict[str, float] = {}
     sizes: dict[str, int] = {}
     unmeasured: dict[str, str] = {}
-    for name in (
-        ("float32", "bfloat16") if device.kind == "cpu" else ("float32", "tf32", "bfloat16", "float16")
-    ):
+    for name in _DTYPES[device.kind]:
         try:
             sizes[name], seconds = _median_s(
                 partial(_product, name, target), _MATRIX_SIZES[device.kind], 3, target
@@ -54,8 +52,8 @@ def _measure_peaks(device: DeviceInfo, target: torch.device) -> MeasuredPeaks:
             unmeasured[name] = str(error)
     counts = [mib << 20 for mib in _COPY_MIB[device.kind]]
     if device.kind == "cpu" and device.memory_bytes is not None:
-        most = device.memory_bytes // 8  # two such, and this process may be granted little
-        counts = [count for count in counts if count <= most] or [most]
+        largest = device.memory_bytes // 8  # source and copy together need twice this
+        counts = [count for count in counts if count <= largest] or [largest]
     memory_gb_s, count = None, 0
     try:
         count, seconds = _median_s(partial(_copy, target), counts, 1, target)
@@ -83,7 +81,7 @@ def _product(name: str, target: torch.device, size: int) -> Callable[[], object]
     out = torch.empty_like(a)
 
     def run() -> None:
-        with _products(rounded=name == "tf32"):
+        with _matmul_precision(rounded=name == "tf32"):
             torch.mm(a, b, out=out)
 
     return run
@@ -96,7 +94,8 @@ def _copy(target: torch.device, count: int) -> Callable[[], object]:
 
 
 @contextmanager
-def _products(*, rounded: bool) -> Iterator[None]:
+def _matmul_precision(*, rounded: bool) -> Iterator[None]:
+    """Allow or forbid rounding the factors of float32 products to TF32 meanwhile."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if rounded else "highest")
     try:
@@ -108,11 +107,12 @@ def _products(*, rounded: bool) -> Iterator[None]:
 def _median_s(
     make: Callable[[int], Callable[[], object]], sizes: Sequence[int], power: int, target: torch.device
 ) -> tuple[int, float]:
-    """The largest of ``sizes`` whose runs together take about :data:`_FIGURE_S`, and the median of its runs.
+    """The largest of ``sizes`` whose runs take about :data:`_FIGURE_S` together, and their median in seconds.
 
     Args:
-        make: gives what is run for a size.
-        power: of the size that the time of a run grows with.
+        make: returns the function to run for a size.
+        sizes: ascending.
+        power: the time of a run grows with this power of the size.
 
     Raises:
         TooSlowError: a run of the smallest size takes longer.

@@ -1,4 +1,4 @@
-"""What a device was measured to reach."""
+"""Measured figures of a device."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPeaks:
-    """Medians. A CPU's are those of all threads that torch uses, whichever package they run on."""
+    """Medians. For a CPU they are those of all torch threads, whichever package these run on."""
 
     device_id: int
     flops: dict[str, float]
-    """FLOP/s of n x n matrix products by dtype; "tf32" is float32 with its products rounded."""
+    """FLOP/s of n x n matrix products by data type; "tf32" is float32 with factors rounded to TF32."""
     memory_gb_s: float | None
-    """Bytes read plus bytes written by a copy."""
+    """Rate of a copy, counting bytes read and bytes written; None if not measured."""
     matrix_sizes: dict[str, int]
-    """The n of the products, by dtype: as large as about a second allows."""
+    """n by data type: the largest for which the figure takes about a second."""
     copy_bytes: int
+    """Size of the copy; 0 if not measured."""
     threads: int | None
-    """Of a CPU."""
+    """Number of torch threads on a CPU."""
     flops_share: dict[str, float]
-    """Of the vendor's figure, where it is known."""
+    """Share of the vendor's peak by data type, where that is known."""
     memory_share: float | None
+    """Share of the vendor's peak memory bandwidth."""
     unmeasured: dict[str, str] = field(default_factory=dict)
-    """What was not measured, a dtype or "copy", and why."""
+    """Reasons by data type, or "copy", that was not measured."""

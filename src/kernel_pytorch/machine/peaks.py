@@ -1,6 +1,6 @@
-"""What vendors promise of their accelerators, by the name that the driver gives them.
+"""Vendors' peak figures of their accelerators, by the name that the driver reports.
 
-Dense, without sparsity; tensor or matrix cores where there are any, sums in float32.
+Dense, without sparsity; on tensor or matrix cores where there are any, accumulating in float32.
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ _TABLE = {
 
 
 def peaks_of(name: str) -> Peaks | None:
-    """The peaks of the accelerator that its driver calls ``name``; None if the table does not have it."""
+    """The peaks of the accelerator with the driver's ``name``; None if it is not in the table."""
     return _TABLE.get(name)

@@ -1,7 +1,7 @@
-"""Which values are possible: one table for all vendors' drivers, for the host and for recorded readings.
+"""Which values are possible: one table for all vendors' drivers, the host and recorded readings.
 
-Drivers report success with garbage: all ones for a sensor that is not there, an error code for a temperature,
-text for a number. What cannot be is unknown, with a note.
+Drivers may return garbage and report success: all ones for a missing sensor, an error code as a temperature,
+text instead of a number. Impossible values become unknown, with a note.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from .known import total
 from .readings import DeviceReading
 
 Notes = dict[tuple[str, str], Missing]
-"""By device and quantity: each is noted once, with its first impossible value."""
+"""Notes by device and quantity, each with the first impossible value."""
 
 _POSITIVE = math.nextafter(0, 1)
 _COUNT = (0, (1 << 64) - 1)
-# Silicon is qualified for 150 C at the most (AEC-Q100, grade 0), and accelerators stop below 120. Their
-# sensors are unsigned: below zero is an error code.
+# Silicon is qualified for at most 150 C (AEC-Q100, grade 0), and accelerators shut down below 120. Their
+# sensors are unsigned: a negative value is an error code.
 _TEMPERATURE_C = (0, 150)
-# The largest accelerators draw 1.4 kW (NVIDIA B300); "no limit" of a CPU package is 4 kW (RAPL's 15 bits).
+# The largest accelerators draw 1.4 kW (NVIDIA B300); the largest power limit in RAPL is 4 kW (15 bits).
 _POWER_W = (0, 10_000)
 _POWER_LIMIT_W = (_POSITIVE, 10_000)
-# No chip was ever clocked at 10 GHz. GDDR7 is to reach 48 Gbit/s, which NVML calls 24 GHz; 65535 is all ones.
+# No chip reaches 10 GHz. GDDR7 is specified up to 48 Gbit/s, 24 GHz in NVML; 65535 is all ones.
 _CLOCK_MHZ = (0, 10_000)
 _MEMORY_CLOCK_MHZ = (0, 50_000)
-_MOST_BYTES = 1 << 52  # physical addresses of x86-64 and AArch64 have 52 bits
+_MAX_BYTES = 1 << 52  # physical addresses of x86-64 and AArch64 have 52 bits
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature_c": _TEMPERATURE_C,
@@ -41,10 +41,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "power_limit_w": _POWER_LIMIT_W,
     "power_limit_min_w": _POWER_W,
     "power_limit_max_w": _POWER_LIMIT_W,
-    "age_s": (0, 1e6),  # readings of more than a few seconds are dropped
+    "age_s": (0, 1e6),  # readings older than a few seconds are dropped
     "utilization": (0, 1),
-    "memory_bytes": (1, _MOST_BYTES),
-    "memory_used_bytes": (0, _MOST_BYTES),
+    "memory_bytes": (1, _MAX_BYTES),
+    "memory_used_bytes": (0, _MAX_BYTES),
     "sm_clock_mhz": _CLOCK_MHZ,
     "base_clock_mhz": _CLOCK_MHZ,
     "boost_clock_mhz": _CLOCK_MHZ,
@@ -56,24 +56,24 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "nvlink_errors": _COUNT,
     "pcie_replays": _COUNT,
     "throttle_bits": _COUNT,
-    "compute_units": (1, 65_534),  # some hundreds; 65535 is all ones
+    "compute_units": (1, 65_534),  # real ones have some hundreds; 65535 is all ones
     "generation": (1, 8),  # PCI-SIG has announced 8.0
     "generation_max": (1, 8),
     "width": (1, 32),  # PCI Express Base Specification: x32 is the widest
     "width_max": (1, 32),
-    "nvlink_gb_s": (_POSITIVE, 1_000),  # of one link in one direction; NVLink 6 has 100
-    "speed_gbit_s": (_POSITIVE, 10_000),  # of an interface; IEEE 802.3dj has 1600
+    "nvlink_gb_s": (_POSITIVE, 1_000),  # one link in one direction; NVLink 6 has 100
+    "speed_gbit_s": (_POSITIVE, 10_000),  # a network interface; IEEE 802.3dj has 1600
 }
-"""The least and the most by quantity."""
+"""The smallest and the largest possible value by quantity."""
 _FLAGS = {"lost", "remap_failed", "remap_pending", "mig_enabled", "ecc_enabled", "persistence_mode"}
 _TUPLES = {"throttle_reasons": str, "xids": int}
 _NUMBERS = {int, float}  # not bool
 _ALL_ONES = {(1 << 32) - 1, (1 << 64) - 1}
-# NVML counts millijoules; an interface without a speed has 65535 Mbit/s, or -1 (sysfs-class-net).
+# All ones after conversion: NVML counts millijoules; sysfs gives 65535 Mbit/s for an unknown speed.
 _SCALED_ONES = {"energy_j": ((1 << 32) - 1) * 1e-3, "speed_gbit_s": ((1 << 16) - 1) / 1000}
-# A card may draw three times its power for 100 microseconds (PCI Express CEM 5.1). CPU packages have limits
-# for the long run, and laptops draw four times that for seconds.
-_MOST_OF_POWER_LIMIT = 3
+# A card may draw three times its rated power for 100 microseconds (PCI Express CEM 5.1). CPU packages are
+# exempt: their power limit is a long-term mean, which laptops exceed fourfold for seconds.
+_MAX_OF_POWER_LIMIT = 3
 
 _READ = [field.name for field in msgspec.structs.fields(DeviceReading)]
 _UNKNOWN = dict(zip(_READ, msgspec.structs.astuple(DeviceReading()), strict=True))
@@ -81,7 +81,7 @@ _Facts = TypeVar("_Facts", DeviceInfo, PciLink, MigInstance)
 
 
 def is_possible(quantity: str, value: Any) -> bool:
-    """Whether a quantity can have this value. Unknown (None) is possible, and so is what has no bounds."""
+    """Whether ``quantity`` can have this value. None is possible, and so is any value without bounds."""
     if value is None:
         return True
     bounds = _BOUNDS.get(quantity)
@@ -100,7 +100,7 @@ def is_possible(quantity: str, value: Any) -> bool:
 
 
 def sum_of_counters(counters: Iterable[Any]) -> Any:
-    """The sum, None if one is unknown. An impossible one is given instead of the sum, which would hide it."""
+    """The sum; None if any counter is unknown. An impossible counter is returned instead: a sum hides it."""
     found = list(counters)
     impossible = [counter for counter in found if not is_possible("ecc_corrected", counter)]
     return impossible[0] if impossible else total(found)
@@ -109,21 +109,21 @@ def sum_of_counters(counters: Iterable[Any]) -> Any:
 def possible_readings(
     readings: Mapping[int, DeviceReading], devices: Mapping[int, DeviceInfo], notes: Notes
 ) -> dict[int, DeviceReading]:
-    """The readings, with what is impossible unknown.
+    """The readings, with impossible values set to unknown.
 
     Args:
         readings: by device id.
-        devices: by device id. Their power limits and their memory bound the readings too.
-        notes: gains what is impossible.
+        devices: by device id. Their power limits and memory sizes bound the readings too.
+        notes: receives a note for each impossible value.
     """
     return {id: _reading(id, reading, devices.get(id), notes) for id, reading in readings.items()}
 
 
 def possible_facts(device: DeviceInfo, notes: Notes) -> DeviceInfo:
-    """The device with its PCI link, its MIG instances and its reading, with what is impossible unknown.
+    """The device, its PCI link, MIG instances and reading, with impossible values set to unknown.
 
     Args:
-        notes: gains what is impossible.
+        notes: receives a note for each impossible value.
     """
     label = device.label
     device = _facts(label, device, notes)
@@ -151,7 +151,7 @@ def _reading(id: int, reading: DeviceReading, device: DeviceInfo | None, notes: 
             power_limits_w = [device.power_limit_w, device.power_limit_max_w]
             power_limits_w += [] if "power_limit_w" in refused else [reading.power_limit_w]
             highest_w = max((limit for limit in power_limits_w if limit is not None), default=math.inf)
-            if reading.power_w > _MOST_OF_POWER_LIMIT * highest_w:
+            if reading.power_w > _MAX_OF_POWER_LIMIT * highest_w:
                 refused["power_w"] = reading.power_w
         used, total = reading.memory_used_bytes, device.memory_bytes
         if used is not None and total is not None and "memory_used_bytes" not in refused and used > total:

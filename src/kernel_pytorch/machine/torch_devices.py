@@ -1,4 +1,4 @@
-"""torch's numbers of devices: it counts the GPUs that it may see, drivers count all. Imports torch."""
+"""Devices in torch, which numbers only the GPUs that it sees, while drivers number all. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .facts import DeviceInfo, GpuIdentity, HardwareVendor
 
 
 def torch_device(device: DeviceInfo) -> torch.device:
-    """The device under torch's number.
+    """torch's device for ``device``.
 
     Raises:
-        ValueError: torch does not see it.
+        ValueError: torch does not see the device.
     """
     if device.kind == "cpu":
         return torch.device("cpu")
@@ -23,7 +23,7 @@ def torch_device(device: DeviceInfo) -> torch.device:
     for index in range(count):
         if identify(index).is_of(device):
             return torch.device(kind, index)
-    if kind == "xpu" and device.uuid is None and device.index < count:  # older versions of PyTorch tell none
+    if kind == "xpu" and device.uuid is None and device.index < count:  # older PyTorch has no UUIDs
         return torch.device(kind, device.index)
     why = "CUDA_VISIBLE_DEVICES or its like hides it, or torch was built for other devices"
     raise ValueError(
@@ -33,7 +33,10 @@ def torch_device(device: DeviceInfo) -> torch.device:
 
 
 def own_gpu() -> GpuIdentity | None:
-    """The GPU that this process computes on: torch's current one, or the LOCAL_RANK-th it sees."""
+    """The GPU that this process computes on; None without GPUs.
+
+    That is torch's current device or, before torch is initialised, index LOCAL_RANK.
+    """
     for module, identify in ((torch.cuda, cuda_gpu), (torch.xpu, xpu_gpu)):
         if module.is_available():
             if module.is_initialized():
@@ -43,15 +46,15 @@ def own_gpu() -> GpuIdentity | None:
 
 
 def xpu_gpu(index: int) -> GpuIdentity:
-    """The Intel GPU that torch numbers ``index``; it tells no PCI address."""
+    """The Intel GPU with torch's ``index``; torch has no PCI address of it."""
     uuid = getattr(torch.xpu.get_device_properties(index), "uuid", None)
     return GpuIdentity(uuid=None if uuid is None else str(uuid), pci_address=None)
 
 
 def cuda_gpu(index: int) -> GpuIdentity:
-    """The GPU that torch numbers ``index``."""
+    """The CUDA or ROCm GPU with torch's ``index``."""
     properties = torch.cuda.get_device_properties(index)
-    # Older versions of PyTorch do not tell these.
+    # Older versions of PyTorch lack these properties.
     parts = [getattr(properties, f"pci_{name}_id", None) for name in ("domain", "bus", "device")]
     known = [part for part in parts if part is not None]
     uuid = getattr(properties, "uuid", None)

@@ -1,8 +1,8 @@
-"""Which devices this process may use: drivers show all of a node, runtimes only what the job was given.
+"""Which devices this process may use: drivers list all of a node, runtimes only those granted to the job.
 
-Two things narrow it: variables of the environment, read here as the vendors' runtimes read them, and the
-device files, which a container may lack and a device cgroup may close. Numbers in a variable count the
-devices whose files may be opened: the runtimes see no others.
+Environment variables, parsed here as the vendors' runtimes parse them, restrict the devices, and so do device
+files, which may be missing in a container or closed by a device cgroup. Indexes in a variable count only the
+devices whose files can be opened: the runtimes see no others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .files import Files
 
 
 def cuda_visible(value: str, names: Sequence[Collection[str]]) -> dict[int, str]:
-    """What CUDA_VISIBLE_DEVICES shows: positions in ``names``, in its order, with the entry that names each.
+    """The entries of CUDA_VISIBLE_DEVICES by index in ``names``: the GPUs that it shows, in its order.
 
-    The first entry decides whether they are numbers, UUIDs of GPUs or ids of MIG instances. A number is what
-    C's ``strtoul`` makes of the entry ("1gpu" is 1). An id may be cut short as long as only one begins so;
-    case counts. The first entry that is negative, of another kind, unknown or ambiguous ends the list.
-    Anything named twice hides all, and so does an empty value.
+    The first entry decides whether all are indexes, UUIDs of GPUs or ids of MIG instances. An index is parsed
+    like C's ``strtoul`` ("1gpu" is 1). A UUID or id may be abbreviated to an unambiguous prefix and is case
+    sensitive. The first entry that is negative, of another kind, unknown or ambiguous ends the list. A
+    duplicate hides all GPUs, and so does an empty value.
 
     Source: NVIDIA, "CUDA Programming Guide", section "CUDA Environment Variables"; where it is silent,
     PyTorch's ``torch.cuda._parse_visible_devices``.
@@ -43,23 +43,23 @@ def cuda_visible(value: str, names: Sequence[Collection[str]]) -> dict[int, str]
         return {}
     shown: dict[int, str] = {}
     for entry in entries:
-        position = int(entry) if prefix is None else _named(entry, names)
-        if position is None or position >= len(names):
+        index = int(entry) if prefix is None else _match(entry, names)
+        if index is None or index >= len(names):
             break
-        if position in shown:
+        if index in shown:
             return {}
-        shown[position] = entry
+        shown[index] = entry
     return shown
 
 
 def _leading_number(entry: str) -> int:
-    """-1 if there is none."""
+    """The integer at the start of ``entry``; -1 if there is none."""
     found = re.match(r"\s*([+-]?[0-9]+)", entry)
     return int(found[1]) if found else -1
 
 
-def _named(entry: str, names: Sequence[Collection[str]]) -> int | None:
-    """The position of what ``entry`` names in full, or of the only one that begins with it."""
+def _match(entry: str, names: Sequence[Collection[str]]) -> int | None:
+    """The index of the only item with a name equal to ``entry``, else of the only one with that prefix."""
     for matches in (str.__eq__, str.startswith):
         found = [number for number, own in enumerate(names) if any(matches(name, entry) for name in own)]
         if len(found) == 1:
@@ -68,34 +68,34 @@ def _named(entry: str, names: Sequence[Collection[str]]) -> int | None:
 
 
 def rocr_visible(value: str, uuids: Sequence[str | None]) -> dict[int, str]:
-    """What ROCR_VISIBLE_DEVICES shows: positions in ``uuids``, in its order, with the entry that names each.
+    """The entries of ROCR_VISIBLE_DEVICES by index in ``uuids``: the GPUs that it shows, in its order.
 
-    Numbers and UUIDs ("GPU-" and 16 hexadecimal digits of either case, or fewer if unambiguous) may be mixed.
-    The first entry that is invalid, or named before, ends the list; an empty value hides all.
+    Indexes and UUIDs ("GPU-" and 16 hexadecimal digits of either case, or fewer if unambiguous) may be mixed.
+    The first entry that is invalid or a duplicate ends the list; an empty value hides all GPUs.
 
     Source: AMD, ROCR-Runtime, ``core/runtime/amd_filter_device.cpp``.
 
     Args:
-        uuids: of each GPU in KFD's order; None for one that has none.
+        uuids: of each GPU in the order of KFD, the kernel's driver; None for a GPU without one.
     """
     names = [(uuid.upper(),) if uuid else () for uuid in uuids]
     shown: dict[int, str] = {}
     for entry in (part.strip().upper() for part in value.split(",")):
         if entry.startswith("G"):
-            position = _named(entry, names) if len(entry) > len("GPU-") else None
+            index = _match(entry, names) if len(entry) > len("GPU-") else None
         else:
-            position = int(entry) if re.fullmatch("[0-9]+", entry) else None
-        if position is None or position >= len(uuids) or position in shown:
+            index = int(entry) if re.fullmatch("[0-9]+", entry) else None
+        if index is None or index >= len(uuids) or index in shown:
             break
-        shown[position] = entry
+        shown[index] = entry
     return shown
 
 
 def hip_visible(value: str, uuids: Sequence[str | None]) -> dict[int, str]:
-    """What HIP_VISIBLE_DEVICES shows of the GPUs that ROCR shows; see :func:`rocr_visible`.
+    """The entries of HIP_VISIBLE_DEVICES by index among the GPUs that ROCR shows; see :func:`rocr_visible`.
 
-    HIP and PyTorch read it each in its way; a GPU must pass both. PyTorch reads it like CUDA's variable; to
-    HIP an entry is a number only if it is nothing else, without spaces.
+    HIP and PyTorch parse the variable differently, and a GPU must be shown by both. PyTorch parses it like
+    CUDA_VISIBLE_DEVICES; HIP accepts an index only in plain digits, without spaces.
 
     Source: AMD, clr, ``rocclr/device/rocm/rocdevice.cpp``; ``torch.cuda._parse_visible_devices``.
     """
@@ -104,11 +104,10 @@ def hip_visible(value: str, uuids: Sequence[str | None]) -> dict[int, str]:
 
 
 def level_zero_entries(mask: str, *, flat: bool) -> list[str]:
-    """The entries of ZE_AFFINITY_MASK for the devices that it shows, in the order in which they are shown.
+    """The entries of ZE_AFFINITY_MASK by device, in the order in which the devices are shown.
 
-    That is the devices' own order, whatever the mask's; entries that name no device are ignored. In a flat
-    hierarchy a device is a tile ("2"); else it is a card, of which "1.0" leaves tile 0 ("1.0,1.1": one
-    device).
+    That is the driver's order, not the mask's; invalid entries are ignored. In a flat hierarchy a device is a
+    tile ("2"), else a card, of which "1.0" shows tile 0 only ("1.0,1.1" is one device with two tiles).
 
     Source: oneAPI, "Level Zero Specification", section "Affinity Mask"; Intel, compute-runtime,
     ``shared/source/execution_environment/execution_environment.cpp``.
@@ -123,11 +122,11 @@ def level_zero_entries(mask: str, *, flat: bool) -> list[str]:
 def mark_hidden(
     devices: Sequence[DeviceInfo], environment: Mapping[str, str], files: Files
 ) -> tuple[list[DeviceInfo], list[Missing]]:
-    """The devices of a node with ``hidden`` and ``visible_as`` filled in, and what could not be told.
+    """The devices of a node with ``hidden`` and ``visible_as`` filled in, and notes on what is undecided.
 
     Args:
-        devices: those of a vendor in its driver's order.
-        environment: the variables of this process.
+        devices: those of each vendor in the driver's order.
+        environment: the environment variables of this process.
     """
     notes: list[Missing] = []
     marked = {device.device_id: device for device in devices}
@@ -144,25 +143,26 @@ def mark_hidden(
 def _nvidia(
     gpus: list[DeviceInfo], environment: Mapping[str, str], files: Files, notes: list[Missing]
 ) -> list[DeviceInfo]:
-    """NVIDIA's container runtime gives ``void`` and ``none`` no GPU, though a privileged container sees them.
+    """Apply NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES and the device files of MIG instances.
 
-    Without CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA gives number 0 to the GPU that it takes for the fastest: with
-    one model that is NVML's order, with several only CUDA knows.
+    With ``void`` and ``none`` NVIDIA's container runtime grants no GPU, though a privileged container sees
+    all. Unless CUDA_DEVICE_ORDER is PCI_BUS_ID, CUDA gives index 0 to the GPU that it considers fastest:
+    with GPUs of one model the order is NVML's, with several models only CUDA knows it.
     """
-    given = environment.get("NVIDIA_VISIBLE_DEVICES")
-    if given in ("void", "none"):
-        return [replace(gpu, hidden=f"is hidden by NVIDIA_VISIBLE_DEVICES={given}") for gpu in gpus]
+    granted = environment.get("NVIDIA_VISIBLE_DEVICES")
+    if granted in ("void", "none"):
+        return [replace(gpu, hidden=f"is hidden by NVIDIA_VISIBLE_DEVICES={granted}") for gpu in gpus]
     gpus = [_with_instances(gpu, files) for gpu in gpus]
     value, order = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("CUDA_DEVICE_ORDER")
-    # One that was lost does not tell its model: it is taken for one of the others'.
-    numbered = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus} - {UNNAMED}) <= 1
+    # The model of a lost GPU is unknown: assume one of the others'.
+    order_known = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus} - {UNNAMED}) <= 1
     if value is None:
         # Whether CUDA counts a lost GPU is not documented; UUIDs do not depend on it.
         lost = any(gpu.name == UNNAMED and gpu.uuid is None for gpu in gpus)
         as_nvml = order in (None, "PCI_BUS_ID") and not lost
         if as_nvml and all(gpu.index == number for number, gpu in enumerate(gpus)):
             return gpus
-        entries = [str(number) if numbered and not lost else gpu.uuid for number, gpu in enumerate(gpus)]
+        entries = [str(number) if order_known and not lost else gpu.uuid for number, gpu in enumerate(gpus)]
         return [replace(gpu, visible_as=entry) for gpu, entry in zip(gpus, entries, strict=True)]
     variable = f"CUDA_VISIBLE_DEVICES={value}"
     if value.startswith("MIG-"):
@@ -171,18 +171,18 @@ def _nvidia(
     if value.startswith("GPU-") and () in names:
         ids = value.split(",")
         known = [id for id in ids if _named(id, names) is not None]
-        if len(known) < len(ids):  # the others may be those that do not tell their UUID
-            notes.append(_untold(variable, "NVIDIA", "UUIDs are unknown"))
+        if len(known) < len(ids):  # the others may be GPUs of unknown UUID
+            notes.append(_undecided(variable, "NVIDIA", "UUIDs are unknown"))
             shown = cuda_visible(",".join(known), names)
             return [
                 _shown_or_hidden(gpu, shown.get(number), variable) if gpu.uuid else gpu
                 for number, gpu in enumerate(gpus)
             ]
     shown = cuda_visible(value, names)
-    if shown and not numbered and not value.startswith("GPU-"):
+    if shown and not order_known and not value.startswith("GPU-"):
         if len(shown) < len(gpus):
             why = "CUDA counts the fastest first, and the models differ"
-            notes.append(_untold(variable, "NVIDIA", why, "export CUDA_DEVICE_ORDER=PCI_BUS_ID"))
+            notes.append(_undecided(variable, "NVIDIA", why, "export CUDA_DEVICE_ORDER=PCI_BUS_ID"))
         return [replace(gpu, visible_as=gpu.uuid) for gpu in gpus]
     return [_shown_or_hidden(gpu, shown.get(number), variable) for number, gpu in enumerate(gpus)]
 
@@ -193,12 +193,12 @@ def _shown_or_hidden(gpu: DeviceInfo, entry: str | None, variable: str) -> Devic
     return replace(gpu, visible_as=entry)
 
 
-def _untold(variable: str, vendor: str, why: str, fix: str | None = None) -> Missing:
+def _undecided(variable: str, vendor: str, why: str, fix: str | None = None) -> Missing:
     return Missing(what=f"which {vendor} GPUs {variable} shows", why=why, fix=fix)
 
 
 def _with_instances(gpu: DeviceInfo, files: Files) -> DeviceInfo:
-    """The GPU with what device files forbid of its MIG instances; hidden if that is all of them."""
+    """The GPU with its MIG instances marked by their device files; hidden if all of them are."""
     if not gpu.mig_instances:
         return gpu
     instances = tuple(
@@ -210,7 +210,9 @@ def _with_instances(gpu: DeviceInfo, files: Files) -> DeviceInfo:
 
 
 def _instances_shown(gpus: list[DeviceInfo], variable: str) -> list[DeviceInfo]:
-    """By the ids of MIG instances: MIG-<UUID>, and MIG-<UUID of the GPU>/<GPU instance>/<compute instance>.
+    """Apply a variable with ids of MIG instances to the GPUs.
+
+    An id is MIG-<UUID> or MIG-<UUID of the GPU>/<GPU instance>/<compute instance>.
 
     Source: NVIDIA, "Multi-Instance GPU User Guide", section "CUDA Device Enumeration".
     """
@@ -240,15 +242,15 @@ def _instances_shown(gpus: list[DeviceInfo], variable: str) -> list[DeviceInfo]:
 def _amd(
     gpus: list[DeviceInfo], environment: Mapping[str, str], files: Files, notes: list[Missing]
 ) -> list[DeviceInfo]:
-    """ROCR chooses among the GPUs in KFD's order, HIP among what ROCR leaves, in ROCR's order.
+    """Apply ROCR_VISIBLE_DEVICES to the GPUs in KFD's order, then HIP_VISIBLE_DEVICES to those it shows.
 
-    HIP reads CUDA_VISIBLE_DEVICES where HIP_VISIBLE_DEVICES is not set. Only OpenCL reads GPU_DEVICE_ORDINAL,
-    whatever AMD's "GPU isolation techniques" says (source: clr, ``rocclr/device/rocm/rocdevice.cpp``). To HIP
-    an empty value hides nothing, to PyTorch all; PyTorch counts here.
+    HIP reads CUDA_VISIBLE_DEVICES if HIP_VISIBLE_DEVICES is not set. Only OpenCL reads GPU_DEVICE_ORDINAL,
+    contrary to AMD's "GPU isolation techniques" (source: clr, ``rocclr/device/rocm/rocdevice.cpp``). An empty
+    value hides nothing from HIP but everything from PyTorch, which is what counts here.
     """
     order, uuids = _kfd_order(gpus, files)
     hip = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in environment else "CUDA_VISIBLE_DEVICES"
-    entries = {number: str(number) for number in range(len(order))}
+    entries = {number: str(number) for number in range(len(order))}  # by index in ``order``
     hidden: dict[int, str] = {}
     for name, read in (("ROCR_VISIBLE_DEVICES", rocr_visible), (hip, hip_visible)):
         value = environment.get(name)
@@ -256,14 +258,14 @@ def _amd(
             continue
         variable = f"{name}={value}"
         if "GPU-" in value.upper() and not any(uuids):
-            notes.append(_untold(variable, "AMD", "UUIDs are unknown"))
+            notes.append(_undecided(variable, "AMD", "UUIDs are unknown"))
             return gpus
         left = list(entries)
         shown = read(value, [uuids[number] for number in left])
-        hidden |= {number: variable for place, number in enumerate(left) if place not in shown}
-        # Hints set HIP_VISIBLE_DEVICES, whose numbers count what ROCR leaves.
-        named = shown.values() if name == hip else map(str, range(len(shown)))
-        entries = {left[place]: entry for place, entry in zip(shown, named, strict=True)}
+        hidden |= {number: variable for index, number in enumerate(left) if index not in shown}
+        # Launch hints set HIP_VISIBLE_DEVICES, whose indexes count the GPUs that ROCR shows.
+        names = shown.values() if name == hip else map(str, range(len(shown)))
+        entries = {left[index]: entry for index, entry in zip(shown, names, strict=True)}
     return [
         _shown_or_hidden(gpu, entries.get(number), hidden.get(number, ""))
         for number, gpu in enumerate(order)
@@ -272,15 +274,16 @@ def _amd(
 
 
 def _kfd_order(gpus: list[DeviceInfo], files: Files) -> tuple[list[DeviceInfo | None], list[str | None]]:
-    """The GPUs as ROCR counts them, None for one that is not among ``gpus``, and their UUIDs as it has them.
+    """The GPUs in ROCR's order (None for one that is not among ``gpus``), and their UUIDs in ROCR.
 
-    That is the order of their nodes in KFD's topology; where it does not show each of them, AMD SMI's order.
+    ROCR's order is that of the nodes in KFD's topology. If those do not include each of ``gpus``, AMD SMI's
+    order is used, without UUIDs.
     """
     folder = "sys/class/kfd/kfd/topology/nodes"
     own = {gpu.pci_slot: gpu for gpu in gpus}
     order: list[DeviceInfo | None] = []
     uuids: list[str | None] = []
-    for node in files.numbered(folder, ""):
+    for node in files.order_known(folder, ""):
         numbers = {
             name: int(text)
             for name, text in _fields(files, f"{folder}/{node}/properties").items()
@@ -300,20 +303,20 @@ def _kfd_order(gpus: list[DeviceInfo], files: Files) -> tuple[list[DeviceInfo | 
 def _intel(
     gpus: list[DeviceInfo], environment: Mapping[str, str], files: Files, notes: list[Missing]
 ) -> list[DeviceInfo]:
-    """torch.xpu, which reads Intel's GPUs, shows none that is hidden; what is told is how they are named."""
+    """Set the entries of ZE_AFFINITY_MASK. No GPU is marked hidden: torch.xpu lists visible GPUs only."""
     selector, mask = environment.get("ONEAPI_DEVICE_SELECTOR", ""), environment.get("ZE_AFFINITY_MASK", "")
     if re.search("[0-9]", selector):
         why = "its numbers count what ZE_AFFINITY_MASK shows, and are not read here"
         variable = f"ONEAPI_DEVICE_SELECTOR={selector}"
-        notes.append(_untold(variable, "Intel", why, "choose them with ZE_AFFINITY_MASK"))
+        notes.append(_undecided(variable, "Intel", why, "choose them with ZE_AFFINITY_MASK"))
     if mask in ("", "default"):
         return gpus
     flat = environment.get("ZE_FLAT_DEVICE_HIERARCHY") != "COMPOSITE"
     entries = level_zero_entries(mask, flat=flat)
     if len(entries) < len(gpus):
-        notes.append(_untold(f"ZE_AFFINITY_MASK={mask}", "Intel", f"torch sees {len(gpus)}"))
+        notes.append(_undecided(f"ZE_AFFINITY_MASK={mask}", "Intel", f"torch sees {len(gpus)}"))
         return gpus
-    # Entries that name no device are the highest.
+    # Surplus entries are the highest: those of devices that do not exist.
     return [replace(gpu, visible_as=entry) for gpu, entry in zip(gpus, entries, strict=False)]
 
 
@@ -321,13 +324,13 @@ _MARKS = {HardwareVendor.NVIDIA: _nvidia, HardwareVendor.AMD: _amd, HardwareVend
 
 
 def _device_files(device: DeviceInfo, files: Files) -> Iterator[str]:
-    """The files through which its runtime opens a device, as far as the kernel tells them."""
+    """The files through which a runtime opens the device, as far as sysfs and procfs show them."""
     if device.vendor is HardwareVendor.NVIDIA:
         minor = _nvidia_minor(device, files)
         if minor is not None:
             yield f"dev/nvidia{minor}"
         return
-    renders = files.numbered(f"sys/bus/pci/devices/{device.pci_slot}/drm", "renderD")
+    renders = files.order_known(f"sys/bus/pci/devices/{device.pci_slot}/drm", "renderD")
     if renders and device.vendor is HardwareVendor.AMD:
         yield "dev/kfd"
     yield from (f"dev/dri/renderD{number}" for number in renders)
@@ -338,7 +341,7 @@ def _nvidia_minor(device: DeviceInfo, files: Files) -> str | None:
 
 
 def _capabilities(gpu: DeviceInfo, instance: MigInstance, files: Files) -> Iterator[str]:
-    """The files that grant a MIG instance.
+    """The device files that give access to a MIG instance.
 
     Source: NVIDIA, "Multi-Instance GPU User Guide", section "Device Nodes and Capabilities".
     """
@@ -352,7 +355,7 @@ def _capabilities(gpu: DeviceInfo, instance: MigInstance, files: Files) -> Itera
 
 
 def _fields(files: Files, name: str) -> dict[str, str]:
-    """A file of lines "key: value" or "key value"."""
+    """Parse a file of lines "key: value" or "key value"."""
     lines = (
         re.split(r":\s*|\s+(?=\S+$)", line, maxsplit=1) for line in (files.text(name) or "").splitlines()
     )
@@ -360,10 +363,10 @@ def _fields(files: Files, name: str) -> dict[str, str]:
 
 
 def _closed(files: Files, names: Iterator[str], mode: int = os.R_OK | os.W_OK) -> str | None:
-    """Which of the device files is not there or may not be opened; None: all may.
+    """Why a device is hidden: one of its files is missing or cannot be opened. None if all can.
 
-    access(2) asks the device cgroup, of version 1 or 2, just as open(2) does (Linux, ``inode_permission``),
-    but wakes no device.
+    access(2) checks the device cgroup (v1 and v2) as open(2) does (Linux, ``inode_permission``), but does not
+    wake the device.
     """
     for name in names:
         if not files.exists(name):

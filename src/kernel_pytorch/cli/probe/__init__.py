@@ -1,4 +1,4 @@
-"""``kernel-pytorch probe``: what this machine is, and its condition."""
+"""``kernel-pytorch probe``: this machine and its condition."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  kernel-pytorch probe                                   what is there, as a tree
+  kernel-pytorch probe                                   the machine as a tree
   kernel-pytorch probe --json | jq .node.devices
-  kernel-pytorch probe --measure                         products and copies, against the vendor's figures
+  kernel-pytorch probe --measure                         products and copies, against the vendor's peaks
   kernel-pytorch probe --plot topology.svg
   kernel-pytorch probe --record trace.jsonl --seconds 60
-  kernel-pytorch probe --replay trace.jsonl              what the health rules say of it
+  kernel-pytorch probe --replay trace.jsonl              the health rules applied to it
   kernel-pytorch probe --serve 127.0.0.1:9400            metrics for Prometheus
 
 Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was given, 130 ended by Ctrl-C
@@ -33,6 +33,7 @@ Exit status: 0 done, 1 a device could not be measured, 2 a mistake in what was g
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``probe``."""
     parser.description = (
         "Show this machine: CPUs, memory, accelerators, links, network, storage, and what is missing to "
         "see more."
@@ -44,17 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--plot", type=Path, metavar="FILE", help="draw the topology: .svg, .png or .pdf")
     what.add_argument("--record", type=Path, metavar="FILE", help="record readings for --seconds")
     what.add_argument(
-        "--replay", type=Path, metavar="FILE", help="judge a recorded trace instead of this machine"
+        "--replay", type=Path, metavar="FILE", help="apply the health rules to a recorded trace"
     )
     what.add_argument(
         "--serve", metavar="[HOST]:PORT", help="serve metrics for Prometheus until Ctrl-C or SIGTERM"
     )
     what.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
     parser.add_argument("--seconds", type=float, help="how long to record (default: 60)")
-    parser.add_argument("--interval", type=float, help="seconds from reading to reading (default: 1)")
+    parser.add_argument("--interval", type=float, help="seconds between readings (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run ``probe`` and return its exit status."""
     _check(args)
     if args.schema:
         from importlib import resources
@@ -109,12 +111,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _measure(node: NodeTopology) -> tuple[tuple[MeasuredPeaks, ...], int]:
-    """What was measured, and the exit status: 1 if a device could not be."""
+    """The figures, and the exit status: 1 if a device could not be measured."""
     try:
         from ...machine.measure import measure_peaks
     except ImportError as error:
         raise CommandError(f"--measure needs torch: {error} (pip install torch)") from error
-    # All packages share torch's threads: they are one device to it.
+    # torch has one CPU device: its threads run on all packages.
     usable = [device for device in node.devices if device.hidden is None]
     devices = usable[:1] if node.devices[0].kind == "cpu" else usable
     found, status = [], 0

@@ -1,4 +1,4 @@
-"""A drawing of a node: NUMA nodes with their CPUs, devices and interfaces, and what joins them."""
+"""A drawing of a node: NUMA nodes with their CPUs, devices and interfaces, and the links between devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(node: NodeTopology, path: Path) -> None:
     """Draw ``node`` into ``path``.
 
     Raises:
-        CommandError: another kind of file, or no matplotlib.
+        CommandError: the file's suffix is not supported, or matplotlib is not installed.
     """
     if path.suffix not in _FORMATS:
         raise CommandError(f"--plot writes {', '.join(_FORMATS)}, got {path}")
@@ -35,20 +35,20 @@ def draw(node: NodeTopology, path: Path) -> None:
     except ImportError as error:
         raise CommandError("--plot needs matplotlib: pip install matplotlib") from error
     columns = {numa.numa_id: number for number, numa in enumerate(node.numa_nodes)}
-    outside = len(columns) if len(columns) > 1 else 0  # what no NUMA node claims stands at the right
-    placed: dict[int, list[DeviceInfo]] = {}
+    outside = len(columns) if len(columns) > 1 else 0  # a column at the right for items without a NUMA node
+    gpus: dict[int, list[DeviceInfo]] = {}  # by column
     for device in node.devices:
         if device.kind == "gpu":
             column = outside if device.numa_node is None else columns.get(device.numa_node, outside)
-            placed.setdefault(column, []).append(device)
-    below: dict[int, list[NetworkInterface]] = {}
+            gpus.setdefault(column, []).append(device)
+    nics: dict[int, list[NetworkInterface]] = {}
     for nic in node.network_interfaces:
         if nic.kind not in ("loopback", "virtual"):
             column = outside if nic.numa_node is None else columns.get(nic.numa_node, outside)
-            below.setdefault(column, []).append(nic)
-    count = max(len(columns), 1) + (len(columns) > 1 and (outside in placed or outside in below))
-    rows = max((len(devices) for devices in placed.values()), default=0)
-    height = rows + max((len(nics) for nics in below.values()), default=0)
+            nics.setdefault(column, []).append(nic)
+    count = max(len(columns), 1) + (len(columns) > 1 and (outside in gpus or outside in nics))
+    rows = max((len(devices) for devices in gpus.values()), default=0)
+    height = rows + max((len(found) for found in nics.values()), default=0)
     figure = Figure(figsize=(2 + 3.2 * count, 2 + 0.5 * height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
@@ -60,18 +60,18 @@ def draw(node: NodeTopology, path: Path) -> None:
         memory = "memory unknown" if numa.memory_bytes is None else f"{numa.memory_bytes / 1e9:.0f} GB"
         text = f"NUMA node {numa.numa_id}\n{cores} cores, CPUs {_short(numa.cpus)}\n{memory}"
         _box(axes, columns[numa.numa_id], 0, text, "whitesmoke", height=1.6)
-    spots: dict[int, tuple[float, float]] = {}
-    for column, devices in placed.items():
+    centres: dict[int, tuple[float, float]] = {}
+    for column, devices in gpus.items():
         for row, device in enumerate(devices):
             memory = "" if device.memory_bytes is None else f", {device.memory_bytes / 1e9:.0f} GB"
             text = f"{device.label}  {device.name.removeprefix('NVIDIA ')}{memory}"
-            spots[device.device_id] = _box(axes, column, row + 1, text, "honeydew")
-    for column, nics in below.items():
-        for row, nic in enumerate(nics, rows + 1):
+            centres[device.device_id] = _box(axes, column, row + 1, text, "honeydew")
+    for column, found in nics.items():
+        for row, nic in enumerate(found, rows + 1):
             speed = "" if nic.speed_gbit_s is None else f", {nic.speed_gbit_s:g} Gbit/s"
             _box(axes, column, row, f"{nic.name}  {nic.kind or 'interface'}{speed}", "aliceblue")
-    _links(axes, node, spots)
-    if spots and node.links:
+    _links(axes, node, centres)
+    if centres and node.links:
         figure.legend(loc="outside lower center", ncols=4, fontsize=7)
     axes.set_xlim(-0.5, count * (_WIDTH + _GAP))
     axes.set_ylim(-height - 1.2, 1.8)
@@ -95,12 +95,12 @@ def _box(
     return centre
 
 
-def _links(axes: Axes, node: NodeTopology, spots: dict[int, tuple[float, float]]) -> None:
+def _links(axes: Axes, node: NodeTopology, centres: dict[int, tuple[float, float]]) -> None:
     labelled: set[LinkKind] = set()
     for link in sorted(node.links, key=lambda link: -link.kind):
-        if link.a not in spots or link.b not in spots:
+        if link.a not in centres or link.b not in centres:
             continue
-        (x0, y0), (x1, y1) = spots[link.a], spots[link.b]
+        (x0, y0), (x1, y1) = centres[link.a], centres[link.b]
         bend = _WIDTH / 2 + 0.15 * abs(y1 - y0)
         xs = (x0, x0 + bend, x1 + bend, x1) if x0 == x1 else (x0, x1)
         ys = (y0, y0, y1, y1) if x0 == x1 else (y0, y1)

@@ -1,4 +1,4 @@
-"""A probe's report as data: what ``--json`` prints."""
+"""The report of a probe as data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ...machine.measured import MeasuredPeaks
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """What ``--json`` prints; ``--schema`` describes it."""
+    """The output of ``probe --json``; ``probe --schema`` prints its schema."""
 
     format: Literal["kernel-pytorch probe"] = "kernel-pytorch probe"
     version: Literal[2] = 2
-    """Grows when a field changes its meaning or goes; new ones may come without."""
+    """Incremented when a field is removed or changes its meaning, but not when one is added."""
     node: NodeTopology
     measured: tuple[MeasuredPeaks, ...] | None = None
     """None without ``--measure``."""

@@ -17,7 +17,7 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request, in one family of addresses; ``::`` takes IPv4's too."""
+    """One thread for each request. Listens in one address family; ``::`` also accepts IPv4."""
 
     daemon_threads = True
 
@@ -29,12 +29,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
-        # Not the one of HTTPServer: it looks up the host's name, which may take as long as DNS likes.
+        # Not HTTPServer.server_bind, which looks up the host's name and may wait for DNS.
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
     @property
     def url(self) -> str:
+        """Address of the metrics."""
         host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         return f"http://{host}:{self.server_port}/metrics"
 
@@ -45,7 +46,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def _listen(host: str, port: int) -> _Server:
-    """At ``host``; without one at all addresses of this machine."""
+    """A server bound to ``host``; without a host, to all addresses of this machine."""
     if not host:
         try:
             return _Server(socket.AF_INET6, "::", port)
@@ -61,7 +62,7 @@ def serve(machine: Machine, address: str, interval_s: float) -> int:
     """Serve metrics at ``[HOST]:PORT`` until Ctrl-C or SIGTERM, and return the exit status.
 
     Raises:
-        CommandError: no prometheus-client, no such address, or the port is taken.
+        CommandError: prometheus-client is not installed, or the address is invalid or in use.
     """
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:

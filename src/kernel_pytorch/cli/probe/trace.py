@@ -1,4 +1,4 @@
-"""Recording readings, and judging a recording."""
+"""Recording readings, and applying the health rules to a recording."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from ..shell import Terminated, print_json, status_of
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A component that came to a state, or about which something new was seen."""
+    """A component that entered a state, or for which there is new evidence."""
 
     at_s: float
-    """Since the first reading."""
+    """Seconds since the first reading."""
     component: str
     state: HealthState | None
     what: tuple[str, ...]
-    """What was seen, or why the state is unknown."""
+    """The evidence, or why the state is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayReport:
-    """What ``probe --replay --json`` prints."""
+    """The output of ``probe --replay --json``."""
 
     format: Literal["kernel-pytorch replay"] = "kernel-pytorch replay"
     version: Literal[1] = 1
     readings: int
     seconds: float
     truncated: bool
-    """The recording was cut off in the middle of its last line."""
+    """Whether the recording ends in the middle of a line."""
     missing: tuple[Missing, ...]
-    """What was recorded but is not possible: it counts as unknown."""
+    """Impossible values in the recording, which count as unknown."""
     findings: tuple[Finding, ...]
     components: dict[str, ComponentHealth]
-    """At the end."""
+    """Health at the end."""
 
 
 class Watch:
-    """Follows the readings and the health of all components, and notes what changes."""
+    """Follows the readings and the health of all components, and finds changes."""
 
     def __init__(self, devices: tuple[DeviceInfo, ...]) -> None:
         self._devices = devices
@@ -61,7 +61,7 @@ class Watch:
         self.readings = 0
 
     def take(self, snapshot: Snapshot) -> Iterator[Finding]:
-        """Take in a snapshot; what it changed."""
+        """Take in the next snapshot; yields what changed."""
         self._first_s = snapshot.time_s if self._first_s is None else self._first_s
         self.last_s = snapshot.time_s - self._first_s
         self.readings += 1
@@ -75,10 +75,11 @@ class Watch:
                 yield Finding(at_s=self.last_s, component=name, state=health.state, what=_seen(health))
 
     def components(self) -> Mapping[str, ComponentHealth]:
+        """Current health by component."""
         return self._health.components()
 
     def ranges(self) -> Iterator[str]:
-        """A line for each device: the least and the most that was read."""
+        """A line for each device with the smallest and largest values that were read."""
         for device in self._devices:
             parts = [
                 f"{quantity.number(pair[0])} to {quantity.number(pair[1])} {quantity.unit}"
@@ -103,7 +104,7 @@ def record(machine: Source, node: NodeTopology, path: Path, seconds: float, inte
         The exit status.
 
     Raises:
-        CommandError: the file is there already, or a reading failed; those before it are kept.
+        CommandError: the file exists, or a reading failed; the readings before it are kept.
     """
     if path.exists():
         raise CommandError(f"{path} exists; --record does not write over it")
@@ -138,19 +139,19 @@ def _read(machine: Source, path: Path) -> Snapshot:
 
 
 def _every(interval_s: float, seconds: float) -> Iterator[float]:
-    """Seconds left, now and then each interval, until ``seconds`` are over."""
+    """Yields the seconds left: at once and then each interval, for ``seconds``."""
     due = begun = time.monotonic()
     while due - begun <= seconds:
         time.sleep(max(due - time.monotonic(), 0))
         yield seconds - (due - begun)
-        due = max(due + interval_s, time.monotonic())  # readings that were missed are not made up for
+        due = max(due + interval_s, time.monotonic())  # missed readings are skipped
 
 
 def replay(path: Path, *, as_json: bool) -> int:
-    """Judge the recording in ``path`` and print what the health rules say of it.
+    """Apply the health rules to the recording in ``path``, print the findings and return the exit status.
 
     Raises:
-        CommandError: it is not a recording, or a damaged one.
+        CommandError: the file is not a recording, or is damaged.
     """
     try:
         reader = read_trace(path)

@@ -1,4 +1,4 @@
-"""A probe's report as a tree to read."""
+"""The report of a probe as a tree of text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .report import ProbeReport
 
 @dataclass
 class Branch:
-    """A line of the tree with what is below it."""
+    """A line of the tree and the branches below it."""
 
     text: str
     below: list[Branch] = field(default_factory=list)
 
 
 def tree_lines(branch: Branch, *, ascii_only: bool = False) -> Iterator[str]:
-    """The tree as lines of text."""
+    """The lines of the tree; ``ascii_only`` draws its branches in ASCII."""
     tee, last, bar = ("|- ", "`- ", "|  ") if ascii_only else ("├─ ", "└─ ", "│  ")
     yield branch.text
     for number, child in enumerate(branch.below):
@@ -33,6 +33,7 @@ def tree_lines(branch: Branch, *, ascii_only: bool = False) -> Iterator[str]:
 
 
 def report_tree(report: ProbeReport) -> Branch:
+    """The tree of a report."""
     node = report.node
     root = Branch(f"{node.hostname}  {_usable(node)}")
     root.below.append(_cpus(node))
@@ -107,11 +108,12 @@ def _devices_note(node: NodeTopology) -> str:
 
 
 def _device(device: DeviceInfo) -> Branch:
+    shared = " shared with the host" if device.memory_shared else ""
     units = {"gpu": "SM" if device.vendor.value == "nvidia" else "compute unit", "cpu": "core"}[device.kind]
     facts = [
         device.name,
         f"architecture {device.architecture}" if device.architecture else None,
-        f"{_gb(device.memory_bytes)}{_shared(device)}" if device.memory_bytes else None,
+        f"{_gb(device.memory_bytes)}{shared}" if device.memory_bytes else None,
         _counted(device.compute_units, units) if device.compute_units else None,
         f"up to {device.boost_clock_mhz} MHz" if device.boost_clock_mhz else None,
         None if device.power_limit_w is None else f"power limit {device.power_limit_w:.0f} W",
@@ -145,12 +147,8 @@ def _hidden(why: str | None) -> str:
     return f": {why}" if why else ""
 
 
-def _shared(device: DeviceInfo) -> str:
-    return " shared with the host" if device.memory_shared else ""
-
-
 def _peaks(devices: Iterable[DeviceInfo]) -> list[Branch]:
-    """Once for each model."""
+    """A branch for each model."""
     models = {device.name: device.peaks for device in devices if device.peaks}
     found = []
     for name, peaks in models.items():

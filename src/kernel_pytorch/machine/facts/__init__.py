@@ -1,7 +1,7 @@
-"""What a machine consists of: plain data, whoever read it.
+"""What a machine consists of: plain data, independent of its source.
 
-A field is None where the fact could not be read; :class:`Missing` tells why. Sizes are in bytes where the
-name says bytes, in 1e9 bytes where it says ``_gb``; CPUs are the numbers that Linux gives them.
+A field is None where the fact could not be read; :class:`Missing` gives the reason. Names ending in
+``_bytes`` are in bytes, in ``_gb`` in 1e9 bytes. CPUs are given by Linux's CPU numbers.
 """
 
 from .device import (

@@ -1,4 +1,4 @@
-"""A node, and several of them."""
+"""Nodes and clusters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .host import BlockDevice, Cache, CpuPackage, Limits, NetworkInterface, Numa
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """Something that was not read: what, why, and what would make it readable."""
+    """Something that could not be read: what, why, and how to make it readable."""
 
     what: str
     why: str
@@ -22,12 +22,12 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTopology:
-    """One machine, or what a container lets see of it."""
+    """One machine, or what a container shows of it."""
 
     node_id: int
     hostname: str
     boot_id: str | None
-    """Linux's random id of this boot; with the network namespace it tells hosts apart."""
+    """Linux's random id of this boot; with the network namespace it identifies the host."""
     network_namespace: str | None
     packages: tuple[CpuPackage, ...]
     caches: tuple[Cache, ...]
@@ -42,7 +42,7 @@ class NodeTopology:
 
     @property
     def cpu_count(self) -> int:
-        """CPUs that this process may run on."""
+        """Number of CPUs that this process may run on."""
         return len(self.limits.cpus)
 
     @property
@@ -53,7 +53,7 @@ class NodeTopology:
 
     @property
     def storage_type(self) -> str | None:
-        """The fastest kind of storage there is."""
+        """The fastest kind of storage on this node; None if there is none."""
         kinds = {device.kind for device in self.storage}
         return next((kind for kind in ("nvme", "ssd", "hdd", "virtual") if kind in kinds), None)
 
@@ -73,6 +73,7 @@ class NodeTopology:
 
     @property
     def pcie_topology(self) -> dict[int, PciLink]:
+        """PCI links by device id."""
         return {device.device_id: device.pci for device in self.devices if device.pci}
 
 
@@ -84,38 +85,45 @@ class RankPlace:
     node_id: int
     local_rank: int
     device_id: int | None
-    """The device it computes on; None: it has none of its own (more ranks than devices)."""
+    """The device that it computes on; None if it has none of its own (more ranks than devices)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterTopology:
+    """Nodes by id, and the ranks that run on them."""
+
     nodes: dict[int, NodeTopology]
     ranks: tuple[RankPlace, ...] = ()
     """In order of rank; empty outside a process group."""
 
     @property
     def devices(self) -> Iterator[DeviceInfo]:
+        """The devices of all nodes, in order of node."""
         return (device for node in self.nodes.values() for device in node.devices)
 
     @property
     def total_devices(self) -> int:
+        """Number of devices of all nodes."""
         return sum(len(node.devices) for node in self.nodes.values())
 
     @property
     def total_memory_gb(self) -> float | None:
-        """Memory of all devices; None if one's is unknown."""
+        """Memory of all devices; None if that of any is unknown."""
         return total(device.memory_gb for device in self.devices)
 
     @property
     def vendor_distribution(self) -> dict[HardwareVendor, int]:
+        """Number of devices by vendor."""
         return dict(Counter(device.vendor for device in self.devices))
 
     @property
     def capability_distribution(self) -> dict[DeviceCapability | None, int]:
+        """Number of devices by capability."""
         return dict(Counter(device.capability for device in self.devices))
 
     @property
     def memory_distribution(self) -> dict[float | None, int]:
+        """Number of devices by size of memory in GB."""
         return dict(Counter(device.memory_gb for device in self.devices))
 
     def node_of(self, device_id: int) -> NodeTopology:

@@ -1,1 +1,1 @@
-"""The host's own files: CPUs, memory, network, storage, PCI bus; facts and readings."""
+"""Facts and readings of the host from the kernel's files: CPUs, memory, network, storage, PCI bus."""

@@ -13,8 +13,8 @@ _CPUS = "sys/devices/system/cpu"
 _NODES = "sys/devices/system/node"
 CPU_VENDORS = {"AuthenticAMD": HardwareVendor.AMD, "GenuineIntel": HardwareVendor.INTEL}
 _MODEL_KEYS = ("model name", "cpu model", "cpu", "uarch")
-"""In /proc/cpuinfo, in lower case: x86 and LoongArch, MIPS, POWER, RISC-V."""
-# ARM's kernels give numbers: implementer and part (the Main ID Register, MIDR_EL1).
+"""Keys of /proc/cpuinfo in lower case: of x86 and LoongArch, MIPS, POWER, RISC-V."""
+# On ARM, /proc/cpuinfo has no name, only implementer and part number (Main ID Register, MIDR_EL1).
 _ARM_MODELS = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd05"): "Cortex-A55",
@@ -46,13 +46,14 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def online_cpus(files: Files) -> tuple[int, ...]:
+    """The numbers of the online CPUs, ascending; empty where there is no sysfs."""
     return files.cpus(f"{_CPUS}/online")
 
 
 def read_packages(files: Files) -> tuple[CpuPackage, ...]:
-    """The sockets with their online cores; empty where there is no sysfs.
+    """The packages with their online cores; empty where there is no sysfs.
 
-    Where no CPU names its package there is one; where some do, the others are in none.
+    If no CPU has a package id, all are in package 0; if only some have none, those are left out.
     """
     online = online_cpus(files)
     ids = {cpu: files.count(f"{_CPUS}/cpu{cpu}/topology/physical_package_id") for cpu in online}
@@ -60,13 +61,14 @@ def read_packages(files: Files) -> tuple[CpuPackage, ...]:
         ids = dict.fromkeys(online, 0)
     threads = {cpu: _threads(files, cpu) for cpu in online}
     cores: dict[int, list[tuple[int, ...]]] = {}
-    free = {cpu for cpu, package in ids.items() if package is not None}
-    for cpu in sorted(free, key=lambda cpu: (not threads[cpu], cpu)):  # first those that name their core
-        if (package := ids[cpu]) is not None and cpu in free:
-            mates = (mate for mate in threads[cpu] if mate in free and ids[mate] == package)
-            core = tuple(mates) or (cpu,)
+    left = {cpu for cpu, package in ids.items() if package is not None}
+    # CPUs that list their core come first: the list may hold CPUs that have none.
+    for cpu in sorted(left, key=lambda cpu: (not threads[cpu], cpu)):
+        if (package := ids[cpu]) is not None and cpu in left:
+            siblings = (sibling for sibling in threads[cpu] if sibling in left and ids[sibling] == package)
+            core = tuple(siblings) or (cpu,)
             cores.setdefault(package, []).append(core)
-            free.difference_update(core)
+            left.difference_update(core)
     described = _cpuinfo(files)
     return tuple(
         CpuPackage(
@@ -82,13 +84,13 @@ def read_packages(files: Files) -> tuple[CpuPackage, ...]:
 
 
 def _threads(files: Files, cpu: int) -> tuple[int, ...]:
-    """The CPUs of its core, itself among them; empty if unknown."""
+    """The CPUs of its core, including itself; empty if unknown."""
     lists = (f"{_CPUS}/cpu{cpu}/topology/{name}" for name in ("core_cpus_list", "thread_siblings_list"))
     return next((found for name in lists if cpu in (found := files.cpus(name))), ())
 
 
 def _cpuinfo(files: Files) -> dict[int, dict[str, str]]:
-    """What /proc/cpuinfo tells of each CPU; its keys in lower case."""
+    """The entries of /proc/cpuinfo by CPU, with keys in lower case."""
     found = {}
     for block in (files.text("proc/cpuinfo") or "").split("\n\n"):
         pairs = (line.partition(":") for line in block.split("\n"))
@@ -107,18 +109,18 @@ def _model(entry: dict[str, str]) -> str | None:
 
 
 def _joined(models: Iterable[str | None]) -> str | None:
-    """Each name once: a package may have cores of several kinds (big.LITTLE)."""
+    """The distinct names: a package may have several kinds of cores (big.LITTLE)."""
     return " + ".join(dict.fromkeys(filter(None, models))) or None
 
 
 def highest_mhz(files: Files, package: CpuPackage, name: str) -> int | None:
-    """The highest of a package's clocks in the files ``cpufreq/name``, which are in kHz: cores may differ."""
+    """The highest value of the files ``cpufreq/name`` (in kHz) of a package's cores; None if unknown."""
     clocks = (files.count(f"{_CPUS}/cpu{core[0]}/cpufreq/{name}") for core in package.cores)
     return max((khz // 1000 for khz in clocks if khz), default=None)
 
 
 def read_caches(files: Files) -> tuple[Cache, ...]:
-    """Every cache once, with the online CPUs that share it."""
+    """The caches, each with the online CPUs that share it."""
     online = set(online_cpus(files))
     found: dict[tuple[int, str, tuple[int, ...]], Cache] = {}
     for cpu in sorted(online):
@@ -141,7 +143,7 @@ def _size_bytes(text: str | None) -> int | None:
 
 
 def read_numa_nodes(files: Files) -> tuple[NumaNode, ...]:
-    """The NUMA nodes; a kernel that knows of none has one, with all CPUs and all memory."""
+    """The NUMA nodes. A kernel without NUMA support counts as one node with all CPUs and all memory."""
     ids = files.numbered(_NODES, "node")
     if not ids:
         cpus = online_cpus(files)
@@ -164,16 +166,16 @@ def read_numa_nodes(files: Files) -> tuple[NumaNode, ...]:
 
 
 def _distances(text: str | None, num_nodes: int) -> tuple[int, ...]:
-    """One for each node; empty if unknown."""
+    """The distance to each node; empty if unknown."""
     found = [whole(word) for word in (text or "").split(" ")]
     known = tuple(distance for distance in found if distance is not None and distance >= 0)
     return known if len(known) == len(found) == num_nodes else ()
 
 
 def meminfo_bytes(text: str | None, key: str) -> int | None:
-    """The entry ``key`` of a meminfo file, of the host or of a NUMA node, whose kB are 1024 bytes."""
+    """The entry ``key`` of a meminfo file, the host's or a NUMA node's; None if there is none."""
     found = whole(in_line(text, rf"(?:Node \d+ )?{key}:[ \t]*(\d+) kB"))
-    return None if found is None else found * 1024
+    return None if found is None else found * 1024  # its "kB" are 1024 bytes
 
 
 def _huge_pages(files: Files, folder: str) -> tuple[HugePages, ...]:

@@ -13,40 +13,38 @@ from ..readings import DeviceReading
 from .cpu_sensors import energy_zones, temperature_files
 
 _CPUS = "sys/devices/system/cpu"
-
-
-_MOST_W = 2000.0
-"""More than any package is built to draw, by a factor of three: the largest are sold with 500 to 700 W."""
-_SHORTEST_TURN_S = 60.0
-"""A counter starts over after about a minute at the earliest (Intel SDM, volume 3, 15.10.3)."""
-_RENEWED_S = 1.0  # counters are renewed every few milliseconds; two readings may lie closer than that
+_MAX_W = 2000.0
+"""Three times the power of the largest packages, which are sold with 500 to 700 W."""
+_MIN_WRAP_S = 60.0
+"""The shortest time in which a counter wraps around (Intel SDM, volume 3, 15.10.3)."""
+_UPDATE_S = 1.0  # counters are updated every few milliseconds, perhaps less often than they are read
 
 
 @dataclass
 class _Before:
-    """What the reading before saw of a package; None: nothing."""
+    """Values of a package at its last reading; None if they could not be read."""
 
     ticks: dict[int, tuple[int, int]] = field(default_factory=dict)
     throttled: int | None = None
     energy_uj: int | None = None
-    """As it was last read."""
+    """The last value of the counter that could be read."""
     energy_s: float = 0.0
-    """When, on the clock of the reader."""
+    """When that was read, on the reader's clock."""
     energy_missed: bool = False
-    """It could not be read since."""
+    """Whether a later attempt to read it failed."""
     energy_total_uj: int = 0
-    """As the counter was at first, and all that was added since: the counter itself starts over."""
+    """The first value of the counter plus all increases since: the counter itself wraps around."""
 
 
 class CpuReader:
-    """Reads packages again and again. Utilization, throttling and power compare with the reading before.
+    """Reads CPU packages. Utilization, throttling and power are those since the last reading.
 
-    ``sm_clock_mhz`` is the clock of the fastest core, ``power_w`` the mean since the reading before.
+    ``sm_clock_mhz`` is the clock of the fastest core, ``power_w`` the mean since the last reading.
 
     Args:
-        packages: those to read.
+        packages: the packages to read.
         root: folder that holds ``proc`` and ``sys``.
-        clock: seconds, from any start.
+        clock: returns seconds since any fixed time, like ``time.monotonic``.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class CpuReader:
         self._before = {package_id: _Before() for package_id in ids}
 
     def read(self) -> dict[int, DeviceReading]:
-        """By package id."""
+        """One reading of each package, by package id."""
         ticks = _cpu_ticks(self._files.text("proc/stat"))
         return {package.package_id: self._read(package, ticks) for package in self._packages}
 
@@ -99,10 +97,10 @@ class CpuReader:
         return ("hw_thermal",) if now > last else ()
 
     def _energy(self, package_id: int, before: _Before) -> tuple[float | None, float | None]:
-        """Energy in joules and the mean power in watts since the reading before.
+        """The energy counter in joules, and the mean power in watts since the last reading.
 
-        A jump that the package cannot have drawn is a new start of the counter (the driver was loaded anew, a
-        virtual machine moved): the energy falls, as that of any counter does that starts anew.
+        An increase larger than the package can draw means that the counter was reset (the driver was loaded
+        again, or a virtual machine migrated); the energy then falls, as any counter does at a reset.
         """
         zone, now = self._energies.get(package_id), self._clock()
         counter = self._files.count(f"{zone}/energy_uj") if zone else None
@@ -113,40 +111,40 @@ class CpuReader:
         before.energy_uj, before.energy_s, before.energy_missed = counter, now, False
         added = None if last is None else self._added_uj(f"{zone}", last, counter, seconds)
         if added is None:
-            anew = last is None or counter < before.energy_total_uj
-            before.energy_total_uj = counter if anew else 0
+            falls = last is None or counter < before.energy_total_uj
+            before.energy_total_uj = counter if falls else 0
             return before.energy_total_uj / 1e6, None
         before.energy_total_uj += added
         power_w = added / 1e6 / seconds if seconds > 0 and not missed else None
         return before.energy_total_uj / 1e6, power_w
 
     def _added_uj(self, zone: str, last: int, counter: int, seconds: float) -> int | None:
-        """What was drawn between two values of a counter that starts over at the end of its range.
+        """Energy drawn between two values of a counter that wraps around at the end of its range.
 
-        None where the counter started anew, or may have started over more than once.
+        None if the counter was reset, or may have wrapped around more than once.
         """
         span = self._files.count(f"{zone}/max_energy_range_uj") or 0
         added = counter - last if counter >= last else counter - last + span
-        limits = (self._files.count(f"{zone}/constraint_{number}_power_limit_uw") for number in range(3))
-        limit_w = min(max((limit / 1e6 for limit in limits if limit), default=_MOST_W), _MOST_W)
-        once = not span or seconds <= _SHORTEST_TURN_S or limit_w * seconds * 1e6 < span
-        return added if once and 0 <= added <= _MOST_W * (seconds + _RENEWED_S) * 1e6 else None
+        limits_uw = (self._files.count(f"{zone}/constraint_{number}_power_limit_uw") for number in range(3))
+        power_limit_w = min(max((limit / 1e6 for limit in limits_uw if limit), default=_MAX_W), _MAX_W)
+        once = not span or seconds <= _MIN_WRAP_S or power_limit_w * seconds * 1e6 < span
+        return added if once and 0 <= added <= _MAX_W * (seconds + _UPDATE_S) * 1e6 else None
 
 
 def _utilization(package: CpuPackage, ticks: dict[int, tuple[int, int]], before: _Before) -> float | None:
-    """Of the CPUs that both readings have: one may have gone offline, or come back, in between."""
+    """Busy share of the time of the CPUs in both readings: a CPU may go offline or online in between."""
     last, before.ticks = before.ticks, {cpu: ticks[cpu] for cpu in package.cpus if cpu in ticks}
     busy = passed = 0
     for cpu in last.keys() & before.ticks.keys():
         (busy_then, then), (busy_now, now) = last[cpu], before.ticks[cpu]
         if busy_now >= busy_then:
             busy += busy_now - busy_then
-            passed += max(now - then, busy_now - busy_then)  # the time that it waited may shrink (proc_stat)
+            passed += max(now - then, busy_now - busy_then)  # iowait may decrease (man 5 proc_stat)
     return busy / passed if passed else None
 
 
 def _cpu_ticks(text: str | None) -> dict[int, tuple[int, int]]:
-    """Busy and all ticks since the boot by CPU (man 5 proc_stat). Neither waiting nor stolen time is busy."""
+    """Busy and total ticks since boot, by CPU (man 5 proc_stat). iowait and steal are not busy."""
     found = {}
     for line in re.finditer("^cpu([0-9]{1,5})((?: [0-9]{1,20}){8,})$", text or "", re.MULTILINE):
         user, nice, system, idle, iowait, irq, softirq, steal = map(int, line[2].split()[:8])

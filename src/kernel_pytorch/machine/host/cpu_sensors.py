@@ -10,22 +10,21 @@ from ..files import Files, whole
 _HWMON = "sys/class/hwmon"
 _THERMAL = "sys/class/thermal"
 _POWERCAP = "sys/class/powercap"
-
-
-# Thermal zones of x86; of device trees, which name them as they like: the CPUs' own, else the whole chip's
-# (cpu-thermal, CPU-therm, cpuss0-thermal, cluster1-thermal, bigcore0-thermal; soc_thermal, package-thermal).
+# Names of thermal zones, best first: x86; device trees, whose names are not standardised, for the CPUs
+# (cpu-thermal, CPU-therm, cpuss0-thermal, cluster1-thermal, bigcore0-thermal), else for the whole chip
+# (soc_thermal, package-thermal).
 _ZONES = ("x86_pkg_temp", "cpu|cpuss|cluster|cls|big|little|bigcore|littlecore", "soc|package")
 
 
 def temperature_files(files: Files, package_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """For each package that has any, its temperature files, in thousandths of a degree Celsius.
+    """Temperature files, in thousandths of a degree Celsius, by package id; packages without any are absent.
 
-    Source: the kernel's hwmon drivers coretemp (Intel) and k10temp (AMD), else thermal zones, else the hwmon
-    devices that are made of thermal zones. Sensors that do not name their package are assigned to packages in
-    order, if their number is a multiple of the packages'.
+    Source: the hwmon drivers coretemp (Intel) and k10temp (AMD), else thermal zones, else the hwmon devices
+    that the kernel makes of thermal zones. Unlabelled sensors are assigned to packages in order, if their
+    number is a multiple of the packages'.
     """
-    named: dict[int, tuple[str, ...]] = {}
-    unnamed: list[str] = []
+    labelled: dict[int, tuple[str, ...]] = {}
+    unlabelled: list[str] = []
     for number in files.numbered(_HWMON, "hwmon"):
         folder = f"{_HWMON}/hwmon{number}"
         driver = files.text(f"{folder}/name")
@@ -33,28 +32,28 @@ def temperature_files(files: Files, package_ids: Sequence[int]) -> dict[int, tup
         if driver == "coretemp":
             for package_id in package_ids:
                 if label := labels.get(f"Package id {package_id}"):
-                    named[package_id] = (label,)
+                    labelled[package_id] = (label,)
         elif driver in ("k10temp", "zenpower"):
-            own = labels.get("Tdie") or labels.get("Tctl")  # Tctl is made up for the fan on some models
-            unnamed += [own or f"{folder}/temp1_input"]
-    if named:
-        return named
-    for words in _ZONES if not unnamed else ():
+            own = labels.get("Tdie") or labels.get("Tctl")  # on some models Tctl has an offset for the fan
+            unlabelled += [own or f"{folder}/temp1_input"]
+    if labelled:
+        return labelled
+    for words in _ZONES if not unlabelled else ():
         for sensors in (_zones(files), _hwmon_inputs(files)):
-            unnamed = unnamed or [
+            unlabelled = unlabelled or [
                 name for kind, name in sensors if re.search(f"(?<![a-z])({words})(?![a-z])", kind.lower())
             ]
-    each, rest = divmod(len(unnamed), len(package_ids)) if package_ids else (0, 0)
+    each, rest = divmod(len(unlabelled), len(package_ids)) if package_ids else (0, 0)
     if not each or rest:
         return {}
     return {
-        package_id: tuple(unnamed[each * place : each * (place + 1)])
-        for place, package_id in enumerate(package_ids)
+        package_id: tuple(unlabelled[each * index : each * (index + 1)])
+        for index, package_id in enumerate(package_ids)
     }
 
 
 def why_no_temperature(files: Files) -> str:
-    """What to tell where no temperature of a package could be read."""
+    """The reason to give when no package temperature could be read."""
     kinds = sorted({kind for sensors in (_zones(files), _hwmon_inputs(files)) for kind, _ in sensors})
     if not kinds:
         return "no sensor in /sys/class/hwmon or /sys/class/thermal"
@@ -62,14 +61,14 @@ def why_no_temperature(files: Files) -> str:
 
 
 def _zones(files: Files) -> Iterator[tuple[str, str]]:
-    """Kind and temperature file of each thermal zone."""
+    """Type and temperature file of each thermal zone."""
     for number in files.numbered(_THERMAL, "thermal_zone"):
         zone = f"{_THERMAL}/thermal_zone{number}"
         yield files.text(f"{zone}/type") or "?", f"{zone}/temp"
 
 
 def _hwmon_inputs(files: Files) -> Iterator[tuple[str, str]]:
-    """Driver and file of each temperature of a hwmon device."""
+    """Driver and file of each hwmon temperature."""
     for number in files.numbered(_HWMON, "hwmon"):
         folder = f"{_HWMON}/hwmon{number}"
         for name in files.names(folder):
@@ -78,7 +77,7 @@ def _hwmon_inputs(files: Files) -> Iterator[tuple[str, str]]:
 
 
 def _labels(files: Files, folder: str) -> dict[str, str]:
-    """The input file for each label of a hwmon device."""
+    """The temperature files of a hwmon device by label."""
     found = {}
     for name in files.names(folder):
         if name.startswith("temp") and name.endswith("_label") and (label := files.text(f"{folder}/{name}")):
@@ -87,7 +86,7 @@ def _labels(files: Files, folder: str) -> dict[str, str]:
 
 
 def energy_zones(files: Files, package_ids: Sequence[int]) -> dict[int, str]:
-    """For each package its folder of running average power limits (Linux: power/powercap/powercap.rst)."""
+    """RAPL folders (running average power limit) by package id (Linux: power/powercap/powercap.rst)."""
     found = {}
     for name in files.names(_POWERCAP):
         label = files.text(f"{_POWERCAP}/{name}/name") or ""

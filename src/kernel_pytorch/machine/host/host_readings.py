@@ -1,4 +1,4 @@
-"""Readings of the host: memory, pressure, network interfaces, space on disks."""
+"""Readings of the host: memory, pressure, network interfaces, disk space."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _RDMA_ERRORS = ("symbol_error", "port_rcv_errors", "port_xmit_discards")
 
 
 class HostReader:
-    """Reads the host again and again.
+    """Reads the host.
 
-    Which interfaces are read is settled once: those of a device; inside a container, which has none, all but
-    the loopback. A bridge or a container's end of a cable comes and goes without anything being broken.
+    Interfaces are read if they belong to a device: bridges and the ends of virtual cables come and go without
+    a fault. If there is none at first, as in a container, all but the loopback are read.
 
-    Disks are asked on a worker: one that hangs leaves out itself and those after it, and nothing else.
+    Disks are read on a worker thread: if one hangs, it and those after it are left out, and nothing else waits.
 
     Args:
         root: folder that holds ``proc`` and ``sys``; mount points are looked up below it.
-        mounts: mount points whose space is read; default: :func:`mount_points` of the first reading.
+        mounts: mount points whose space is read; default: :func:`mount_points` at the first reading.
     """
 
     def __init__(self, root: str = "/", mounts: Iterable[str] | None = None) -> None:
@@ -40,15 +40,16 @@ class HostReader:
         self._disks = None if self._mounts == () else Rounds(Worker("disks"), self._mount_points, self._disk)
         self._memory_groups = own_groups(self._files, "memory")
         interfaces = self._interfaces()
-        self._all_interfaces = not any(self._of_a_device(name) for name in interfaces)
+        self._all_interfaces = not any(self._has_device(name) for name in interfaces)
         self._pci_functions: dict[str, Path | None] = {}
-        """Of the interfaces and adapters that were read; None without a physical one."""
+        """The physical PCI function, if any, of each interface and adapter read so far."""
 
     def read(self) -> HostReading:
+        """One reading."""
         files, asked_s = self._files, time.monotonic()
         if self._disks is not None:
             self._disks.ask()
-        names = [name for name in self._interfaces() if self._all_interfaces or self._of_a_device(name)]
+        names = [name for name in self._interfaces() if self._all_interfaces or self._has_device(name)]
         nics = {name: self._nic(name) for name in names} | self._adapters()
         return HostReading(
             memory_available_bytes=meminfo_bytes(files.text("proc/meminfo"), "MemAvailable"),
@@ -71,8 +72,8 @@ class HostReader:
     def _fallen_off(self, present: dict[str, NicReading]) -> dict[str, NicReading]:
         """Interfaces and adapters of earlier readings whose PCI function has left the bus.
 
-        One that was renamed, deleted or moved to a container leaves its PCI function behind, and a virtual
-        function comes and goes by configuration: none of these is a fault.
+        An interface that was renamed, deleted or moved to a container leaves its PCI function on the bus, and
+        virtual functions are added and removed by configuration: none of these is a fault.
         """
         known = self._pci_functions
         known |= {name: self._pci_function(name) for name in present if name not in known}
@@ -92,19 +93,19 @@ class HostReader:
         return None
 
     def _oom_kills(self) -> int | None:
-        events = self._of_the_group("memory.events", "memory.oom_control")  # of cgroup v2 and v1
+        events = self._group_file("memory.events", "memory.oom_control")  # cgroup v2 and v1
         return whole(in_line(self._files.text(events or "proc/vmstat"), r"oom_kill (\d+)"))
 
     def _memory_stall_s(self) -> float | None:
-        return _stall_s(self._files.text(self._of_the_group("memory.pressure") or "proc/pressure/memory"))
+        return _stall_s(self._files.text(self._group_file("memory.pressure") or "proc/pressure/memory"))
 
-    def _of_the_group(self, *names: str) -> str | None:
-        """The first of these files that this process's control group has; without any the host's count."""
+    def _group_file(self, *names: str) -> str | None:
+        """The first of these files that exists in this process's memory control group; None if none does."""
         paths = (f"{group}/{name}" for group in self._memory_groups for name in names)
         return next(filter(self._files.exists, paths), None)
 
     def _adapters(self) -> dict[str, NicReading]:
-        """RDMA adapters without an interface of their own, by name, with the errors of all their ports."""
+        """RDMA adapters without an interface, by name; errors are those of all ports."""
         files = self._files
         return {
             name: NicReading(
@@ -122,15 +123,15 @@ class HostReader:
         return [name for name in self._files.names(NET) if name != "lo" and self._is_interface(name)]
 
     def _is_interface(self, name: str) -> bool:
-        """Not ``bonding_masters``, a file; nor a bridge, whose carrier comes and goes with what it joins."""
+        """False for ``bonding_masters``, a file, and for bridges, whose carrier depends on their members."""
         folder = f"{NET}/{name}"
         return self._files.exists(f"{folder}/operstate") and not self._files.exists(f"{folder}/bridge")
 
-    def _of_a_device(self, name: str) -> bool:
+    def _has_device(self, name: str) -> bool:
         return self._files.exists(f"{NET}/{name}/device")
 
     def _nic(self, name: str) -> NicReading:
-        errors = (self._files.count(f"{NET}/{name}/statistics/{way}_errors") for way in ("rx", "tx"))
+        errors = (self._files.count(f"{NET}/{name}/statistics/{which}_errors") for which in ("rx", "tx"))
         return NicReading(carrier=has_carrier(self._files, name), errors=total(errors))
 
     def _disk(self, mount: str) -> DiskReading | None:
@@ -143,6 +144,6 @@ class HostReader:
 
 
 def _stall_s(text: str | None) -> float | None:
-    """Seconds of the line ``some`` (Linux: Documentation/accounting/psi.rst)."""
+    """Total of the line ``some`` in seconds (Linux: Documentation/accounting/psi.rst)."""
     microseconds = whole(in_line(text, r"some avg10=.* total=(\d+)"))
     return None if microseconds is None else microseconds / 1e6

@@ -1,7 +1,7 @@
 """What this process may use of the machine: its CPU affinity and the limits of its control groups.
 
-Both cgroup hierarchies, as in the kernel's admin-guide/cgroup-v2 and admin-guide/cgroup-v1. A group's
-ancestors limit it too, so the narrowest limit on the way up counts.
+Source: Linux, admin-guide/cgroup-v2 and admin-guide/cgroup-v1. A group is also bound by the limits of its
+ancestors, so the smallest of them counts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ..files import Files, in_line, parse_cpu_list, whole
 from .cpu import online_cpus
 from .mounts import read_mounts
 
-_V1_NO_LIMIT = 1 << 62  # cgroup v1 has no word for "none" but a number near 2**63
+_V1_NO_LIMIT = 1 << 62  # cgroup v1 gives a number near 2**63 if there is no limit
 
 
 def read_limits(files: Files) -> Limits:
+    """The limits of this process; what its control groups do not limit, or cannot be read, is None."""
     quotas: list[float] = []
     memory: list[int] = []
     for folder in _groups(files, "cpu"):
@@ -33,7 +34,7 @@ def read_limits(files: Files) -> Limits:
 
 
 def _affinity(files: Files) -> tuple[int, ...]:
-    """Affinity and cpuset in one: the kernel lists what is left of both."""
+    """The online CPUs that affinity and cpuset allow: the kernel lists their intersection."""
     online = online_cpus(files)
     text = in_line(files.text("proc/self/status"), r"Cpus_allowed_list:[ \t]*(.*)")
     allowed = set(parse_cpu_list(text or "")) or set(online)
@@ -49,9 +50,9 @@ def _quota(files: Files, folder: str) -> Iterator[float]:
 
 
 def _groups(files: Files, controller: str) -> Iterator[str]:
-    """Folders of this process's group and its ancestors, as far as they can be seen."""
+    """Folders of this process's group and its visible ancestors."""
     for _, mount, root, path in _hierarchies(files, controller):
-        yield from _way_up(mount, root, path)
+        yield from _with_ancestors(mount, root, path)
 
 
 def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str, str]]:
@@ -69,20 +70,20 @@ def _hierarchies(files: Files, controller: str) -> Iterator[tuple[str, str, str,
 
 
 def own_groups(files: Files, controller: str) -> list[str]:
-    """The folders of this process's own group, one for each hierarchy.
+    """The folders of this process's group, one for each hierarchy.
 
-    Left out is the root of cgroup v1, whose files tell of the processes in it alone, not of the host. That of
-    v2 has no such files, unless it is the root of a container's namespace, and then they are the container's.
+    The root group of cgroup v1 is left out: its files cover only the processes directly in it. The root of v2
+    has no such files, unless it is the root of a container's namespace: then they are the container's.
     """
     return [
-        next(_way_up(mount, root, path))
+        next(_with_ancestors(mount, root, path))
         for kind, mount, root, path in _hierarchies(files, controller)
         if kind == "cgroup2" or (root, path) != ("/", "/")
     ]
 
 
 def _own_paths(files: Files) -> dict[str, str]:
-    """The group of this process by controller; cgroup v2 is the controller ""."""
+    """The group of this process by controller; that of cgroup v2 has the key ""."""
     found: dict[str, str] = {}
     for line in (files.text("proc/self/cgroup") or "").split("\n"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -91,8 +92,8 @@ def _own_paths(files: Files) -> dict[str, str]:
     return found
 
 
-def _way_up(mount: str, root: str, path: str) -> Iterator[str]:
-    """A container's mount shows the hierarchy from ``root`` down; what is outside cannot be seen."""
+def _with_ancestors(mount: str, root: str, path: str) -> Iterator[str]:
+    """The folders of group ``path`` and its ancestors up to ``root``, the group mounted at ``mount``."""
     group = PurePosixPath(path)
     inside = (
         group.relative_to(root) if group.is_relative_to(root) and ".." not in group.parts else PurePosixPath()

@@ -14,18 +14,20 @@ _LINE = re.compile(
     r"\d+ \d+ (\d+:\d+) ([^ ]+) ([^ ]+) ([^ ]+)(?: [^ ]+)* - ([^ ]+) ([^ ]*)(?: ([^ ]*))?", re.ASCII
 )
 _LOCAL = ("bcachefs", "btrfs", "ubifs", "virtiofs", "zfs")
-"""Local, though their device number is none of a block device: they have pools or several disks, lie on bare
+"""Local file systems whose device number is not that of a block device: they span several disks, lie on raw
 flash, or are a folder of a virtual machine's host."""
 _SHARED = ("gfs2", "ocfs2")
-"""On a block device that several hosts write; without the others they hang."""
+"""File systems on a block device shared by several hosts; access may hang if another host fails."""
 _NO_DEVICE, _LOOP = "0", "7"  # major numbers (Linux: admin-guide/devices.txt)
 
 
 class Mount(NamedTuple):
+    """A line of mountinfo."""
+
     device: str
-    """Major and minor number of the file system, 254:1."""
+    """Major and minor device number of the file system, such as 254:1."""
     root: str
-    """The folder of the file system that is mounted."""
+    """The folder inside the file system that is mounted."""
     point: str
     options: list[str]
     kind: str
@@ -34,37 +36,43 @@ class Mount(NamedTuple):
 
 
 def read_mounts(files: Files) -> Iterator[Mount]:
-    """Every mount, in the kernel's order."""
+    """All mounts, in the kernel's order."""
     for line in (files.text("proc/self/mountinfo") or "").split("\n"):
         if match := _LINE.fullmatch(line):
             device, root, point, options, kind, source, more = match.groups(default="")
             yield Mount(
-                device, _plain(root), _plain(point), options.split(","), kind, _plain(source), more.split(",")
+                device,
+                _unescaped(root),
+                _unescaped(point),
+                options.split(","),
+                kind,
+                _unescaped(source),
+                more.split(","),
             )
 
 
-def _plain(escaped: str) -> str:
-    """``a\\040b`` is ``a b``."""
+def _unescaped(escaped: str) -> str:
+    """Octal escapes replaced: ``a\\040b`` becomes ``a b``."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)
 
 
 def mount_points(files: Files) -> Iterator[str]:
-    """Where files are kept: ``/``, local file systems, RAM disks; each file system once.
+    """Mount points whose free space matters: ``/``, local file systems, RAM disks; one for each file system.
 
-    Local is what lies on a block device, and the kinds in ``_LOCAL``. Left out: what cannot be written (full
-    from the start); whatever else has no block device, that is network file systems (nfs, cifs, 9p, ceph,
-    lustre, gpfs, all of fuse), for asking a dead server hangs, and the kernel's own.
+    A file system is local if it lies on a block device or is of a kind in ``_LOCAL``. Left out are read-only
+    mounts, which may be full by design, network file systems (nfs, cifs, 9p, ceph, lustre, gpfs, fuse), on
+    which statvfs hangs if the server does not answer, and the kernel's pseudo file systems.
     """
     seen: set[str] = set()
     for mount in read_mounts(files):
         major = mount.device.partition(":")[0]
         local = mount.kind in _LOCAL or (major not in (_NO_DEVICE, _LOOP) and mount.kind not in _SHARED)
         in_memory = mount.kind == "tmpfs" and not mount.point.startswith(("/sys/", "/proc/"))
-        # Each subvolume of btrfs has a device number of its own; their space is one.
+        # Subvolumes of btrfs have different device numbers but share their space.
         identity = mount.source if mount.kind == "btrfs" else mount.device
         if identity in seen or "ro" in mount.options or not (mount.point == "/" or local or in_memory):
             continue
-        if _is_folder(files, mount.point):  # containers bind single files: /etc/hosts
+        if _is_folder(files, mount.point):  # containers bind-mount single files such as /etc/hosts
             seen.add(identity)
             yield mount.point
 

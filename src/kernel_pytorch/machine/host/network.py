@@ -11,38 +11,39 @@ from ..files import Files, printable
 NET = "sys/class/net"
 RDMA = "sys/class/infiniband"
 _ARPHRD_ETHER, _ARPHRD_INFINIBAND, _ARPHRD_LOOPBACK = 1, 32, 772  # if_arp.h
-_UNKNOWN_MBIT_S = 65535  # -1 in 16 bits, of drivers that know no more
-_MOST_MBIT_S = 10_000_000  # the fastest links are specified at 1.6 Tbit/s; -1 in 32 bits is above
-_ACTIVE = 4  # the state of a port that carries data (ib_verbs.h: IB_PORT_ACTIVE)
+_UNKNOWN_MBIT_S = 65535  # -1 in 16 bits: what some drivers give if the speed is unknown
+_MAX_MBIT_S = 10_000_000  # the fastest links have 1.6 Tbit/s; larger values such as -1 in 32 bits are invalid
+_ACTIVE = 4  # ib_verbs.h: IB_PORT_ACTIVE
 
 
 def read_network_interfaces(files: Files) -> tuple[NetworkInterface, ...]:
-    """Every interface, and each RDMA device that no interface belongs to (InfiniBand without IPoIB)."""
+    """All interfaces, and the RDMA devices without one (InfiniBand without IPoIB)."""
     interfaces = [_interface(files, name) for name in files.names(NET) if files.exists(f"{NET}/{name}/type")]
     return (*interfaces, *(_adapter(files, name) for name in lone_adapters(files)))
 
 
 def has_carrier(files: Files, interface: str) -> bool | None:
+    """Whether an interface has a carrier; None if unknown."""
     folder = f"{NET}/{interface}"
-    if files.text(f"{folder}/operstate") == "down":  # set down, too, where the kernel refuses to tell
+    if files.text(f"{folder}/operstate") == "down":  # then ``carrier`` may be unreadable
         return False
     return files.flag(f"{folder}/carrier")
 
 
 def lone_adapters(files: Files) -> list[str]:
-    """RDMA devices that no interface belongs to."""
+    """Names of the RDMA devices without a network interface."""
     taken = {_rdma_device(files, f"{NET}/{name}") for name in files.names(NET)}
     return [name for name in files.names(RDMA) if name not in taken]
 
 
 def adapter_ports(files: Files, adapter: str) -> dict[int, str]:
-    """The folders of an RDMA device's ports, by number."""
+    """The folders of an RDMA device's ports, by port number."""
     ports = f"{RDMA}/{adapter}/ports"
     return {number: f"{ports}/{number}" for number in files.numbered(ports, "")}
 
 
 def adapter_has_carrier(files: Files, adapter: str) -> bool | None:
-    """Whether any port of an RDMA device is active; None if none is and one does not tell."""
+    """Whether any port of an RDMA device is active; None if none is known to be and one is unknown."""
     texts = [files.text(f"{port}/state") or "" for port in adapter_ports(files, adapter).values()]
     states = {int(text[0]) if re.match("[0-5]:", text) else None for text in texts}  # "4: ACTIVE"
     return True if _ACTIVE in states else None if None in states or not states else False
@@ -57,7 +58,7 @@ def _interface(files: Files, name: str) -> NetworkInterface:
     hardware = files.number(f"{folder}/type")
     rdma = _rdma_device(files, folder)
     speed = files.count(f"{folder}/speed")  # Mbit/s
-    if speed is not None and (speed in (0, _UNKNOWN_MBIT_S) or speed > _MOST_MBIT_S):
+    if speed is not None and (speed in (0, _UNKNOWN_MBIT_S) or speed > _MAX_MBIT_S):
         speed = None
     kind: Literal["ethernet", "infiniband", "roce", "loopback", "virtual"] | None
     if hardware is None:
@@ -83,10 +84,10 @@ def _interface(files: Files, name: str) -> NetworkInterface:
 
 
 def _ports_of(files: Files, folder: str, rdma: str | None) -> list[str]:
-    """The port of its RDMA device that an interface belongs to; empty if unknown.
+    """The folder of the RDMA port that an interface uses; empty if unknown.
 
-    ``dev_port`` counts the ports from 0. Old drivers leave it at 0 and set ``dev_id``. Some count all ports
-    of an adapter, though each is a PCI function, and an RDMA device, of its own: the only port is theirs.
+    ``dev_port`` counts the ports from 0. Old drivers leave it at 0 and set ``dev_id``. Some drivers count all
+    ports of an adapter, though each is an RDMA device with one port: then that port is used.
     """
     ports = adapter_ports(files, rdma) if rdma else {}
     index, dev_id = files.count(f"{folder}/dev_port"), files.text(f"{folder}/dev_id") or ""
@@ -112,7 +113,7 @@ def _adapter(files: Files, name: str) -> NetworkInterface:
 
 
 def _rate(files: Files, ports: list[str]) -> float | None:
-    """``400 Gb/sec (4X NDR)``: the fastest of the ports."""
+    """Gbit/s of the fastest port, from texts such as ``400 Gb/sec (4X NDR)``; None if unknown."""
     texts = (files.text(f"{port}/rate") or "" for port in ports)
     rates = [re.match(r"([0-9]{1,5}(?:\.[0-9]{1,3})?) Gb/sec", text) for text in texts]
     return max((float(rate[1]) for rate in rates if rate), default=None)

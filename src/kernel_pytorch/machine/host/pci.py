@@ -1,4 +1,4 @@
-"""Accelerators on the PCI bus, from sysfs: what should be there, even where no driver can tell more."""
+"""Accelerators on the PCI bus, from sysfs: found even if no driver reads them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from ..files import Files
 _DEVICES = "sys/bus/pci/devices"
 _VENDORS = {"0x10de": HardwareVendor.NVIDIA, "0x1002": HardwareVendor.AMD, "0x8086": HardwareVendor.INTEL}
 _CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
-"""VGA, 3D and display controllers, processing accelerators (PCI Code and ID Assignment Specification)."""
+"""VGA, 3D, other display controllers, processing accelerators (PCI Code and ID Assignment Specification)."""
 _INTEGRATED = {HardwareVendor.INTEL: "0000:00:02", HardwareVendor.AMD: "0000:00:01"}
-"""Where CPUs have their graphics; AMD's since Zen sit next to the CPU's security processor instead."""
+"""Slot of a CPU's graphics. On AMD since Zen they share a slot with the CPU's security processor instead."""
 _SECURITY_PROCESSOR = "0x1080"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PciFunction:
+    """A function of a device on the PCI bus."""
+
     address: str
     vendor: HardwareVendor
     device: str
-    """The vendor's number of the model, 0x2330."""
+    """The vendor's device id, such as 0x2330."""
     numa_node: int | None
     driver: str | None
-    """The kernel driver that is bound to it: vfio-pci for one that a virtual machine has."""
+    """The kernel driver bound to it; vfio-pci if it is passed through to a virtual machine."""
     integrated: bool
-    """Graphics of a CPU. Its driver may leave it out."""
+    """Whether it is the graphics of a CPU, which drivers may leave out."""
 
     @property
     def slot(self) -> str:
@@ -35,7 +37,7 @@ class PciFunction:
 
 
 def accelerators(files: Files) -> tuple[PciFunction, ...]:
-    """Display controllers and accelerators of the three vendors, integrated graphics included.
+    """Display controllers and accelerators of NVIDIA, AMD and Intel, including integrated graphics.
 
     Virtual functions (SR-IOV) are left out: they are parts of a device, for virtual machines.
     """
@@ -71,5 +73,5 @@ def _slot(address: str) -> str:
 
 
 def numa_node_of(files: Files, address: str | None) -> int | None:
-    """The NUMA node of a PCI function; None where the firmware does not tell (-1)."""
+    """The NUMA node of a PCI function; None if the firmware does not give one (-1)."""
     return files.count(f"{_DEVICES}/{address}/numa_node") if address else None

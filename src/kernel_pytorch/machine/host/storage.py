@@ -8,12 +8,12 @@ from ..facts import BlockDevice
 from ..files import Files, printable
 
 _BLOCK = "sys/block"
-_SECTOR_BYTES = 512  # sysfs counts in these, whatever the device's own sectors
+_SECTOR_BYTES = 512  # the unit of sysfs, whatever the device's sector size
 _NOT_STORAGE = ("loop", "ram", "zram", "sr", "fd")
 
 
 def read_storage(files: Files) -> tuple[BlockDevice, ...]:
-    """Disks; without partitions, loop devices, RAM disks, optical and floppy drives, hidden paths."""
+    """The disks, without partitions, loop devices, RAM disks, optical and floppy drives and hidden paths."""
     found = []
     for name in files.names(_BLOCK):
         folder, sectors = f"{_BLOCK}/{name}", files.count(f"{_BLOCK}/{name}/size")
@@ -24,7 +24,7 @@ def read_storage(files: Files) -> tuple[BlockDevice, ...]:
         if name.startswith("nvme"):
             kind = "nvme"
         elif not files.exists(f"{folder}/device") or name.startswith(("vd", "xvd")):
-            kind = "virtual"  # dm, md, virtio: what is below does not show
+            kind = "virtual"  # dm, md, virtio: the disks below are not visible
         else:
             rotational = files.flag(f"{folder}/queue/rotational")
             kind = None if rotational is None else "hdd" if rotational else "ssd"
