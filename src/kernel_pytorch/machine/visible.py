@@ -170,7 +170,7 @@ def _nvidia(
     names = [(gpu.uuid,) if gpu.uuid else () for gpu in gpus]
     if value.startswith("GPU-") and () in names:
         ids = value.split(",")
-        known = [id for id in ids if _named(id, names) is not None]
+        known = [id for id in ids if _match(id, names) is not None]
         if len(known) < len(ids):  # the others may be GPUs of unknown UUID
             notes.append(_undecided(variable, "NVIDIA", "UUIDs are unknown"))
             shown = cuda_visible(",".join(known), names)
@@ -283,7 +283,7 @@ def _kfd_order(gpus: list[DeviceInfo], files: Files) -> tuple[list[DeviceInfo | 
     own = {gpu.pci_slot: gpu for gpu in gpus}
     order: list[DeviceInfo | None] = []
     uuids: list[str | None] = []
-    for node in files.order_known(folder, ""):
+    for node in files.numbered(folder, ""):
         numbers = {
             name: int(text)
             for name, text in _fields(files, f"{folder}/{node}/properties").items()
@@ -330,7 +330,7 @@ def _device_files(device: DeviceInfo, files: Files) -> Iterator[str]:
         if minor is not None:
             yield f"dev/nvidia{minor}"
         return
-    renders = files.order_known(f"sys/bus/pci/devices/{device.pci_slot}/drm", "renderD")
+    renders = files.numbered(f"sys/bus/pci/devices/{device.pci_slot}/drm", "renderD")
     if renders and device.vendor is HardwareVendor.AMD:
         yield "dev/kfd"
     yield from (f"dev/dri/renderD{number}" for number in renders)

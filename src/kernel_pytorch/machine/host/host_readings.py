@@ -27,7 +27,7 @@ class HostReader:
     Interfaces are read if they belong to a device: bridges and the ends of virtual cables come and go without
     a fault. If there is none at first, as in a container, all but the loopback are read.
 
-    Disks are read on a worker thread: if one hangs, it and those after it are left out, and nothing else waits.
+    Disks are read on a worker thread: if one hangs, it and those after it are left out; nothing else waits.
 
     Args:
         root: folder that holds ``proc`` and ``sys``; mount points are looked up below it.
