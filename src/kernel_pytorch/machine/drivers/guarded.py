@@ -22,6 +22,8 @@ CLOSE_S = 0.05
 
 @dataclass(frozen=True)
 class DriverFacts:
+    """What a driver reports of its devices."""
+
     devices: tuple[DeviceInfo, ...]
     """With the driver's own numbers."""
     links: tuple[DeviceLink, ...]
