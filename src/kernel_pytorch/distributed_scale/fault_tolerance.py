@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..watch.health import HealthState, Thresholds
@@ -66,4 +65,4 @@ class HardwareHealthMonitor:
         unknown = [name for name in thresholds if name not in Thresholds.names()]
         if unknown:
             raise ValueError(f"no threshold {', '.join(unknown)}; there are {', '.join(Thresholds.names())}")
-        self.view.watch.thresholds = replace(self.thresholds, **thresholds)
+        self.view.watch.change_thresholds(**thresholds)

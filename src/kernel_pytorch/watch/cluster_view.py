@@ -103,7 +103,7 @@ class ClusterView:
 
     def free_bytes(self) -> dict[int, int]:
         """Free memory by device id, where known: from the latest reading, else from the discovery."""
-        latest = self.watch.telemetry.latest
+        latest = self.watch.latest
         read = {} if latest is None else {self.first_id + n: reading for n, reading in latest.devices.items()}
         used = {
             device.device_id: read.get(device.device_id, device.reading).memory_used_bytes
@@ -117,7 +117,7 @@ class ClusterView:
 
     def close(self) -> None:
         """Stop the sampling thread and close the drivers. May be called again."""
-        self.watch.telemetry.stop()
+        self.watch.close()
         if self.machine is not None:
             self.machine.close()
 

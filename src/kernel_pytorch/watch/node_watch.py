@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..machine.facts import DeviceInfo
 from ..machine.readings import Snapshot
@@ -29,8 +31,12 @@ class NodeWatch:
         self.telemetry = Telemetry(
             source, [device.device_id for device in self.devices], interval_s=interval_s
         )
+        self.latest: Snapshot | None = None
+        """The latest snapshot to which the rules were applied."""
         self._health = MachineHealth(self.devices)
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        """Of the owners, and held until the thread has been started or stopped for them."""
         self._owners: list[object] = []
         self._started = False
         self.telemetry.listeners.append(self._take)
@@ -38,10 +44,11 @@ class NodeWatch:
     def _take(self, snapshot: Snapshot) -> None:
         with self._lock:
             self._health.update(snapshot)
+            self.latest = snapshot
 
     def start(self, owner: object) -> None:
         """Run the sampling thread, at least until ``owner`` stops it."""
-        with self._lock:
+        with self._starting:
             if not any(known is owner for known in self._owners):
                 self._owners.append(owner)
             if not self.telemetry.running:
@@ -50,38 +57,46 @@ class NodeWatch:
 
     def stop(self, owner: object) -> None:
         """End the sampling thread, within 100 ms, unless it has another owner or was started elsewhere."""
-        with self._lock:
+        with self._starting:
             self._owners = [known for known in self._owners if known is not owner]
-            to_stop = self._started and not self._owners
-            self._started = self._started and not to_stop
-        if to_stop:
+            if self._started and not self._owners:
+                self._started = False
+                self.telemetry.stop()
+
+    def close(self) -> None:
+        """End the sampling thread, within 100 ms, whoever wants it."""
+        with self._starting:
+            self._owners, self._started = [], False
             self.telemetry.stop()
 
     def now(self) -> Snapshot:
         """The latest snapshot if the thread runs, else a new one; at the end of a trace, its last.
 
-        If the thread has taken none for several intervals, a snapshot without readings.
+        If the source has not answered for several intervals, a snapshot without readings.
 
         Raises:
             EndOfTrace: the trace has no snapshot at all.
         """
-        latest = self.telemetry.latest
-        if latest is None or not (self.telemetry.running or self.telemetry.sampling):
+        telemetry = self.telemetry
+        if telemetry.sampling_here and telemetry.latest is not None:
+            return telemetry.latest
+        if telemetry.stale:
+            return Snapshot(time_s=time.time() if self.latest is None else self.latest.time_s, devices={})
+        if not telemetry.up_to_date or self.latest is None:
             with contextlib.suppress(EndOfTrace):
-                return self.telemetry.sample()
-            latest = self.telemetry.latest
-            if latest is None:
-                raise EndOfTrace("the source has no snapshot")
-        return Snapshot(time_s=latest.time_s, devices={}) if self.telemetry.stale else latest
+                return telemetry.sample()
+        if self.latest is None:
+            raise EndOfTrace("the source has no snapshot")
+        return self.latest
 
     @property
     def thresholds(self) -> Thresholds:
         return self._health.thresholds
 
-    @thresholds.setter
-    def thresholds(self, thresholds: Thresholds) -> None:
+    def change_thresholds(self, **thresholds: float) -> None:
+        """Replace fields of :attr:`thresholds`, from the next snapshot on."""
         with self._lock:
-            self._health.thresholds = thresholds
+            self._health.thresholds = replace(self._health.thresholds, **thresholds)
 
     def reset_device(self, device_id: int) -> None:
         """Forget what was seen of a device that was repaired or reset: unknown until its next reading.
@@ -95,14 +110,21 @@ class NodeWatch:
     def health(self) -> dict[str, ComponentHealth]:
         """Health of all components: ``gpu:3``, ``cpu:0``, ``memory``, ``disk:/``, ``nic:eth0``.
 
-        From the readings so far: call :meth:`now` first if the thread does not run.
+        From the readings so far: call :meth:`now` first if the thread does not run. If the source has not
+        answered for several intervals all are unknown, except those that had failed.
         """
         with self._lock:
             components = self._health.components()
         if not self.telemetry.stale:
             return components
-        silent = ComponentHealth(state=None, reason=f"no reading for {self.telemetry.age_s:.0f} s")
-        return dict.fromkeys(components, silent)
+        age_s = self.telemetry.age_s
+        silent = ComponentHealth(
+            state=None, reason="no reading so far" if age_s is None else f"no reading for {age_s:.0f} s"
+        )
+        return {
+            name: health if health.state is HealthState.FAILED else silent
+            for name, health in components.items()
+        }
 
     def device_health(self) -> dict[int, ComponentHealth]:
         """Health of the devices, by id."""

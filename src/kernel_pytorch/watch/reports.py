@@ -23,7 +23,7 @@ def health_of_device(view: ClusterView, device_id: int) -> dict[str, Any]:
     """
     view.check(device_id)
     view.states()
-    latest = view.watch.telemetry.latest
+    latest = view.watch.latest
     health = _as_dict(view.device_health()[device_id])
     return {"device_id": device_id, "last_check": latest and latest.time_s, **health}
 
@@ -38,17 +38,17 @@ def health_report(view: ClusterView) -> dict[str, Any]:
         unchecked and reason); ``error``: why the thread's last sample failed.
     """
     view.states()
-    telemetry = view.watch.telemetry
+    latest, error = view.watch.latest, view.watch.telemetry.error
     details = {number: _name(health.state) for number, health in view.device_health().items()}
     statuses = list(details.values())
     return {
-        "timestamp": telemetry.latest and telemetry.latest.time_s,
+        "timestamp": latest and latest.time_s,
         "total_devices": len(details),
         **{f"{state.value}_devices": statuses.count(state.value) for state in HealthState},
         "unknown_devices": statuses.count(None),
         "device_details": details,
         "components": {name: _as_dict(health) for name, health in view.health().items()},
-        "error": None if telemetry.error is None else repr(telemetry.error),
+        "error": None if error is None else repr(error),
     }
 
 

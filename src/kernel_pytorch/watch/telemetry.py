@@ -69,13 +69,16 @@ class Telemetry:
         self.latest: Snapshot | None = None
         self.error: Exception | None = None
         """Exception that the source or a listener raised in the thread's last sample, or None."""
-        self.sampling = False
-        """Whether a sample is being taken or passed to the listeners."""
         self.cpu_seconds = 0.0
         """CPU time of the thread up to its last sample, including listeners."""
         self._source = source
         self._clock = clock
         self._latest_at: float | None = None
+        self._started_at = -math.inf
+        self._sampler: int | None = None
+        """The thread that takes a sample, or tells the listeners; None: no thread does."""
+        self._read_began_at: float | None = None
+        """None while the source is not being read."""
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -92,16 +95,17 @@ class Telemetry:
 
     def _sample(self, stop: threading.Event) -> Snapshot:
         with self._lock:
-            self.sampling = True
+            self._sampler, self._read_began_at = threading.get_ident(), self._clock()
             try:
                 snapshot = self._source.read()
+                self._read_began_at = None
                 if stop.is_set():  # stopped during a long read: no longer wanted
                     return snapshot
                 self.history.append(snapshot)
                 self.latest, self._latest_at = snapshot, self._clock()
                 self._notify(snapshot)
             finally:
-                self.sampling = False
+                self._sampler = self._read_began_at = None
             return snapshot
 
     def _notify(self, snapshot: Snapshot) -> None:
@@ -120,10 +124,25 @@ class Telemetry:
         return None if self._latest_at is None else self._clock() - self._latest_at
 
     @property
+    def sampling_here(self) -> bool:
+        """Whether the calling thread is taking a sample: a listener asks."""
+        return self._sampler == threading.get_ident()
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the thread samples, and has done so since it was started."""
+        return self.running and self._latest_at is not None and self._latest_at >= self._started_at
+
+    @property
     def stale(self) -> bool:
-        """Whether the thread's last sample is too old: the source does not return, or keeps failing."""
+        """Whether there should be a newer sample: the source does not return, or keeps failing."""
         bound = max(_STALE_INTERVALS * self.interval_s, _STALE_LEAST_S)
-        return self.running and self.age_s is not None and self.age_s > bound
+        began_at, latest_at = self._read_began_at, self._latest_at
+        waits = [] if began_at is None else [began_at]
+        if self.running:
+            waits.append(max(self._started_at, -math.inf if latest_at is None else latest_at))
+        now = self._clock()
+        return any(now - since > bound for since in waits)
 
     @property
     def running(self) -> bool:
@@ -134,7 +153,7 @@ class Telemetry:
         """Sample on a daemon thread, now and at each interval, until :meth:`stop` or the source ends."""
         if self.running:
             return
-        self._stop = threading.Event()
+        self._stop, self._started_at = threading.Event(), self._clock()
         self._thread = threading.Thread(
             target=self._run, args=(self._stop, self.cpu_seconds), name="telemetry", daemon=True
         )
