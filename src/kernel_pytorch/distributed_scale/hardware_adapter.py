@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..machine.current_device import current_device
 from ..machine.facts import HardwareVendor
-from ..placement import PlacementRequest, rank_devices
+from ..placement import PlacementRequest
 from ..placement.job_mesh import create_job_mesh, job_launch_hints
+from ..placement.jobs import devices_for
 from ..placement.launch_hints import LaunchHints
+from ..watch.reports import counts_of
 from .fault_tolerance import HardwareHealthMonitor
 from .hardware_discovery import HardwareTopologyManager
-from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareScheduler
+from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareScheduler, as_dict
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-logger = logging.getLogger(__name__)
 __all__ = ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"]
 
 
@@ -121,49 +121,26 @@ class HardwareAdapter:
         compute_requirement_tflops: float = 0.0,
         prefer_vendor: HardwareVendor | None = None,
     ) -> list[int]:
-        """Ids of this node's devices that could each run a job, best first: :func:`.rank_devices`."""
+        """Ids of this node's devices that could each run a job, best first: :func:`.devices_for`."""
         view = self.topology_manager.view
-        states = view.states()  # takes a reading if no thread does
-        request = PlacementRequest(
-            num_devices=1,
-            memory_gb=memory_requirement_gb,
-            tflops=compute_requirement_tflops,
-            prefer_vendor=prefer_vendor,
-            devices=view.own_ids,
-        )
-        ranking = rank_devices(view.topology, request, states, free_bytes=view.free_bytes())
-        for device_id, why in ranking.left_out.items():
-            logger.info("left out: device %d %s", device_id, why)
-        return list(ranking.device_ids)
+        return devices_for(view, memory_requirement_gb, compute_requirement_tflops, prefer_vendor)
 
     def optimize_for_workload(
         self, job_id: str, required_devices: int, estimated_power_per_device: float = 300.0
     ) -> dict[str, Any]:
-        """As :meth:`.ThermalAwareScheduler.schedule_job`, with devices in order of :meth:`.JobDevices.order`.
+        """:meth:`.JobDevices.place_in_order`, as :meth:`.ThermalAwareScheduler.schedule_job` returns it.
 
-        ``placement`` in the result describes their links.
+        ``placement`` describes the links.
         """
-        result = self.thermal_scheduler.schedule_job(job_id, required_devices, estimated_power_per_device)
-        if not result["success"]:
-            return result
-        try:
-            placement = self.thermal_scheduler.jobs.order(job_id)
-        except ValueError as error:
-            return {**result, "success": False, "devices": [], "error": str(error)}
-        return {**result, "devices": list(placement.device_ids), "placement": placement.reason}
+        decision, placement = self.thermal_scheduler.jobs.place_in_order(
+            job_id, required_devices, estimated_power_per_device
+        )
+        return as_dict(decision) | ({} if placement is None else {"placement": placement.reason})
 
     def get_cluster_statistics(self) -> dict[str, Any]:
         """Counts and sums over all nodes, and the current temperatures and health of this one."""
-        topology = self.topology_manager.cluster_topology
         return {
-            "total_nodes": len(topology.nodes),
-            "total_devices": topology.total_devices,
-            "total_memory_gb": topology.total_memory_gb,
-            "vendor_distribution": {v.value: n for v, n in topology.vendor_distribution.items()},
-            "capability_distribution": {
-                None if c is None else c.value: n for c, n in topology.capability_distribution.items()
-            },
-            "memory_distribution": topology.memory_distribution,
+            **counts_of(self.topology_manager.cluster_topology),
             "thermal": self.thermal_scheduler.get_thermal_report(),
             "health": self.health_monitor.get_device_health_status(),
         }

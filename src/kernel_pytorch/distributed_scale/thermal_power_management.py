@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..machine.facts import ThermalState
+from ..placement.heat import Decision
 from ..placement.jobs import JobDevices
 from ..power.efficiency import PowerMeasurement
 from ..power.planner import PowerPlanner
@@ -34,15 +35,7 @@ class ThermalAwareScheduler:
             ``success``, ``devices``, ``estimated_power``, ``committed_power_w``, ``reasons`` by device id; if
             refused, ``error``.
         """
-        decision = self.jobs.place(job_id, required_devices, estimated_power_per_device)
-        result: dict[str, Any] = {
-            "success": decision.refusal is None,
-            "devices": list(decision.devices),
-            "estimated_power": decision.estimated_w,
-            "committed_power_w": decision.committed_w,
-            "reasons": decision.reasons,
-        }
-        return result if decision.refusal is None else {**result, "error": decision.refusal}
+        return as_dict(self.jobs.place(job_id, required_devices, estimated_power_per_device))
 
     def release_job(self, job_id: str) -> bool:
         """Free a job's devices; False if there is no such job."""
@@ -78,6 +71,17 @@ class ThermalAwareScheduler:
             "power_budget_w": self.jobs.power_budget_w,
             "committed_power_w": heat.committed_w,
         }
+
+
+def as_dict(decision: Decision) -> dict[str, Any]:
+    """See :meth:`ThermalAwareScheduler.schedule_job`."""
+    return {
+        "success": decision.refusal is None,
+        "devices": list(decision.devices),
+        "estimated_power": decision.estimated_w,
+        "committed_power_w": decision.committed_w,
+        "reasons": decision.reasons,
+    } | ({} if decision.refusal is None else {"error": decision.refusal})
 
 
 def create_thermal_scheduler(

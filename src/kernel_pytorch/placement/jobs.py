@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from ..machine.facts import ThermalState
+from ..machine.facts import HardwareVendor, ThermalState
 from ..power.condition import DeviceCondition, committed_w, condition_of, with_past
 from ..watch.cluster_view import ClusterView
-from . import Placement, place
+from . import Placement, place, rank_devices
 from .heat import THERMAL_THROTTLING, Decision, DeviceRequest, PlacedJob, choose_devices
 from .request import PlacementRequest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,10 @@ class JobDevices:
             threshold_c=self.threshold_c,
             power_budget_w=self.power_budget_w,
         )
-        _, devices = self._conditions()  # not under the lock: it may take a reading, whose listeners may call
+        first = self._view.first_id  # once: a discovery may change it meanwhile
+        _, devices = self._conditions(first)  # not under the lock: listeners of a reading may call
         with self._lock:
-            jobs = self._known_jobs()
+            jobs = self._known_jobs(first)
             if job_id in jobs:
                 held = list(jobs[job_id].devices)
                 return Decision(
@@ -84,25 +88,32 @@ class JobDevices:
                 )
             decision = choose_devices(devices, jobs, request)
             if decision.refusal is None:
-                first = self._view.first_id
                 own = tuple(number - first for number in decision.devices)
                 self._jobs[job_id] = PlacedJob(devices=own, power_w=power_w)
         return decision
 
-    def order(self, job_id: str) -> Placement:
-        """The devices of a job in the order of :func:`.placement.place`, by the links between them.
+    def place_in_order(
+        self, job_id: str, num_devices: int, power_w: float
+    ) -> tuple[Decision, Placement | None]:
+        """As :meth:`place`, the devices in the order of :func:`.placement.place`, by the links between them.
 
-        Raises:
-            ValueError: they cannot work together (GPUs of two vendors, for example); the job is released.
+        Refused too if they cannot work together: GPUs of two vendors, for example.
         """
-        with self._lock:
-            devices = self._known_jobs()[job_id].devices
+        decision = self.place(job_id, num_devices, power_w)
+        if decision.refusal is not None:
+            return decision, None
+        request = PlacementRequest(num_devices=num_devices, devices=decision.devices)
         try:
-            request = PlacementRequest(num_devices=len(devices), devices=devices)
-            return place(self._view.topology, request, self._view.states())
-        except ValueError:
+            placement = place(self._view.topology, request, self._view.states())
+        except BaseException as error:
             self.release(job_id)
-            raise
+            if not isinstance(error, ValueError):
+                raise
+            committed_w = self.heat().committed_w
+            return replace(
+                decision, devices=(), refusal=str(error), estimated_w=None, committed_w=committed_w
+            ), None
+        return replace(decision, devices=placement.device_ids), placement
 
     def release(self, job_id: str) -> bool:
         """Free a job's devices; False if there is no such job."""
@@ -111,9 +122,10 @@ class JobDevices:
 
     def heat(self) -> Heat:
         """Temperatures, draw and jobs now."""
-        time_s, devices = self._conditions()
+        first = self._view.first_id
+        time_s, devices = self._conditions(first)
         with self._lock:
-            jobs = self._known_jobs()
+            jobs = self._known_jobs(first)
         draws = [device.power_w for device in devices if device.power_w is not None]
         return Heat(
             time_s=time_s,
@@ -137,17 +149,16 @@ class JobDevices:
             jobs={name: list(job.devices) for name, job in jobs.items()},
         )
 
-    def _known_jobs(self) -> dict[str, PlacedJob]:
+    def _known_jobs(self, first: int) -> dict[str, PlacedJob]:
         """The jobs, with the cluster ids of their devices."""
-        first = self._view.first_id
         return {
             name: replace(job, devices=tuple(first + number for number in job.devices))
             for name, job in self._jobs.items()
         }
 
-    def _conditions(self) -> tuple[float, list[DeviceCondition]]:
+    def _conditions(self, first: int) -> tuple[float, list[DeviceCondition]]:
         """Time of the reading, and the conditions of this node's devices by their cluster ids."""
-        watch, first = self._view.watch, self._view.first_id
+        watch = self._view.watch
         snapshot = watch.now()
         states = {number: health.state for number, health in watch.device_health().items()}
         found = with_past(
@@ -162,3 +173,23 @@ class JobDevices:
 def _committed_w(devices: list[DeviceCondition], jobs: dict[str, PlacedJob]) -> float | None:
     estimates = {device_id: job.power_w for job in jobs.values() for device_id in job.devices}
     return committed_w(devices, estimates)
+
+
+def devices_for(
+    view: ClusterView, memory_gb: float, tflops: float, vendor: HardwareVendor | None
+) -> list[int]:
+    """Ids of this node's devices that could each do a job now, best first: :func:`.links.rank_devices`.
+
+    Those that could not are logged, with the reason.
+
+    Raises:
+        ValueError: no device can; the message tells why.
+    """
+    states = view.states()  # takes a reading if no thread does
+    request = PlacementRequest(
+        num_devices=1, memory_gb=memory_gb, tflops=tflops, prefer_vendor=vendor, devices=view.own_ids
+    )
+    ranking = rank_devices(view.topology, request, states, free_bytes=view.free_bytes())
+    for device_id, why in ranking.left_out.items():
+        logger.info("left out: device %d %s", device_id, why)
+    return list(ranking.device_ids)

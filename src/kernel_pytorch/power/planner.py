@@ -123,7 +123,7 @@ class PowerPlanner:
         meter = EnergyMeter(self._view.watch.telemetry.sample, infos)
         found = []
         for limit_w in limits_w:
-            with PowerLimits(infos, {device.device_id: limit_w for device in infos}):
+            with PowerLimits(self._view.own_devices, dict.fromkeys(devices, limit_w)):
                 with meter:
                     begun = time.perf_counter()
                     units = run()

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from ..machine.facts import ClusterTopology
 from .cluster_view import ClusterView
 from .health import ComponentHealth, HealthState
 from .health.performance import performance_of
@@ -79,6 +80,26 @@ def performance_report(view: ClusterView, device_id: int | None, hours: float) -
     if device_id is not None:
         return reports[device_id]
     return {"timestamp": time.time(), "hours": hours, "devices": reports}
+
+
+def counts_of(topology: ClusterTopology) -> dict[str, Any]:
+    """Sums over all nodes.
+
+    Returns:
+        ``total_nodes``, ``total_devices``, ``total_memory_gb`` (None if one's is unknown);
+        ``vendor_distribution``, ``capability_distribution``, ``memory_distribution``: devices by vendor,
+        architecture and GB.
+    """
+    return {
+        "total_nodes": len(topology.nodes),
+        "total_devices": topology.total_devices,
+        "total_memory_gb": topology.total_memory_gb,
+        "vendor_distribution": {v.value: n for v, n in topology.vendor_distribution.items()},
+        "capability_distribution": {
+            None if c is None else c.value: n for c, n in topology.capability_distribution.items()
+        },
+        "memory_distribution": topology.memory_distribution,
+    }
 
 
 def _name(state: HealthState | None) -> str | None:
