@@ -15,6 +15,14 @@ class KernelPytorchError(Exception):
         super().__init__(why if fix is None else f"{why}: {fix}")
         self.why, self.fix = why, fix
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled without calling ``__init__``, whose arguments subclasses change."""
+        return _unpickled, (type(self), self.args), vars(self)
+
+
+def _unpickled(kind: type[KernelPytorchError], args: tuple[object, ...]) -> KernelPytorchError:
+    return kind.__new__(kind, *args)
+
 
 class Unavailable(KernelPytorchError):  # noqa: N818  (a state of the machine, not a mistake)
     """Something requested does not exist, does not respond, or may not be used."""

@@ -26,6 +26,14 @@ class ThermalAwareScheduler:
     ) -> None:
         self.jobs = JobDevices(topology_manager.view, thermal_threshold, power_budget_w)
 
+    @property
+    def thermal_threshold(self) -> float:
+        return self.jobs.threshold_c
+
+    @property
+    def power_budget_w(self) -> float | None:
+        return self.jobs.power_budget_w
+
     def schedule_job(
         self, job_id: str, required_devices: int, estimated_power_per_device: float = 300.0
     ) -> dict[str, Any]:
@@ -103,6 +111,14 @@ class PowerEfficiencyOptimizer:
         carbon_intensity_g_kwh: float | None = None,
     ) -> None:
         self.planner = PowerPlanner(topology_manager.view, power_budget_w, carbon_intensity_g_kwh)
+
+    @property
+    def power_budget_w(self) -> float | None:
+        return self.planner.power_budget_w
+
+    @property
+    def carbon_intensity_g_kwh(self) -> float | None:
+        return self.planner.carbon_intensity_g_kwh
 
     def record_measurement(
         self,

@@ -48,13 +48,15 @@ def gather_topology(
 def merge_reports(reports: Sequence[RankReport]) -> ClusterTopology:
     """The topology of the ranks that sent ``reports``, in order of rank.
 
-    Ranks are on one node if their boot id and network namespace are equal, whatever the hostname; a rank for
-    which either is unknown counts as a node of its own. Nodes are numbered in order of their first rank.
+    Ranks are on one node if their boot id and network namespace are equal and they see the same devices,
+    whatever the hostname: a batch system may show each rank of a host its own GPU, and all call it 0. A rank
+    of unknown boot id or namespace counts as a node of its own. Nodes are numbered by their first rank.
     """
     ranks_of: dict[object, list[int]] = {}  # by host
     for rank, report in enumerate(reports):
         boot, namespace = report.node.boot_id, report.node.network_namespace
-        key = (boot, namespace) if boot and namespace else rank
+        seen = tuple(_identity(device) for device in report.node.devices)
+        key = (boot, namespace, seen) if boot and namespace else rank
         ranks_of.setdefault(key, []).append(rank)
     nodes: dict[int, NodeTopology] = {}
     found: dict[int, RankPlace] = {}
@@ -78,15 +80,15 @@ def _merged(reports: Sequence[RankReport]) -> NodeTopology:
         for report in reports:
             computes = report.gpu is not None and report.gpu.is_of(device)
             for other in report.node.devices:
-                if _is_same(other, device) and (computes or other.hidden is None):
+                if _identity(other) == _identity(device) and (computes or other.hidden is None):
                     device = replace(other, hidden=None)
         devices.append(device)
     limits = replace(first.limits, cpus=tuple(sorted(cpus)))
     return replace(first, limits=limits, devices=tuple(devices))
 
 
-def _is_same(a: DeviceInfo, b: DeviceInfo) -> bool:
-    return (a.device_id, a.uuid, a.pci_slot) == (b.device_id, b.uuid, b.pci_slot)
+def _identity(device: DeviceInfo) -> tuple[object, ...]:
+    return device.device_id, device.uuid, device.pci_slot
 
 
 def _with_offset(node: NodeTopology, node_id: int, offset: int) -> NodeTopology:

@@ -51,9 +51,9 @@ class ClusterView:
         else:
             import torch.distributed as dist
 
-            self.topology = gather_topology(self.machine.refresh)
-            own = self.topology.ranks[dist.get_rank()]
-            self.first_id = self.topology.nodes[own.node_id].devices[0].device_id
+            topology = gather_topology(self.machine.refresh)
+            own = topology.nodes[topology.ranks[dist.get_rank()].node_id]
+            self.topology, self.first_id = topology, own.devices[0].device_id
         return self.topology
 
     def node_id_of(self, device_id: int) -> int:

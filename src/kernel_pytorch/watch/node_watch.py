@@ -78,8 +78,8 @@ class NodeWatch:
             EndOfTrace: the trace has no snapshot at all.
         """
         telemetry = self.telemetry
-        if telemetry.sampling_here and telemetry.latest is not None:
-            return telemetry.latest
+        if telemetry.sampling_here:
+            return telemetry.sample()
         if telemetry.stale:
             return Snapshot(time_s=time.time() if self.latest is None else self.latest.time_s, devices={})
         if not telemetry.up_to_date or self.latest is None:

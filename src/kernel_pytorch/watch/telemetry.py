@@ -65,7 +65,7 @@ class Telemetry:
         self.interval_s = interval_s
         self.history = History(device_ids, capacity)
         self.listeners: list[Callable[[Snapshot], None]] = []
-        """Each is called with every snapshot, by the thread that sampled it. It must not sample itself."""
+        """Each is called with every snapshot, by the thread that sampled it."""
         self.latest: Snapshot | None = None
         self.error: Exception | None = None
         """Exception that the source or a listener raised in the thread's last sample, or None."""
@@ -85,12 +85,14 @@ class Telemetry:
         self._logged: set[type[Exception]] = set()
 
     def sample(self) -> Snapshot:
-        """Read the source now, keep the snapshot and call the listeners.
+        """Read the source now, keep the snapshot and call the listeners; one that calls this gets its own.
 
         Raises:
             EndOfTrace: the source has no more.
             Exception: whatever the source raised; or what a listener raised, after all were called.
         """
+        if self.sampling_here and self.latest is not None:
+            return self.latest
         return self._sample(threading.Event())
 
     def _sample(self, stop: threading.Event) -> Snapshot:

@@ -173,3 +173,16 @@ def test_hosts_that_cannot_be_told_apart_are_not_taken_for_one():
     assert topology.total_devices == 4
     with pytest.raises(ValueError, match=r"device_id must be one of \[0, 1, 2, 3\], got 9"):
         topology.node_of(9)
+
+
+def test_ranks_of_one_host_that_see_different_gpus_keep_their_own_numbers():
+    """A device cgroup for each rank: each sees one GPU, and calls it 0."""
+    whole = gpu_node("x")
+    reports = [
+        _report(replace(whole, devices=(replace(whole.devices[own], device_id=0),), links=()), f"abx{own}")
+        for own in (1, 0)
+    ]
+    topology = merge_reports(reports)
+    assert [rank.device_id for rank in topology.ranks] == [0, 1]
+    assert [device.uuid for device in topology.devices] == ["GPU-ABx1", "GPU-ABx0"]
+    assert [node.devices[0].device_id for node in topology.nodes.values()] == [0, 1]

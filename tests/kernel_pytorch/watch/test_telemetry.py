@@ -238,6 +238,15 @@ def test_the_age_of_the_latest_sample():
     assert not telemetry.stale  # nobody promised another
 
 
+def test_a_listener_that_takes_a_sample_gets_the_one_it_is_given():
+    source = Endless()
+    telemetry, heard = Telemetry(source, [0]), []
+    telemetry.listeners.append(lambda snapshot: heard.append(telemetry.sample() is snapshot))
+    telemetry.sample()
+    telemetry.sample()
+    assert (heard, source.reads, len(telemetry.history)) == ([True, True], 2, 2)
+
+
 def test_a_listener_may_stop_it():
     telemetry = Telemetry(Endless(), [0], interval_s=1e-4)
     stopped = threading.Event()
