@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import fake_power_nvml
 import pytest
 import topologies
 from fake_power_nvml import FakePowerNvml
 
 from kernel_pytorch.machine.readings import DeviceReading, Snapshot
+from kernel_pytorch.power import planner as planner_module
+from kernel_pytorch.power.energy import EnergyMeter
 from kernel_pytorch.power.limits import PowerLimitError
 from kernel_pytorch.power.planner import PowerPlanner
 from kernel_pytorch.watch.cluster_view import ClusterView
@@ -54,7 +58,11 @@ def test_limits_are_set_on_the_gpus_of_this_node(nvml: FakePowerNvml) -> None:
     assert nvml.limits_mw == {"own 0": 300_000, "own 1": 300_000}
 
 
-def test_a_measurement_is_of_the_gpus_of_this_node(nvml: FakePowerNvml) -> None:
+def test_a_measurement_is_of_the_gpus_of_this_node(
+    nvml: FakePowerNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0]).__next__
+    monkeypatch.setattr(planner_module, "EnergyMeter", partial(EnergyMeter, clock=clock))
     at: list[tuple[int, int]] = []
 
     def run() -> float:

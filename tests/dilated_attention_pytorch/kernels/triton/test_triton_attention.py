@@ -81,7 +81,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=2e-5 * size)
 
 
-@settings(interpreted, max_examples=25)
+@settings(interpreted, max_examples=15)
 @given(small_problems)
 @example(Problem(2, 20, 2, 1, 16, ((6, 1), (12, 2)), True, False, "row each", "contiguous", 0))
 def test_equals_the_oracle(problem: Problem):
@@ -89,7 +89,7 @@ def test_equals_the_oracle(problem: Problem):
 
 
 @pytest.mark.usefixtures("once")
-@settings(interpreted, max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(interpreted, max_examples=5, suppress_health_check=list(HealthCheck))
 @given(small_problems)
 @example(Problem(1, 64, 2, 2, 16, LONG_NET, True, False, "none", "contiguous", 0))
 @example(Problem(1, 40, 2, 1, 16, ((8, 1), (8, 1), (16, 2), (100, 4)), False, True, "none", "contiguous", 1))
@@ -100,7 +100,7 @@ def test_scoring_shared_keys_once_equals_the_oracle(problem: Problem):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@settings(interpreted, max_examples=12)
+@settings(interpreted, max_examples=6)
 @given(problem=small_problems)
 def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype):
     got, expected = compute(problem, dtype)
