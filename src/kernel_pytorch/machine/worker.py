@@ -19,6 +19,8 @@ READ_S = 0.5
 """How long a snapshot waits for readings, if those that come late are in time for the next one."""
 FRESH_S = 3.0
 """An older reading is none: a few intervals of telemetry."""
+_SLICE_S = 0.1
+"""A signal that comes just before a wait begins does not end it: it is handled after a slice of the wait."""
 T = TypeVar("T")
 Key = TypeVar("Key")
 
@@ -92,7 +94,12 @@ class Worker:
         """
         now = time.monotonic()
         since = self._busy.since_s
-        return call.finished.wait(max(0.0, (now if since is None else since) + within_s - now))
+        left_s = (now if since is None else since) + within_s - now
+        while left_s > _SLICE_S:
+            if call.finished.wait(_SLICE_S):
+                return True
+            left_s -= _SLICE_S
+        return call.finished.wait(max(0.0, left_s))
 
     def call(self, function: Callable[[], T], within_s: float) -> T:
         """The result of a call on the thread.
