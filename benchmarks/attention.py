@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dilated_attention_pytorch.attention import dilated_attention
 from dilated_attention_pytorch.core.pattern import DilatedPattern
-from dilated_attention_pytorch.dilated_attention import dilated_attention
 
 from .baselines import Branch, fused_attention, gather, gather_pad_scatter
 from .measure import Ratio, compare, peak_memory, progress

@@ -1,8 +1,11 @@
 """LongNet's dilated attention: exact forward and backward, and models that train and run."""
 
+import sys
+
+from . import attention
+from .attention import DilatedAttention, dilated_attention
 from .core.memory import UnifiedMemoryPool
 from .core.pattern import DilatedPattern
-from .dilated_attention import DilatedAttention, dilated_attention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .kernels.hilbert import hilbert_order
 from .legacy import renamed
@@ -42,6 +45,11 @@ __all__ = [
     "shard_sequence",
     "unshard_sequence",
 ]
+
+# Before it was called attention, the module had the name of its function. Both are still imported by it:
+# `from dilated_attention_pytorch.dilated_attention import X` and `import ...dilated_attention as m; m.X`.
+sys.modules[f"{__name__}.dilated_attention"] = attention
+vars(dilated_attention).update({name: getattr(attention, name) for name in attention.__all__})
 
 
 def __getattr__(name: str) -> object:

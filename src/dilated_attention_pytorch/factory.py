@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .dilated_attention import DilatedAttention
+from .attention import DilatedAttention
 from .multihead_dilated_attention import MultiheadDilatedAttention
 
 AttentionType = Literal["auto", "standard"]

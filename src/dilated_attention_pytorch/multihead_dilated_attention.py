@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import dilated_attention
 from .core.pattern import DilatedPattern
 from .core.validation import check_branches, check_no_dropout
-from .dilated_attention import dilated_attention
 
 
 class _NotFused:

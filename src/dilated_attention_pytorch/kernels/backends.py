@@ -15,8 +15,8 @@ import torch
 Backend = Literal["auto", "reference", "sdpa", "triton"]
 Chosen = Literal["reference", "sdpa", "triton"]
 
-# The Triton kernels count places in 32 bits.
-_MAX_PLACES = 2**30
+# The Triton kernels count tokens in 32 bits.
+_MAX_TOKENS = 2**30
 _MAX_CLASSES = 4096
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -47,7 +47,7 @@ def can_run_triton(
     *,
     head_dim: int = 64,
     branches: Sequence[tuple[int, int]] = (),
-    places: int = 0,
+    seq: int = 0,
 ) -> str | None:
     """None if the Triton kernels take tensors like these, else the reason why not.
 
@@ -55,7 +55,7 @@ def can_run_triton(
         device, dtype: of query, key and value.
         head_dim: d.
         branches: (w, r) pairs.
-        places: the length of the whole sequence.
+        seq: the length of the whole sequence.
     """
     if not _HAS_TRITON:
         return "Triton is not installed (pip install triton)"
@@ -74,8 +74,8 @@ def can_run_triton(
     if lcm(*(r for _, r in branches)) > _MAX_CLASSES:
         rates = [r for _, r in branches]
         return f"the dilation rates {rates} have no common multiple up to {_MAX_CLASSES}"
-    if places > _MAX_PLACES:
-        return f"Triton kernels take up to {_MAX_PLACES} tokens, got {places}"
+    if seq > _MAX_TOKENS:
+        return f"Triton kernels take up to {_MAX_TOKENS} tokens, got {seq}"
     return None
 
 
@@ -86,7 +86,7 @@ def choose_backend(
     *,
     head_dim: int = 64,
     branches: Sequence[tuple[int, int]] = (),
-    places: int = 0,
+    seq: int = 0,
 ) -> Chosen:
     """Resolve ``backend``: ``"auto"`` takes the fastest that can run and logs why not a faster one.
 
@@ -100,9 +100,9 @@ def choose_backend(
     if backend not in ("auto", "sdpa", "triton"):
         raise ValueError(f"backend must be 'auto', 'reference', 'sdpa' or 'triton', got {backend!r}")
     if backend == "triton" or (backend == "auto" and device.type == "cuda"):
-        reason = can_run_triton(device, dtype, head_dim=head_dim, branches=branches, places=places)
+        reason = can_run_triton(device, dtype, head_dim=head_dim, branches=branches, seq=seq)
         if backend == "auto":
-            reason = reason or _why_slow(branches, places)
+            reason = reason or _why_slow(branches, seq)
         if reason is None:
             return "triton"
         if backend == "triton":
@@ -117,11 +117,11 @@ def choose_backend(
     return "reference"
 
 
-def _why_slow(branches: Sequence[tuple[int, int]], places: int) -> str | None:
+def _why_slow(branches: Sequence[tuple[int, int]], seq: int) -> str | None:
     """Why most rows of the Triton kernels' tiles would be empty, if they would."""
-    cell = gcd(*(w for w, _ in branches if w < places)) or places
+    cell = gcd(*(w for w, _ in branches if w < seq)) or seq
     classes = lcm(*(r for _, r in branches))
-    if cell // classes >= 16 or places <= cell:
+    if cell // classes >= 16 or seq <= cell:
         return None
     return (
         f"the segment ends of {list(branches)} leave {cell} positions between them, "

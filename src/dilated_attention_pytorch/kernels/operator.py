@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..core.pattern import DilatedPattern
-from .sdpa import Problem, sdpa_backward, sdpa_forward
+from .problem import Problem
+from .sdpa import sdpa_backward, sdpa_forward
 
 _ARGUMENTS = (
     "SymInt[] segment_lengths, SymInt[] dilation_rates, bool is_causal, float softmax_scale, "

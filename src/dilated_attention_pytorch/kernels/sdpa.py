@@ -11,8 +11,7 @@ r > 1 copy their rows: rows that lie r * h * d apart cost the kernel more than t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from math import lcm
 
 import torch
@@ -21,8 +20,7 @@ from torch import Tensor
 from ..core.pattern import num_rows
 from ..core.validation import check_position_values
 from .fused import fused_backward, fused_forward
-
-Branch = tuple[int, int]
+from .problem import Heads, Problem, Tile, accumulation_dtype, head_groups, merge_rows
 
 # What one tile copies of each input, or one segment if that is more: enough to keep the cores busy and the
 # calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
@@ -32,88 +30,6 @@ _TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 _MAX_BATCH = 65535
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Query heads and the key/value heads that they use, in order and in equal shares."""
-
-    query: slice
-    kv: slice
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows of some segments, for some heads of some batch elements.
-
-    The rows are ``index [segments, rows]`` where given, else every ``rate``-th from ``offset`` in each of
-    ``count`` segments of ``length`` after ``start``.
-    """
-
-    batch: slice
-    heads: Heads
-    start: int = 0
-    count: int = 1
-    length: int = 0
-    offset: int = 0
-    rate: int = 1
-    index: Tensor | None = None
-
-    def take(self, x: Tensor, heads: slice) -> Tensor:
-        """``x [b, n, h, ...]`` -> ``[b', segments, rows, h', ...]``: a view, unless indexed."""
-        x = x[self.batch, :, heads]
-        if self.index is not None:
-            return torch.unflatten(x[:, self.index.flatten()], 1, self.index.shape)
-        x = x[:, self.start : self.start + self.count * self.length]
-        return torch.unflatten(x, 1, (self.count, self.length))[:, :, self.offset :: self.rate]
-
-    def put(self, x: Tensor, heads: slice, rows: Tensor) -> None:
-        """Write ``rows [b', segments, rows, h', ...]`` where :meth:`take` reads in ``x``."""
-        if self.index is not None:
-            x[self.batch, :, heads][:, self.index.flatten()] = rows.flatten(1, 2)
-        else:
-            self.take(x, heads).copy_(rows)
-
-    def rows_for_kernel(self, x: Tensor, heads: slice) -> Tensor:
-        """``x [b, n, h, d]`` -> ``[b' * segments, h', rows, d]``: in place for r = 1 where strides allow."""
-        rows = self.take(x, heads).transpose(2, 3)
-        if self.index is None and self.rate > 1:
-            rows = rows.contiguous()
-        return rows.flatten(0, 1)
-
-    def rows_from_kernel(self, rows: Tensor) -> Tensor:
-        """``[b' * segments, h', rows, ...]`` -> ``[b', segments, rows, h', ...]``: a view."""
-        segments = self.count if self.index is None else self.index.shape[0]
-        return torch.unflatten(rows, 0, (-1, segments)).transpose(2, 3)
-
-    def ignored_keys(self, padding: Tensor | None) -> Tensor | None:
-        """``padding [b, n]`` -> ``[b' * segments, rows]``."""
-        if padding is None:
-            return None
-        return self.take(padding[..., None], slice(0, 1)).flatten(0, 1)[..., 0]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """All of a call but its tensors of numbers.
-
-    Args:
-        branches: (w, r) pairs.
-        is_causal: a query sees no later token.
-        scale: factor on the dot products.
-        padding: bool ``[b, n]``, True = ignored key.
-        positions: int64 ``[b, n]``, ranks for membership.
-        origin: the place in the whole sequence of row 0, without ``positions``.
-        first_head: global index of query head 0; offsets follow global indices.
-    """
-
-    branches: tuple[Branch, ...]
-    is_causal: bool
-    scale: float
-    padding: Tensor | None = None
-    positions: Tensor | None = None
-    origin: int = 0
-    first_head: int = 0
-
-
 def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Map query ``[b, n, h, d]``, key, value ``[b, n, g, d]`` to out ``[b, n, h, d]``, lse ``[b, h, n]``.
 
@@ -121,7 +37,7 @@ def sdpa_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) ->
     """
     if problem.positions is not None:
         check_position_values(problem.positions)
-    accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
+    accumulation = accumulation_dtype(query)
     if query.dtype == accumulation or query.is_cuda:
         out, lse = partial_forward(query, key, value, problem)
         return out.to(query.dtype), lse
@@ -179,7 +95,7 @@ def partial_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem)
     On a CPU query must be float32 or float64. To take more keys, :func:`merge_rows`.
     """
     batch, seq, heads, _ = query.shape
-    accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
+    accumulation = accumulation_dtype(query)
     out = lse = None
     for first, tile in _tiles(query, key, problem):
         rows_out, rows_lse = fused_forward(
@@ -207,15 +123,6 @@ def partial_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem)
         out = query.new_zeros(query.shape, dtype=accumulation)
         lse = query.new_full((batch, seq, heads), float("-inf"), dtype=accumulation)
     return out, lse.transpose(1, 2).contiguous()
-
-
-def merge_rows(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Tensor) -> None:
-    """Mix a tile's result into ``out [b, n, h, d]`` and ``lse [b, n, h]`` by their softmax weights."""
-    heads = tile.heads.query
-    old_lse = tile.take(lse, heads)
-    weight = torch.sigmoid(rows_lse - old_lse).masked_fill_(rows_lse == float("-inf"), 0.0)
-    tile.put(out, heads, tile.take(out, heads).lerp_(rows_out, weight[..., None]))
-    tile.put(lse, heads, torch.logaddexp(old_lse, rows_lse))
 
 
 def partial_backward(
@@ -327,23 +234,6 @@ def _batch_of(query: Tensor, rows: int, selection: Heads) -> int:
 def _rows_of_tile(x: Tensor, dtype: torch.dtype) -> int:
     """How many rows ``[d]`` of ``x``, in ``dtype``, over all sequences and heads, one tile should take."""
     return _TILE_BYTES[x.device.type] // (x.shape[-1] * dtype.itemsize)
-
-
-def head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
-    """The heads of one offset with their key/value heads, in slices that the kernels can pair evenly."""
-    start = (offset - first_head) % rate
-    shared = [
-        (kv, len(list(run))) for kv, run in groupby(head // group for head in range(start, heads, rate))
-    ]
-    first, each = shared[0]
-    step = shared[1][0] - first if len(shared) > 1 else 1
-    # One kernel call can pair them only if every key/value head serves equally many of them.
-    if shared == [(first + i * step, each) for i in range(len(shared))]:
-        yield Heads(slice(start, heads, rate), slice(first, shared[-1][0] + 1, step))
-        return
-    for kv_head, count in shared:
-        yield Heads(slice(start, start + count * rate, rate), slice(kv_head, kv_head + 1))
-        start += count * rate
 
 
 def _parts(query: Tensor, key: Tensor, problem: Problem, dtype: torch.dtype) -> Iterator[tuple[slice, Heads]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..attention import dilated_attention
 from ..core.pattern import DilatedPattern
-from ..dilated_attention import dilated_attention
 
 
 class KVCache:

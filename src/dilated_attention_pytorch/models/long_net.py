@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import dilated_attention
 from ..core.pattern import DilatedPattern
-from ..dilated_attention import dilated_attention
 from ..multihead_dilated_attention import MultiheadDilatedAttention
 from .generation import KVCache, sample
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..core.sharding import Chunk
 from ..kernels.fused import fused_backward, fused_forward
-from ..kernels.sdpa import Problem, Tile, merge_rows, partial_backward, partial_forward
+from ..kernels.problem import Problem, Tile, accumulation_dtype, merge_rows
+from ..kernels.sdpa import partial_backward, partial_forward
 from .schedule import Block, blocks_between
 
 # Elements of an explicit mask, which only causality against the order of the rows needs.
@@ -135,7 +136,7 @@ class Part:
 def own_forward(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """out ``[b, n, h, d]`` and lse ``[b, n, h]`` over the keys that a rank holds itself."""
     batch, seq, heads, _ = query.shape
-    dtype = _accumulation(query)
+    dtype = accumulation_dtype(query)
     out = query.new_empty(query.shape, dtype=dtype)
     lse = query.new_empty(batch, seq, heads, dtype=dtype)
     for rows, problem, by_time in part.own_chunks():
@@ -167,10 +168,6 @@ def _put(x: Tensor, rows: slice, by_time: Tensor | None, new: Tensor) -> None:
         x[:, rows][:, by_time] = new
 
 
-def _accumulation(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def rows_of(block: Block, key: Tensor, value: Tensor) -> KeyValue:
     """A block's rows ``[b, g', rows, d]`` of the owner's key and value ``[b, n, g, d]``."""
     tile = block.keys
@@ -181,7 +178,7 @@ def own_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, part: Part
 ) -> list[Tensor]:
     """This rank's own part of the gradients of its query, key and value; ``lse [b, h, n]`` is merged."""
-    dtype = _accumulation(query)
+    dtype = accumulation_dtype(query)
     grads = [x.new_empty(x.shape, dtype=dtype) for x in (query, key, value)]
     for rows, problem, by_time in part.own_chunks():
         chunk = [_take(x, rows, by_time) for x in (grad_out, query, key, value, out, lse.transpose(1, 2))]
@@ -212,7 +209,7 @@ class SdpaKernels:
 
     def cast(self, x: Tensor) -> Tensor:
         # In float32 where a CPU kernel would lose precision in 16 bits.
-        return x if x.is_cuda else x.to(_accumulation(x))
+        return x if x.is_cuda else x.to(accumulation_dtype(x))
 
     forward = staticmethod(partial_forward)
     backward = staticmethod(partial_backward)

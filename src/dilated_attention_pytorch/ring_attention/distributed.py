@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
+from ..core.autocast import autocast
 from ..core.validation import check_key_padding_mask, check_qkv
-from ..dilated_attention import autocast
 from .base import BaseRingAttention
+from .call import agree_on_call, device_of, ring_attention
 from .config import RingAttentionConfig
-from .production import agree_on_call, device_of, ring_attention
 from .utils.communication import RingError, tell
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..kernels.hilbert import check_grid_shape
+from .call import ring_attention
 from .config import RingAttentionConfig
-from .production import RingDilatedAttention, ring_attention
+from .production import RingDilatedAttention
 from .variants.hilbert import HilbertMixin
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..core.pattern import num_rows
 from ..core.sharding import Chunk
-from ..kernels.sdpa import Heads, Tile, head_groups
+from ..kernels.problem import Heads, Tile, head_groups
 
 
 @dataclass(frozen=True)

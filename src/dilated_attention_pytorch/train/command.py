@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from ..models import LongNetConfig, LongNetLM
 from ..ring_attention.utils.communication import RingError
+from .batch_parts import BatchPart, part_of_batch
 from .checkpoint import load_checkpoint, write_atomically
 from .data import Corpus, read_corpus
 from .device import keep_freed_memory, resolve_device
@@ -28,7 +29,7 @@ from .errors import CommandError, RankError
 from .generate import continue_bytes, load_model
 from .loop import NonFiniteLossError, make_optimizer, training_steps
 from .options import RESUMABLE_WITH, TrainOptions, add_arguments, flag, given_options
-from .place import Place, spread
+from .parallel import Parallel, parallelize
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
 from .ranks import Ranks
@@ -46,7 +47,6 @@ from .run_folder import (
     existing_run_folder,
     lock_metrics,
 )
-from .split import Split, split_of
 from .stop import StopRequest
 
 __all__ = ["add_arguments", "check_same_on_all_ranks", "run"]
@@ -61,7 +61,7 @@ class _Job:
     corpus: Corpus
     data: dict[str, Any]
     device: torch.device
-    split: Split
+    part: BatchPart
     folder: Path | None
     checkpoint: dict[str, Any] | None
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     job = ranks.together(lambda: _prepare(args, ranks))
     check_same_on_all_ranks(job, ranks)
     model = ranks.together(lambda: _build(job))
-    place = spread(model, ranks, job.split, job.device)
+    parallel = parallelize(model, ranks, job.part, job.device)
     optimizer = make_optimizer(model, job.options)
     folder = job.folder or ranks.gather(ranks.on_first(lambda: create_run_folder(args.run)))[0]
     assert folder is not None
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if job.checkpoint is not None:
         training.load(job.checkpoint)
     _describe(training, job)
-    return _train(training, job, place)
+    return _train(training, job, parallel)
 
 
 def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
@@ -97,7 +97,7 @@ def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
         folder = existing_run_folder(args.resume)
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         options = _resumed_options(checkpoint["options"], given, folder)
-    split = split_of(ranks, options, args.context_parallel, args.sharding)
+    part = part_of_batch(ranks, options, args.context_parallel, args.sharding)
     device = resolve_device(options.device)
     if ranks.size > 1 and device.type == "cuda":
         device = resolve_device(f"cuda:{ranks.local_rank}")
@@ -125,12 +125,12 @@ def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
             f"the text in {corpus.source} is not the one that {folder} was trained on: "
             f"{data} now, {checkpoint['data']} then; give that one with --data, or start a new run"
         )
-    return _Job(options, config, corpus, data, device, split, folder, checkpoint)
+    return _Job(options, config, corpus, data, device, part, folder, checkpoint)
 
 
 def check_same_on_all_ranks(job: _Job, ranks: Ranks) -> None:
     """Raise CommandError where ranks were started differently, or find another text on their machine."""
-    shape = dataclasses.replace(job.split, data_rank=0, context_rank=0)
+    shape = dataclasses.replace(job.part, data_rank=0, context_rank=0)
     mine = {**dataclasses.asdict(job.options), **dataclasses.asdict(shape), "text": job.data["digest"]}
     first, *others = ranks.gather(mine)
     for rank, other in enumerate(others, 1):
@@ -194,17 +194,17 @@ def _describe(run: Run, job: _Job) -> None:
         f"{options.device}{threads}, {options.dtype}"
     )
     if ranks.size > 1:
-        split = job.split
+        part = job.part
         say(
-            f"ranks  {ranks.size}: {split.num_data} data parallel x {split.num_context} context parallel"
-            + (f" ({split.sharding})" if split.num_context > 1 else "")
+            f"ranks  {ranks.size}: {part.num_data} data parallel x {part.num_context} context parallel"
+            + (f" ({part.sharding})" if part.num_context > 1 else "")
         )
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.step else ""))
 
 
-def _train(run: Run, job: _Job, place: Place) -> int:
+def _train(run: Run, job: _Job, parallel: Parallel) -> int:
     folder, options, ranks = run.folder, run.options, run.ranks
-    again = _resume_command(run, job.split)
+    again = _resume_command(run, job.part)
     try:
         with ExitStack() as opened:
             metrics, rows = ranks.on_first(lambda: _open_metrics(run, again, opened)) or (None, [])
@@ -212,7 +212,7 @@ def _train(run: Run, job: _Job, place: Place) -> int:
             run.write_config()
             run.save()
             started = time.perf_counter()
-            _take_steps(run, job, place, metrics, rows, stop)
+            _take_steps(run, job, parallel, metrics, rows, stop)
         trained = minutes(time.perf_counter() - started)
         if stop.received is not None:
             say(f"stopped after step {run.step} of {options.steps}; continue with: {again}")
@@ -249,7 +249,12 @@ def _open_metrics(run: Run, again: str, opened: ExitStack) -> tuple[BinaryIO, li
 
 
 def _take_steps(
-    run: Run, job: _Job, place: Place, metrics: BinaryIO | None, rows: list[dict[str, Any]], stop: StopRequest
+    run: Run,
+    job: _Job,
+    parallel: Parallel,
+    metrics: BinaryIO | None,
+    rows: list[dict[str, Any]],
+    stop: StopRequest,
 ) -> None:
     options, ranks = run.options, run.ranks
     measured = run.step
@@ -257,7 +262,7 @@ def _take_steps(
         show_progress(options.steps, run.step) as progress,
         TokenEnergy(job.device, ranks) as energy,
     ):
-        for row in training_steps(run.model, run.optimizer, job.corpus, options, run.step, place):
+        for row in training_steps(run.model, run.optimizer, job.corpus, options, run.step, parallel):
             if "val_bits_per_byte" in row:
                 tokens = (row["step"] - measured) * options.batch_size * options.seq_len
                 joules_per_token = energy.per_token(tokens)
@@ -348,13 +353,13 @@ def _is_of_communication(error: Exception) -> bool:
     return isinstance(error, (RingError, dist.DistError)) or "gloo" in str(error)
 
 
-def _resume_command(run: Run, split: Split) -> str:
+def _resume_command(run: Run, part: BatchPart) -> str:
     resume = f"--resume {shlex.quote(str(run.folder))}"
     if run.ranks.size == 1:
         return f"{_program()} train {resume}"
-    spread = [run.ranks.launcher()]
-    if split.num_context > 1:
-        spread.append(f"--context-parallel {split.num_context}")
-    if split.sharding != Split.sharding:
-        spread.append(f"--sharding {split.sharding}")
-    return " ".join([*spread, resume])
+    command = [run.ranks.launcher()]
+    if part.num_context > 1:
+        command.append(f"--context-parallel {part.num_context}")
+    if part.sharding != BatchPart.sharding:
+        command.append(f"--sharding {part.sharding}")
+    return " ".join([*command, resume])

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch_parts import IGNORED
 from .data import Corpus, batch_of_step, held_out_windows
 from .options import TrainOptions
-from .place import Place
-from .split import IGNORED
+from .parallel import Parallel
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -67,18 +67,18 @@ def training_steps(
     corpus: Corpus,
     options: TrainOptions,
     done: int,
-    place: Place | None = None,
+    parallel: Parallel | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Take the steps after ``done`` up to ``options.steps``, one for each row of metrics that is asked for.
 
     Args:
-        model: tokens int64 ``[b, n]`` (with ``place``: their positions, the attention) to logits
+        model: tokens int64 ``[b, n]`` (with ``parallel``: their positions, the attention) to logits
             ``[b, n, 256]``.
         optimizer: of its parameters; its state is as after step ``done``.
         corpus: the text.
         options: the run's.
         done: steps taken before.
-        place: where; default: in this process alone.
+        parallel: how it is spread over ranks; default: this process alone.
 
     Yields:
         ``step``, ``train_bits_per_byte`` of the step's batch before the step, ``tokens_per_s`` without the
@@ -87,14 +87,14 @@ def training_steps(
     Raises:
         NonFiniteLossError: before the step that would have spoilt the weights.
     """
-    place = place or Place()
+    parallel = parallel or Parallel()
     device = next(model.parameters()).device
     windows = held_out_windows(corpus.held_out, options.eval_windows, options.seq_len)
     for step in range(done + 1, options.steps + 1):
         started = time.perf_counter()
         tokens = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
         rate = learning_rate(step, options)
-        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options, place)
+        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options, parallel)
         row = {
             "step": step,
             "train_bits_per_byte": loss / math.log(2),
@@ -102,31 +102,33 @@ def training_steps(
             "learning_rate": rate,
         }
         if step % options.eval_every == 0 or step == options.steps:
-            row["val_bits_per_byte"] = evaluate(model, windows, options, place)
+            row["val_bits_per_byte"] = evaluate(model, windows, options, parallel)
         yield row
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: Tensor, options: TrainOptions, place: Place | None = None) -> float:
+def evaluate(
+    model: nn.Module, windows: Tensor, options: TrainOptions, parallel: Parallel | None = None
+) -> float:
     """Mean bits per predicted byte over ``windows``, uint8 ``[m, n + 1]``."""
-    place = place or Place()
+    parallel = parallel or Parallel()
     device = next(model.parameters()).device
     model.eval()
     nats = torch.zeros((), dtype=torch.float64, device=device)
     for batch in torch.split(windows, options.batch_size):
-        nats += summed_loss(model, batch.to(device).long(), options.dtype, place)
+        nats += summed_loss(model, batch.to(device).long(), options.dtype, parallel)
     model.train()
-    return place.ranks.total(nats).item() / windows[:, 1:].numel() / math.log(2)
+    return parallel.ranks.total(nats).item() / windows[:, 1:].numel() / math.log(2)
 
 
-def summed_loss(model: nn.Module, tokens: Tensor, dtype: str, place: Place) -> Tensor:
+def summed_loss(model: nn.Module, tokens: Tensor, dtype: str, parallel: Parallel) -> Tensor:
     """Summed cross entropy, nats in float32, of this rank's part of ``tokens [b, n + 1]``.
 
     Each token is predicted from those before it in its row.
     """
-    inputs, targets, positions = place.split.take(tokens)
+    inputs, targets, positions = parallel.part.take(tokens)
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        logits = model(inputs, positions, place.attend)
+        logits = model(inputs, positions, parallel.attend)
     flat = logits.flatten(0, 1).float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -138,19 +140,19 @@ def _take_step(
     step: int,
     rate: float,
     options: TrainOptions,
-    place: Place,
+    parallel: Parallel,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
-    loss = summed_loss(model, tokens, options.dtype, place) / tokens[:, 1:].numel()
+    loss = summed_loss(model, tokens, options.dtype, parallel) / tokens[:, 1:].numel()
     # The ranks' gradients are averaged, their losses are parts of a sum.
-    (loss * place.ranks.size).backward()  # type: ignore[no-untyped-call]
+    (loss * parallel.ranks.size).backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
-    if place.ranks.size > 1:
+    if parallel.ranks.size > 1:
         norm = norm.full_tensor()  # type: ignore[attr-defined]
     nn.utils.clip_grads_with_norm_(model.parameters(), options.grad_clip, norm)
-    nats, gradient_norm = torch.stack([place.ranks.total(loss.detach()), norm]).tolist()
+    nats, gradient_norm = torch.stack([parallel.ranks.total(loss.detach()), norm]).tolist()
     if not (math.isfinite(nats) and math.isfinite(gradient_norm)):
         raise NonFiniteLossError(step, nats, gradient_norm)
     optimizer.step()

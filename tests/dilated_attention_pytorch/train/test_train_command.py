@@ -69,7 +69,7 @@ def test_run_folder(text, longnet):
 
     png = (folder / "loss.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = (int.from_bytes(png[place : place + 4], "big") for place in (16, 20))
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     assert width >= 800
     assert height >= 500
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.validation import check_position_values
-from ..sdpa import Problem
+from ..problem import Problem
 from .backward import key_gradient_kernel, query_gradient_kernel
 from .forward import forward_kernel
 from .launch import Call, launch

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..sdpa import Problem
+from ..problem import Problem
 from .index import tables_of
 from .tuning import default_blocks, family_of, is_worth_tuning, tuned
 from .visits import Visits, visits_of

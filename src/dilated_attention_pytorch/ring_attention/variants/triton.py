@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...kernels.sdpa import Problem, Tile
+from ...kernels.problem import Problem, Tile
 from ...kernels.triton.attention import partial_backward, partial_forward
 from ...kernels.triton.visits import WHOLE
 from ..computation import KeyValue, Part, Saved, tile_rows

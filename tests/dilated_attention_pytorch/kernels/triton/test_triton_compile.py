@@ -62,7 +62,7 @@ driver.set_active(Compiles())
 launched = JITFunction.run
 JITFunction.run = lambda self, *args, **options: launched(self, *args, **{**options, "warmup": True})
 
-from dilated_attention_pytorch.kernels.sdpa import Problem
+from dilated_attention_pytorch.kernels.problem import Problem
 from dilated_attention_pytorch.kernels.triton import attention, backward, forward, launch
 
 launch.family_of = lambda device: "sm_90"

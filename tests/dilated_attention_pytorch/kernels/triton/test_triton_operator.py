@@ -68,7 +68,7 @@ def test_autocast_casts():
             {"branches": ((64, 61), (64, 71))},
             "the dilation rates [61, 71] have no common multiple up to 4096",
         ),
-        ({"places": 2**30 + 1}, "up to 1073741824 tokens, got 1073741825"),
+        ({"seq": 2**30 + 1}, "up to 1073741824 tokens, got 1073741825"),
     ],
 )
 def test_a_call_that_cannot_run_says_why(change, reason: str):
@@ -104,37 +104,37 @@ def modern_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("modern_gpu")
-@pytest.mark.parametrize("places", [100, 20_000, 2**20])
+@pytest.mark.parametrize("seq", [100, 20_000, 2**20])
 @pytest.mark.parametrize("branches", [LONG_NET, ((64, 1), (128, 2)), ((10**9, 1),)])
-def test_auto_takes_the_kernels_on_a_gpu(branches, places: int):
-    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=places) == "triton"
+def test_auto_takes_the_kernels_on_a_gpu(branches, seq: int):
+    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, seq=seq) == "triton"
 
 
 @pytest.mark.usefixtures("modern_gpu")
 def test_auto_leaves_a_pattern_that_would_fill_no_tiles(caplog: pytest.LogCaptureFixture):
     branches = ((1000, 1), (1002, 2))
     with caplog.at_level(logging.INFO, logger="dilated_attention_pytorch"):
-        assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=5000) == "sdpa"
+        assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, seq=5000) == "sdpa"
     assert "leave 2 positions between them, 1 for each of 2 dilated classes" in caplog.text
-    assert choose_backend("triton", CUDA, torch.bfloat16, branches=branches, places=5000) == "triton"
-    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=1000) == "triton"
+    assert choose_backend("triton", CUDA, torch.bfloat16, branches=branches, seq=5000) == "triton"
+    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, seq=1000) == "triton"
 
 
 @pytest.mark.usefixtures("modern_gpu")
 @pytest.mark.parametrize(
-    ("branches", "places", "chosen"),
+    ("branches", "seq", "chosen"),
     [
         pytest.param(((32, 1), (64, 2)), 5000, "triton", id="16-rows-a-class"),
         pytest.param(((30, 1), (60, 2)), 5000, "sdpa", id="15-rows"),
         pytest.param(((1000, 1), (1002, 2)), 1002, "triton", id="the-last-end-cuts-nothing"),
     ],
 )
-def test_auto_wants_16_rows(branches, places: int, chosen: str):
-    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, places=places) == chosen
+def test_auto_wants_16_rows(branches, seq: int, chosen: str):
+    assert choose_backend("auto", CUDA, torch.bfloat16, branches=branches, seq=seq) == chosen
 
 
 def test_what_is_just_allowed_runs(monkeypatch: pytest.MonkeyPatch):
-    assert can_run_triton(DEVICE, torch.float32, places=2**30, head_dim=256) is None
+    assert can_run_triton(DEVICE, torch.float32, seq=2**30, head_dim=256) is None
     assert can_run_triton(DEVICE, torch.float32, branches=((4096, 64), (4096, 4096))) is None
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))

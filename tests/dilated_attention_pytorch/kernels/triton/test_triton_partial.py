@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.kernels.sdpa import Problem
+from dilated_attention_pytorch.kernels.problem import Problem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BRANCHES = ((16, 1), (32, 2), (48, 3))

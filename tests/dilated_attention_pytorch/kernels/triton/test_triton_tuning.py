@@ -92,7 +92,7 @@ def test_tuning_runs_what_was_fastest(
 
 def test_some_calls_are_never_tuned(monkeypatch: pytest.MonkeyPatch):
     """What adds to a result must not be repeated; an index is made for one size; wide rows leave one size."""
-    from dilated_attention_pytorch.kernels.sdpa import Problem
+    from dilated_attention_pytorch.kernels.problem import Problem
     from dilated_attention_pytorch.kernels.triton import launch
     from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
 

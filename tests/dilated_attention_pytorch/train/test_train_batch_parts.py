@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dilated_attention_pytorch.train.batch_parts import IGNORED, BatchPart, part_of_batch
 from dilated_attention_pytorch.train.command import check_same_on_all_ranks
 from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.options import TrainOptions, add_split_arguments
 from dilated_attention_pytorch.train.ranks import Ranks, launched
-from dilated_attention_pytorch.train.split import IGNORED, Split, split_of
 
 
 @pytest.mark.parametrize("sharding", ["contiguous", "zigzag"])
@@ -18,14 +18,14 @@ def test_every_token_is_predicted_once(num_data, num_context, sharding):
     tokens = torch.randperm(5 * 17).view(5, 17)
     seen = {}
     for data_rank, context_rank in itertools.product(range(num_data), range(num_context)):
-        split = Split(
+        part = BatchPart(
             data_rank=data_rank,
             num_data=num_data,
             context_rank=context_rank,
             num_context=num_context,
             sharding=sharding,
         )
-        inputs, targets, positions = split.take(tokens)
+        inputs, targets, positions = part.take(tokens)
         assert inputs.shape == targets.shape == (-(-5 // num_data), 16 // num_context)
         for row, column in (targets != IGNORED).nonzero().tolist():
             token = inputs[row, column].item()
@@ -41,7 +41,7 @@ def test_every_token_is_predicted_once(num_data, num_context, sharding):
 
 def test_neighbours_share_a_context():
     options = TrainOptions(seq_len=64, batch_size=4)
-    splits = [split_of(Ranks(rank, 4), options, 2, "contiguous") for rank in range(4)]
+    splits = [part_of_batch(Ranks(rank, 4), options, 2, "contiguous") for rank in range(4)]
     assert [(s.data_rank, s.context_rank) for s in splits] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {(s.num_data, s.num_context) for s in splits} == {(2, 2)}
 
@@ -71,14 +71,17 @@ def test_neighbours_share_a_context():
 )
 def test_what_cannot_be_cut(size, num_context, sharding, message):
     with pytest.raises(CommandError) as caught:
-        split_of(Ranks(0, size), TrainOptions(seq_len=66, batch_size=3), num_context, sharding)
+        part_of_batch(Ranks(0, size), TrainOptions(seq_len=66, batch_size=3), num_context, sharding)
     assert str(caught.value) == message
     assert caught.value.status == 2
 
 
 def test_zigzag_asks_nothing_of_a_context_in_one_piece():
     options = TrainOptions(seq_len=65, batch_size=2)
-    assert split_of(Ranks(1, 2), options, 1, "zigzag").take(torch.zeros(2, 66).long())[0].shape == (1, 65)
+    assert part_of_batch(Ranks(1, 2), options, 1, "zigzag").take(torch.zeros(2, 66).long())[0].shape == (
+        1,
+        65,
+    )
 
 
 def test_context_parallel_without_torchrun_says_how(text, longnet):
@@ -127,7 +130,7 @@ def test_ranks_that_were_started_differently(seen, message):
         def gather(self, value):
             return [value, value, {**value, **seen}]
 
-    job = SimpleNamespace(options=TrainOptions(), split=Split(num_data=3), data={"digest": "a"})
+    job = SimpleNamespace(options=TrainOptions(), part=BatchPart(num_data=3), data={"digest": "a"})
     with pytest.raises(CommandError) as caught:
         check_same_on_all_ranks(job, Three(0, 3))
     assert str(caught.value) == message

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor, nn
 
+from .core.autocast import autocast
 from .core.pattern import DilatedPattern
 from .core.validation import (
     check_branches,
@@ -21,6 +21,8 @@ from .core.validation import (
 from .kernels.backends import Backend, choose_backend
 from .kernels.operator import sdpa, triton
 from .kernels.reference import reference_attention
+
+__all__ = ["DilatedAttention", "dilated_attention"]
 
 
 @overload
@@ -112,7 +114,7 @@ def dilated_attention(
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
 
     chosen = choose_backend(
-        backend, query.device, query.dtype, head_dim=head_dim, branches=pattern.branches, places=seq
+        backend, query.device, query.dtype, head_dim=head_dim, branches=pattern.branches, seq=seq
     )
     if chosen != "reference":
         out, lse = (sdpa if chosen == "sdpa" else triton)(
@@ -140,15 +142,6 @@ def dilated_attention(
             positions=positions,
         )
     return (out, lse.detach()) if return_lse else out
-
-
-def autocast(*tensors: Tensor) -> list[Tensor]:
-    # Here and not at the operator: torch.library's rule casts to one dtype fixed when it is registered.
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
 
 
 class DilatedAttention(nn.Module):

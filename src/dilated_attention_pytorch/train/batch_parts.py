@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class BatchPart:
     """A batch cut into ``num_data`` parts of its rows and ``num_context`` shards of its contexts."""
 
     data_rank: int = 0
@@ -53,7 +53,7 @@ class Split:
         return inputs, targets.masked_fill(beyond[:, None], IGNORED), positions
 
 
-def split_of(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sharding) -> Split:
+def part_of_batch(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sharding) -> BatchPart:
     """This rank's part: ranks next to each other share a context.
 
     Raises:
@@ -81,7 +81,7 @@ def split_of(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sh
             f"--sharding {sharding}, got {options.seq_len}"
         )
     data_rank, context_rank = divmod(ranks.rank, num_context)
-    return Split(
+    return BatchPart(
         data_rank=data_rank,
         num_data=num_data,
         context_rank=context_rank,
