@@ -8,10 +8,10 @@ from typing import Literal, overload
 from torch import Tensor, nn
 
 from .core.autocast import autocast
+from .core.masks import ignored_keys
 from .core.pattern import DilatedPattern
 from .core.validation import (
     check_branches,
-    check_key_padding_mask,
     check_no_dropout,
     check_position_values,
     check_positions,
@@ -83,7 +83,8 @@ def dilated_attention(
         dilation_rates: ``r`` of each branch.
         is_causal: no query sees a later token.
         softmax_scale: factor on the dot products; default ``d ** -0.5``.
-        key_padding_mask: bool ``[b, n]``, True = nobody sees this key.
+        key_padding_mask: ``[b, n]``, keys that nobody sees: bool or integer, True or not 0 = ignore, or
+            floating point, 0 = keep, -inf (or -1e9 and the like) = ignore.
         positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership in
             place of the index. Causality stays with the order in the tensor.
         backend: ``"triton"`` kernels for GPUs, ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense
@@ -106,7 +107,7 @@ def dilated_attention(
         *check_branches(segment_lengths, dilation_rates), heads, num_kv_heads=key.shape[2]
     )
     if key_padding_mask is not None:
-        check_key_padding_mask(key_padding_mask, query)
+        key_padding_mask = ignored_keys(key_padding_mask, query)
     if positions is not None:
         check_positions(positions, query)
         positions = positions.expand(batch, seq)

@@ -6,7 +6,7 @@ Letters: b batch, n sequence, e embedding, h query heads, h_kv key/value heads, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .attention import dilated_attention
 from .core.pattern import DilatedPattern
 from .core.validation import check_branches, check_no_dropout
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of query ``[b, n, h, d]`` over key and value ``[b, n, h_kv, d]``: ``[b, n, h, d]``."""
 
 
 class _NotFused:
@@ -126,16 +129,20 @@ class MultiheadDilatedAttention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
+        attend: Attend | None = None,
     ) -> tuple[Tensor, None]:
         """Attend.
 
         Args:
             query: ``[b, n, e]``.
             key, value: ``[b, n, e]``; self-attention when left out.
-            key_padding_mask: ``[b, n]``, bool with True = ignore, or floating with 0 = keep, -inf = ignore.
+            key_padding_mask: ``[b, n]``, as for :func:`dilated_attention`.
             is_causal: a query sees no later token.
             need_weights: must be False.
             attn_mask: must be None.
+            attend: what maps the projected ``q [b, n, h, d]``, ``k``, ``v [b, n, h_kv, d]`` to
+                ``[b, n, h, d]``, a ring attention for instance. Default: :func:`dilated_attention`. It has
+                its own say on masks: ``key_padding_mask`` and ``is_causal`` must be left at their defaults.
 
         Returns:
             ``[b, n, e]``, and None in the place of the weights.
@@ -151,7 +158,13 @@ class MultiheadDilatedAttention(nn.Module):
             )
         key = query if key is None else key
         value = key if value is None else value
+        if attend is not None and (key_padding_mask is not None or is_causal):
+            raise ValueError(
+                "attend decides about masks itself: beside it key_padding_mask must be None, is_causal False"
+            )
         q, k, v = self.project(query, key, value)
+        if attend is not None:
+            return self.merge(attend(q, k, v)), None
         out = dilated_attention(
             q,
             k,
@@ -159,7 +172,7 @@ class MultiheadDilatedAttention(nn.Module):
             self.pattern.segment_lengths,
             self.pattern.dilation_rates,
             is_causal=is_causal,
-            key_padding_mask=None if key_padding_mask is None else _bool_mask(key_padding_mask),
+            key_padding_mask=key_padding_mask,
         )
         return self.merge(out), None
 
@@ -185,16 +198,3 @@ class MultiheadDilatedAttention(nn.Module):
         out = heads.flatten(2)
         out = out if self.norm is None else self.norm(out)
         return self.out_proj(out)  # type: ignore[no-any-return]
-
-
-def _bool_mask(mask: Tensor) -> Tensor:
-    """``nn.TransformerEncoderLayer`` hands its padding mask on as floats to be added to the scores."""
-    if not mask.is_floating_point():
-        return mask
-    ignored = mask == float("-inf")
-    if not torch.compiler.is_compiling() and not bool((ignored | (mask == 0)).all()):
-        raise ValueError(
-            "a floating key_padding_mask must hold only 0 (keep) and -inf (ignore), "
-            f"got {mask[~ignored & (mask != 0)][0].item()}"
-        )
-    return ignored

@@ -83,19 +83,6 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     check_heads(query.shape[2], key.shape[2])
 
 
-def check_key_padding_mask(mask: Tensor, query: Tensor) -> None:
-    """Raise unless ``mask`` is bool ``[b, n]`` on the device of ``query [b, n, h, d]``."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"key_padding_mask must be a bool tensor (True = ignore), got {got}")
-    if mask.shape != query.shape[:2]:
-        raise ValueError(
-            f"key_padding_mask must be [batch, seq] = {list(query.shape[:2])}, got {list(mask.shape)}"
-        )
-    if mask.device != query.device:
-        raise ValueError(f"key_padding_mask must be on {query.device} like query, got {mask.device}")
-
-
 def check_positions(positions: Tensor, query: Tensor) -> None:
     """Raise unless ``positions`` is int64 ``[n]`` or ``[b, n]`` on the device of ``query [b, n, h, d]``.
 

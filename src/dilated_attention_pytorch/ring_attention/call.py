@@ -13,9 +13,10 @@ from kernel_pytorch.groups import agree
 
 from ..attention import dilated_attention
 from ..core.autocast import autocast
+from ..core.masks import ignored_keys
 from ..core.memory.unified_pool import UnifiedMemoryPool
 from ..core.sharding import chunks_of
-from ..core.validation import check_key_padding_mask, check_qkv
+from ..core.validation import check_qkv
 from ..kernels.backends import choose_backend
 from ..kernels.problem import Problem
 from .computation import Kernels, Part, SdpaKernels
@@ -57,7 +58,7 @@ def ring_attention(
         query, key, value = autocast(query, key, value)
         check_qkv(query, key, value)
         if key_padding_mask is not None:
-            check_key_padding_mask(key_padding_mask, query)
+            key_padding_mask = ignored_keys(key_padding_mask, query)
         backend = choose_backend(
             config.backend,
             query.device,

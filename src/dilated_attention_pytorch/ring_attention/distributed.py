@@ -11,7 +11,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.autocast import autocast
-from ..core.validation import check_key_padding_mask, check_qkv
+from ..core.masks import ignored_keys
+from ..core.validation import check_qkv
 from .base import BaseRingAttention
 from .call import agree_on_call, device_of, ring_attention
 from .config import RingAttentionConfig
@@ -72,7 +73,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             q, k, v = autocast(q, k, v)
             check_qkv(q, k, v)
             if key_padding_mask is not None:
-                check_key_padding_mask(key_padding_mask, q)
+                key_padding_mask = ignored_keys(key_padding_mask, q)
             for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
                 if heads % size:
                     raise ValueError(
