@@ -10,10 +10,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from .energy import TokenEnergy
 from .errors import CommandError, RankError
 from .generate import continue_bytes, load_model
 from .loop import NonFiniteLossError, make_optimizer, training_steps
-from .options import RESUMABLE_WITH, TrainOptions, add_arguments, flag, given_options
+from .options import SHAPE, TrainOptions, add_arguments, flag, given_options, in_flags
 from .parallel import Parallel, parallelize
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
@@ -48,6 +48,8 @@ from .run_folder import (
     lock_metrics,
 )
 from .stop import StopRequest
+
+T = TypeVar("T")
 
 __all__ = ["add_arguments", "check_same_on_all_ranks", "run"]
 
@@ -92,7 +94,7 @@ def _prepare(args: argparse.Namespace, ranks: Ranks) -> _Job:
     if args.resume is None:
         checkpoint = folder = None
         check_new_run(args.run)
-        options = TrainOptions(**given)
+        options = _checked(lambda: TrainOptions(**given))
     else:
         folder = existing_run_folder(args.resume)
         checkpoint = load_checkpoint(folder / CHECKPOINT)
@@ -157,12 +159,20 @@ def _resumed_options(stored: Mapping[str, Any], given: Mapping[str, Any], folder
         raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
     for name, value in given.items():
         trained_with = getattr(options, name)
-        if name not in RESUMABLE_WITH and value != trained_with:
+        if name in SHAPE and value != trained_with:
             raise CommandError(
                 f"{flag(name)} {_shown(value)} contradicts {folder}, which is trained with {flag(name)} "
                 f"{_shown(trained_with)}: leave it out, or start a new run"
             )
-    return dataclasses.replace(options, **given)
+    return _checked(lambda: dataclasses.replace(options, **given))
+
+
+def _checked(make: Callable[[], T]) -> T:
+    """What ``make`` makes of options, whose mistakes are the user's."""
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise CommandError(in_flags(str(error))) from error
 
 
 def _shown(value: Any) -> str:
@@ -172,10 +182,7 @@ def _shown(value: Any) -> str:
 def _model_config(options: TrainOptions) -> LongNetConfig:
     names = [field.name for field in dataclasses.fields(LongNetConfig)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    try:
-        return LongNetConfig(vocab_size=256, **chosen)
-    except (TypeError, ValueError) as error:
-        raise CommandError(str(error)) from error
+    return _checked(lambda: LongNetConfig(vocab_size=256, **chosen))
 
 
 def _describe(run: Run, job: _Job) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from ..core.sharding import Sharding
-from .errors import CommandError
+from ..core.validation import check_no_dropout
 
 _EXAMPLES = """\
 examples:
@@ -30,14 +31,22 @@ Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoin
 was given, 1 a failure of the computation.
 """
 
-_METAVARS = {int: "N", float: "X"}
+_SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
-    metadata = {"help": help, "type": type, **keywords}
-    if type in _METAVARS:
-        metadata["metavar"] = _METAVARS[type]
-    return dataclasses.field(default=default, metadata=metadata)
+def _length(text: str) -> int:
+    """A number of bytes or tokens, such as 32768 or 32K."""
+    factor = _SUFFIXES.get(text[-1:].upper())
+    try:
+        return int(text) if factor is None else int(text[:-1]) * factor
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer, with K, M or G for 1024, 1024^2 or 1024^3 of them, got {text!r}"
+        ) from None
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return tuple(_length(part) for part in text.split(","))
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -47,27 +56,62 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}") from None
 
 
+_METAVARS = {int: "N", _length: "N", float: "X", _lengths: "W,W,...", _integers: "R,R,..."}
+
+
+def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
+    metadata: dict[str, Any] = {"help": help, "type": type, **keywords}
+    if type in _METAVARS:
+        metadata["metavar"] = _METAVARS[type]
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _switch(help: str) -> Any:
+    """An option that is on or off: ``--name`` and ``--no-name``."""
+    return dataclasses.field(default=False, metadata={"help": help, "action": argparse.BooleanOptionalAction})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What a run is made of. The defaults here are the defaults of ``longnet train``.
 
     Raises:
-        CommandError: naming the option and its value.
+        ValueError: naming the option and its value.
     """
 
     data: str | None = _option(
         None, "file, or folder with all its text files; default: this Python's standard library", str
     )
-    seq_len: int = _option(8192, "context, bytes")
+    held_out: str | None = _option(
+        None,
+        "text to evaluate on: a file or folder, or the fraction of the end of each file of --data; "
+        "default: 0.05",
+        str,
+        metavar="FILE|FRACTION",
+    )
+    seq_len: int = _option(8192, "context, bytes", _length)
     batch_size: int = _option(1, "contexts per step")
+    grad_accumulation: int = _option(
+        1, "parts of a batch, a divisor of --batch-size, whose gradients add up before a step: less memory"
+    )
     steps: int = _option(500, "optimizer steps; the learning rate's decay ends there")
     lr: float = _option(4e-3, "highest learning rate", float)
+    schedule: str = _option(
+        "cosine",
+        "how the learning rate falls after the warmup; wsd is constant until the last --decay-steps",
+        str,
+        choices=("cosine", "linear", "constant", "wsd"),
+    )
     final_lr_fraction: float = _option(0.1, "learning rate at the last step, as a fraction of --lr", float)
     warmup_steps: int | None = _option(
-        None, "steps of linear warmup before the cosine decay; default: a twentieth of --steps"
+        None, "steps of linear warmup before the decay; default: a twentieth of --steps"
     )
+    decay_steps: int | None = _option(None, "steps in which wsd falls linearly; default: a fifth of --steps")
+    beta1: float = _option(0.9, "AdamW's decay of the mean of gradients", float)
+    beta2: float = _option(0.95, "AdamW's decay of the mean of squared gradients", float)
     weight_decay: float = _option(0.1, "AdamW's decay of weight matrices", float)
     grad_clip: float = _option(1.0, "largest norm of the gradient", float)
+    dropout: float = _option(0.0, "must be 0: the kernels compute attention without dropout", float)
     embed_dim: int = _option(128, "width of the model")
     num_layers: int = _option(2, "blocks")
     num_heads: int = _option(4, "query heads")
@@ -77,14 +121,10 @@ class TrainOptions:
         None,
         "segment length of each branch; default: 256, then 8 times longer each up to half of --seq-len, "
         "then --seq-len itself: 256,2048,8192 for 8192",
-        _integers,
-        metavar="W,W,...",
+        _lengths,
     )
     dilation_rates: tuple[int, ...] | None = _option(
-        None,
-        "dilation rate of each branch; default: 1, 4, 16, ...: 1,4,16 for 8192",
-        _integers,
-        metavar="R,R,...",
+        None, "dilation rate of each branch; default: 1, 4, 16, ...: 1,4,16 for 8192", _integers
     )
     seed: int = _option(0, "seed of the initial weights, the order of the data and the sample")
     eval_every: int = _option(100, "steps between evaluations on held-out text; also after the last step")
@@ -92,17 +132,21 @@ class TrainOptions:
     checkpoint_every: int = _option(
         100, "steps between checkpoints; also before the first and after the last"
     )
+    keep: int = _option(1, "checkpoints to keep, the last ones; the best by held-out loss is kept as well")
     prompt: str | None = _option(
         None, "text that the sample continues; default: the first 100 bytes of the held-out text", str
     )
-    sample_bytes: int = _option(500, "length of the sample; 0 for none")
+    sample_bytes: int = _option(500, "length of the sample; 0 for none", _length)
     device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", str)
     dtype: str = _option(
         "float32",
-        "bfloat16 computes under autocast; weights stay float32",
+        "bfloat16 and float16 (on CUDA, with loss scaling) compute under autocast; weights stay float32",
         str,
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
     )
+    recompute: bool = _switch("compute each block's activations anew in the backward: less memory, more time")
+    compile: bool = _switch("compile the blocks with torch.compile")
+    tensorboard: bool = _switch("write the metrics for TensorBoard too, below the run's folder")
     threads: int | None = _option(None, "CPU threads; default: PyTorch's choice")
 
     def __post_init__(self) -> None:
@@ -110,20 +154,28 @@ class TrainOptions:
             value = getattr(self, name)
             finite = "finite and " if isinstance(value, float) else ""
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise CommandError(f"{flag(name)} must be {finite}at least {least}, got {value}")
-        if self.lr == 0 or self.grad_clip == 0:
-            raise CommandError(
-                f"--lr and --grad-clip must be above 0, got --lr {self.lr} --grad-clip {self.grad_clip}"
-            )
+                raise ValueError(f"{name} must be {finite}at least {least}, got {value}")
+        for name in ("lr", "grad_clip"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.final_lr_fraction > 1:
-            raise CommandError(f"--final-lr-fraction must be at most 1, got {self.final_lr_fraction}")
+            raise ValueError(f"final_lr_fraction must be at most 1, got {self.final_lr_fraction}")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        check_no_dropout("dropout", self.dropout)
+        if self.batch_size % self.grad_accumulation:
+            raise ValueError(
+                "grad_accumulation must divide batch_size, "
+                f"got grad_accumulation={self.grad_accumulation}, batch_size={self.batch_size}"
+            )
         if self.seed >= 2**63:
-            raise CommandError(f"--seed must be below 2**63, got {self.seed}")
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.prompt == "":
-            raise CommandError("--prompt must have at least one byte, got ''")
+            raise ValueError("prompt must have at least one byte, got ''")
         if (self.segment_lengths is None) != (self.dilation_rates is None):
-            raise CommandError(
-                "--segment-lengths and --dilation-rates must be given together, "
+            raise ValueError(
+                "segment_lengths and dilation_rates must be given together, "
                 f"got {self.segment_lengths} and {self.dilation_rates}"
             )
         if self.segment_lengths is None:
@@ -132,32 +184,56 @@ class TrainOptions:
             object.__setattr__(self, "dilation_rates", dilation_rates)
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", self.steps // 20)
+        if self.decay_steps is None:
+            object.__setattr__(self, "decay_steps", self.steps // 5)
 
 
 _LEAST: dict[str, float] = {
     "seq_len": 1,
     "batch_size": 1,
+    "grad_accumulation": 1,
     "steps": 1,
     "lr": 0,
     "final_lr_fraction": 0,
     "warmup_steps": 0,
+    "decay_steps": 0,
+    "beta1": 0,
+    "beta2": 0,
     "weight_decay": 0,
     "grad_clip": 0,
     "seed": 0,
     "eval_every": 1,
     "eval_windows": 1,
     "checkpoint_every": 1,
+    "keep": 1,
     "sample_bytes": 0,
     "threads": 1,
 }
 
-# They change no more than rounding (device, threads), or (data) are checked by content.
-RESUMABLE_WITH = ("data", "checkpoint_every", "prompt", "sample_bytes", "device", "threads")
+SHAPE = (
+    "embed_dim",
+    "num_layers",
+    "num_heads",
+    "ffn_dim",
+    "num_kv_heads",
+    "segment_lengths",
+    "dilation_rates",
+)
+"""The shape of the model, which a resumed run keeps."""
 
 
 def flag(name: str) -> str:
     """The command-line spelling of an option."""
     return "--" + name.replace("_", "-")
+
+
+def in_flags(message: str) -> str:
+    """A message about options by their names in Python, with their names on the command line."""
+    names = [field.name for field in dataclasses.fields(TrainOptions)]
+    at_a_value = "|".join(names)
+    anywhere = "|".join(name for name in names if "_" in name)
+    pattern = rf"(?<!-)\b(?:^(?:{at_a_value})\b|(?:{at_a_value})(?==)|(?:{anywhere})\b)"
+    return re.sub(pattern, lambda found: flag(found[0]), message)
 
 
 def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -191,7 +267,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)
         if field.default is not None:
-            keywords["help"] += f" (default: {field.default})"
+            default = "off" if field.default is False else field.default
+            keywords["help"] += f" (default: {default})"
         parser.add_argument(flag(field.name), dest=field.name, default=argparse.SUPPRESS, **keywords)
     add_split_arguments(parser)
 

@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 
 import pytest
@@ -6,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dilated_attention_pytorch.models import LongNetConfig
-from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.loop import learning_rate
-from dilated_attention_pytorch.train.options import TrainOptions, default_pattern, flag
+from dilated_attention_pytorch.train.options import (
+    TrainOptions,
+    add_arguments,
+    default_pattern,
+    flag,
+    given_options,
+)
 
 
 @pytest.mark.parametrize(("steps", "warmup", "final"), [(100, 10, 0.1), (7, 1, 0.0), (30, 29, 1.0)])
@@ -63,7 +69,8 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
     for field in dataclasses.fields(TrainOptions):
         assert flag(field.name) in out
         if field.default is not None:
-            assert f"(default: {field.default})" in " ".join(out.split())
+            default = "off" if field.default is False else field.default
+            assert f"(default: {default})" in " ".join(out.split())
     assert "examples:" in out
     assert "--resume" in out
     status, out, err = longnet("generate", "--help")
@@ -75,7 +82,7 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
     ("arguments", "message"),
     [
         (["--steps", "0"], "--steps must be at least 1, got 0"),
-        (["--lr", "0"], "--lr and --grad-clip must be above 0, got --lr 0.0 --grad-clip 1.0"),
+        (["--lr", "0"], "--lr must be above 0, got 0.0"),
         (["--lr", "nan"], "--lr must be finite and at least 0, got nan"),
         (["--grad-clip", "inf"], "--grad-clip must be finite and at least 0, got inf"),
         (["--final-lr-fraction", "1.5"], "--final-lr-fraction must be at most 1, got 1.5"),
@@ -85,13 +92,20 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
         (["--seed", str(2**63)], f"--seed must be below 2**63, got {2**63}"),
         (["--prompt", ""], "--prompt must have at least one byte"),
         (["--segment-lengths", "64"], "--segment-lengths and --dilation-rates must be given together"),
-        (["--segment-lengths", "64,x"], "argument --segment-lengths: expected integers with commas"),
+        (["--segment-lengths", "64,x"], "argument --segment-lengths: expected an integer, with K, M or G"),
         (["--segment-lengths", "64,128", "--dilation-rates", "1"], "must be of equal length"),
-        (["--segment-lengths", "64", "--dilation-rates", "0"], "dilation_rates must all be at least 1"),
-        (["--embed-dim", "30", "--num-heads", "4"], "embed_dim=30, num_heads=4"),
-        (["--num-kv-heads", "3"], "num_kv_heads=3"),
-        (["--num-layers", "0"], "num_layers must be at least 1, got 0"),
-        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--segment-lengths", "64", "--dilation-rates", "0"], "--dilation-rates must all be at least 1"),
+        (["--embed-dim", "30", "--num-heads", "4"], "--embed-dim=30, --num-heads=4"),
+        (["--num-kv-heads", "3"], "--num-kv-heads=3"),
+        (["--num-layers", "0"], "--num-layers must be at least 1, got 0"),
+        (["--dtype", "float8"], "argument --dtype: invalid choice: 'float8'"),
+        (["--seq-len", "32Q"], "argument --seq-len: expected an integer, with K, M or G"),
+        (["--dropout", "0.1"], "--dropout must be 0.0, got 0.1: "),
+        (["--beta2", "1"], "--beta2 must be below 1, got 1.0"),
+        (
+            ["--batch-size", "6", "--grad-accumulation", "4"],
+            "--grad-accumulation must divide --batch-size, got --grad-accumulation=4, --batch-size=6",
+        ),
         (["--device", "abacus"], "--device abacus cannot be used: "),
         (["--step", "5"], "unrecognized arguments: --step 5"),
         (["--run", "x", "--resume", "y"], "--resume: not allowed with argument --run"),
@@ -109,5 +123,18 @@ def test_wrong_option_is_one_line_and_status_2(longnet, text, tmp_path, argument
 
 
 def test_options_are_checked_when_made_in_python_too():
-    with pytest.raises(CommandError, match="--batch-size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0$"):
         TrainOptions(batch_size=0)
+
+
+def test_lengths_take_suffixes():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    line = ["--seq-len", "32K", "--segment-lengths", "512,1m", "--dilation-rates", "1,4", "--recompute"]
+    given = given_options(parser.parse_args(line))
+    assert given == {
+        "seq_len": 32768,
+        "segment_lengths": (512, 1 << 20),
+        "dilation_rates": (1, 4),
+        "recompute": True,
+    }
