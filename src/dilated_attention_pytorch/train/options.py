@@ -17,24 +17,26 @@ examples:
   longnet train                                   on the Python standard library, context 8192
   longnet train --data books --seq-len 65536 --run books-64k --steps 2000
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
+  longnet train --resume runs/books-64k --checkpoint best --lr 1e-3 --steps 4000
+  longnet train --init-from runs/books-64k --data letters --run letters --lr 5e-4 --steps 300
   torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
 Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
 of each context; the numbers are those of one process. Any number of processes, one too, resumes the run.
 The -- keeps torchrun from taking --run for one of its own options.
 
-A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
-processes, the folder with its tensors: shards-0 or shards-1).
---resume takes the options from there; of them --data, --checkpoint-every, --prompt, --sample-bytes,
---device and --threads may be given anew.
-Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint, 2 a mistake in what
-was given, 1 a failure of the computation.
+A run folder has config.json, metrics.jsonl, loss.png, sample.txt, checkpoint.pt, best.pt (the checkpoint
+with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several processes the folders with
+their tensors, shards-STEP.
+--resume takes the options from there. What is given anew is printed, and noted in config.json by step.
+Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
+checkpoint; 2 a mistake in what was given; 1 a failure of the computation.
 """
 
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def _length(text: str) -> int:
+def length(text: str) -> int:
     """A number of bytes or tokens, such as 32768 or 32K."""
     factor = _SUFFIXES.get(text[-1:].upper())
     try:
@@ -45,8 +47,8 @@ def _length(text: str) -> int:
         ) from None
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(_length(part) for part in text.split(","))
+def lengths(text: str) -> tuple[int, ...]:
+    return tuple(length(part) for part in text.split(","))
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -56,7 +58,7 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}") from None
 
 
-_METAVARS = {int: "N", _length: "N", float: "X", _lengths: "W,W,...", _integers: "R,R,..."}
+_METAVARS = {int: "N", length: "N", float: "X", lengths: "W,W,...", _integers: "R,R,..."}
 
 
 def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
@@ -89,7 +91,7 @@ class TrainOptions:
         str,
         metavar="FILE|FRACTION",
     )
-    seq_len: int = _option(8192, "context, bytes", _length)
+    seq_len: int = _option(8192, "context, bytes", length)
     batch_size: int = _option(1, "contexts per step")
     grad_accumulation: int = _option(
         1, "parts of a batch, a divisor of --batch-size, whose gradients add up before a step: less memory"
@@ -121,7 +123,7 @@ class TrainOptions:
         None,
         "segment length of each branch; default: 256, then 8 times longer each up to half of --seq-len, "
         "then --seq-len itself: 256,2048,8192 for 8192",
-        _lengths,
+        lengths,
     )
     dilation_rates: tuple[int, ...] | None = _option(
         None, "dilation rate of each branch; default: 1, 4, 16, ...: 1,4,16 for 8192", _integers
@@ -136,7 +138,7 @@ class TrainOptions:
     prompt: str | None = _option(
         None, "text that the sample continues; default: the first 100 bytes of the held-out text", str
     )
-    sample_bytes: int = _option(500, "length of the sample; 0 for none", _length)
+    sample_bytes: int = _option(500, "length of the sample; 0 for none", length)
     device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", str)
     dtype: str = _option(
         "float32",
@@ -227,6 +229,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _duration(text: str) -> float:
+    """Seconds of a time such as 90m, 2h, 1h30m or 45s."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or found is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 90m, 2h, 1h30m or 45s, got {text!r}")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
 def in_flags(message: str) -> str:
     """A message about options by their names in Python, with their names on the command line."""
     names = [field.name for field in dataclasses.fields(TrainOptions)]
@@ -262,7 +273,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--run", help="name of the new run below runs/, or its folder; default: the time")
     where.add_argument(
-        "--resume", metavar="RUN", help="go on with this run: its folder, or its name below runs/"
+        "--resume",
+        metavar="RUN",
+        help="go on with this run, its folder or its name below runs/; every option but those of the model's "
+        "shape may be given anew",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start with the weights of this run; the options of the model's shape are taken from there, "
+        "but for the branches",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        help="which one to --resume or --init-from: last, best (by held-out loss) or a step (default: last)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_duration,
+        metavar="TIME",
+        help="save and stop, with exit status 0, after this time: 90m, 2h, 1h30m, 45s",
     )
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)

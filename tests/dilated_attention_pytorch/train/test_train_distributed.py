@@ -100,7 +100,7 @@ def test_loss_is_that_of_one_process(text, whole, processes, context_parallel, s
     assert_same_curves("spread", whole)
     assert len(re.findall("^step 50/50 ", out, re.MULTILINE)) == 1
     assert sorted(os.listdir("runs/spread")) == [
-        *("checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-1"),
+        *("best.pt", "checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-50"),
     ]
     for name in ("sample.txt", "config.json"):
         assert Path("runs/spread", name).read_bytes() == Path("runs/whole", name).read_bytes()
