@@ -101,7 +101,7 @@ def test_the_best_and_the_last_are_kept(text, longnet):
     # It learns with a small rate, then spoils what it learnt with a large one.
     options = ("--data", text, *TINY, "--steps", 4, "--eval-every", 1, "--warmup-steps", 0)
     assert longnet("train", "--run", "x", *options, "--schedule", "constant")[0] == 0
-    more = ("--lr", 100, "--weight-decay", 0, "--steps", 9, "--checkpoint-every", 2, "--keep", 2)
+    more = ("--lr", 10, "--weight-decay", 0, "--steps", 9, "--checkpoint-every", 2, "--keep", 2)
     assert longnet("train", "--resume", "x", *more)[0] == 0
     losses = {row["step"]: row["val_bits_per_byte"] for row in rows_of("runs/x")}
     step = min(losses, key=losses.get)
