@@ -89,7 +89,7 @@ def new_shards_folder(folder: Path, step: int) -> Path:
 
 
 def remove_unnamed_shards(folder: Path) -> None:
-    """Remove the shards that no checkpoint names, such as those of a process that was killed meanwhile."""
+    """Remove the shards that no checkpoint names, such as those of a process killed in a save."""
     shards = {path for path in folder.iterdir() if is_shards_folder(path.name)}
     if not shards:
         return

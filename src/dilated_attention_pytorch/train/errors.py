@@ -12,7 +12,7 @@ __all__ = ["CommandError", "RankError", "raise_if_out_of_memory"]
 
 
 class RankError(CommandError):
-    """This rank cannot go on, and the others cannot be told. Of a CommandError, all ranks raise it."""
+    """Raised on one rank only, where the others cannot know of the error. A CommandError is raised on all."""
 
     of_one = True
 

@@ -28,7 +28,7 @@ The -- keeps torchrun from taking --run for one of its own options.
 A run folder has config.json, metrics.jsonl, loss.png, sample.txt, checkpoint.pt, best.pt (the checkpoint
 with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several processes the folders with
 their tensors, shards-STEP.
---resume takes the options from there. What is given anew is printed, and noted in config.json by step.
+--resume takes the options from there. New values are printed, and noted in config.json by step.
 Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
 checkpoint; 2 a mistake in what was given; 1 a failure of the computation.
 """
@@ -146,7 +146,9 @@ class TrainOptions:
         str,
         choices=("float32", "bfloat16", "float16"),
     )
-    recompute: bool = _switch("compute each block's activations anew in the backward: less memory, more time")
+    recompute: bool = _switch(
+        "compute each block's activations again in the backward: less memory, more time"
+    )
     compile: bool = _switch("compile the blocks with torch.compile")
     tensorboard: bool = _switch("write the metrics for TensorBoard too, below the run's folder")
     threads: int | None = _option(None, "CPU threads; default: PyTorch's choice")
@@ -275,8 +277,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with this run, its folder or its name below runs/; every option but those of the model's "
-        "shape may be given anew",
+        help="go on with this run, its folder or its name below runs/; every option may be given a new value "
+        "but those of the model's shape",
     )
     parser.add_argument(
         "--init-from",

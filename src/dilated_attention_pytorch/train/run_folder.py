@@ -115,7 +115,7 @@ def cut_metrics(file: BinaryIO, last_step: int) -> list[dict[str, Any]]:
 
 
 def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    """Append one line to the metrics; whoever reads them sees it at once."""
+    """Append one line to the metrics and flush it."""
     file.write(json.dumps(row).encode() + b"\n")
     file.flush()
 

@@ -181,7 +181,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[st
         raise _first_failure(error, f"cannot write {folder}") from None
     files = ranks.gather(ranks.on_first(lambda: sorted(path.name for path in folder.iterdir())))[0] or []
     digests: dict[str, str] = {}
-    # Each rank reads some of the files that are there, whoever wrote them.
+    # Each rank reads some of the files in the folder, not only those it wrote itself.
     for part in ranks.gather(ranks.together(lambda: _digests(folder, files[ranks.rank :: ranks.size]))):
         digests.update(part)
     ranks.on_first(lambda: sync_folder(folder))
