@@ -22,7 +22,7 @@ from .parallel import Parallel
 from .progress import say
 from .ranks import Ranks
 from .run import Run
-from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
+from .run_folder import BEST, CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
 from .weights import read_weights
 
 T = TypeVar("T")
@@ -88,6 +88,8 @@ def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Rank
             )
         last = folder / CHECKPOINT
         run.saved_step = checkpoint["step"] if path == last else load_checkpoint(last)["step"]
+        if (folder / BEST).exists():
+            run.best = load_checkpoint(folder / BEST)["best"]
         return run, checkpoint, path, folder
 
     run, checkpoint, path, folder = ranks.together(prepare)
