@@ -142,7 +142,6 @@ class Run:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CommandError(f"{path} does not fit its own options: {error}") from error
         self.step = checkpoint["step"]
-        self.history = checkpoint.get("history", [])
 
     def _load_whole(self, weights: Mapping[str, Any], optimizer: dict[str, Any]) -> None:
         if self.ranks.size > 1:
