@@ -45,7 +45,7 @@ def check_scores(grad_out: Tensor, lse: Tensor) -> None:
         raise ValueError(
             f"query and key have scores of {lse[beyond].abs().max():.1e}: above {limit:.1e} their gradients "
             f"would be wrong in {str(lse.dtype).removeprefix('torch.')}; "
-            "normalise query and key, lower softmax_scale, or use backend='reference'"
+            "normalise query and key, lower softmax_scale, or use backend='reference' (on one device)"
         )
 
 
