@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .problem import largest_score
+
 _aten = torch.ops.aten
 _INF = float("inf")
+
+# Up to here a product with a number of a sane size does not overflow.
+_HARMLESS = 1e4
 
 
 def fused_forward(
@@ -28,7 +33,7 @@ def fused_forward(
         is_causal: row i sees rows 0 .. i; N and M must be equal.
         scale: factor on the dot products.
         ignored: bool ``[B, M]``, True for keys nobody sees, or ``[B, N, M]``, for keys a query does not see
-            (not with ``is_causal``).
+            (not with ``is_causal``). Keys that no query sees, and their values, may hold anything.
 
     Returns:
         out ``[B, H, N, D]`` and lse ``[B, H, N]`` (float32, float64 for float64); a query that sees no key
@@ -36,6 +41,7 @@ def fused_forward(
     """
     _check_rows(query, key, is_causal, ignored)
     bias = None if ignored is None else _bias(ignored, query)
+    key, value = _without_ignored(key, value, ignored)
     call = _forward_cuda if query.is_cuda else _forward_cpu
     out, lse = call(query, key, value, is_causal, scale, bias)
     if ignored is not None:
@@ -63,10 +69,14 @@ def fused_backward(
     """Gradients of query, key and value given ``out [B, H, N, D]`` and ``lse [B, H, N]``.
 
     ``out`` and ``lse`` may belong to a softmax over more keys than these: then the result is these keys'
-    part of the gradient. Arguments as in :func:`fused_forward`.
+    part of the gradient. Arguments as in :func:`fused_forward`. A query whose lse is no number up to
+    :func:`largest_score` adds nothing where its ``grad_out`` is 0 (on CUDA: if ``ignored`` is given).
     """
     _check_rows(query, key, is_causal, ignored)
     bias = None if ignored is None else _bias(ignored, query)
+    key, value = _without_ignored(key, value, ignored)
+    if ignored is not None or not query.is_cuda:
+        query, out, lse = _without_idle(grad_out, query, out, lse)
     # exp(score - inf) = 0 is the right weight of a row without keys; the kernels make NaN of -inf.
     lse = lse.masked_fill(lse == -_INF, _INF)
     call = _backward_cuda if query.is_cuda else _backward_cpu
@@ -89,6 +99,36 @@ def _bias(ignored: Tensor, query: Tensor) -> Tensor:
     padded = query.new_zeros(batch, 1, queries, -(-rows // 16) * 16 if query.is_cuda else rows)
     bias = padded[..., :rows]
     return bias.masked_fill_(ignored[:, None], -_INF)
+
+
+def _without_ignored(key: Tensor, value: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``key`` and ``value`` with 0 for what could turn the weight 0 of an ignored key into NaN."""
+    if ignored is None:
+        return key, value
+    unseen = ignored if ignored.dim() == 2 else ignored.all(1)
+
+    def without(x: Tensor) -> Tensor:
+        harmless = _are_harmless(x.transpose(1, 2), unseen)
+        return x if harmless else x.masked_fill(unseen[:, None, :, None], 0.0)
+
+    return without(key), without(value)
+
+
+def _without_idle(grad_out: Tensor, query: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``query``, ``out`` and ``lse`` without what could turn the part 0 of a query into NaN."""
+    strange = ~(lse.abs() <= largest_score(lse.dtype))
+    # Without keys lse is -inf, which is made right in any case.
+    if _are_harmless(query, strange) and bool((lse[strange] == -_INF).all()):
+        return query, out, lse
+    idle = strange & (grad_out == 0).all(-1)
+    query, out = (x.masked_fill(idle[..., None], 0.0) for x in (query, out))
+    return query, out, lse.masked_fill(idle, _INF)
+
+
+def _are_harmless(x: Tensor, rows: Tensor) -> bool:
+    """Whether no product with these rows overflows; False on CUDA, where the host would have to wait."""
+    # To look at some rows is cheaper than to copy all.
+    return not x.is_cuda and bool((x[rows].abs() <= _HARMLESS).all())
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -21,6 +21,34 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def largest_score(dtype: torch.dtype) -> float:
+    """The lse from which on ``exp(score - lse)`` is no weight any more: neighbouring numbers lie 1/8 apart.
+
+    2 ** 20 for float32, 2 ** 49 for float64.
+    """
+    return 0.125 / torch.finfo(dtype).eps
+
+
+def check_scores(grad_out: Tensor, lse: Tensor) -> None:
+    """Raise ValueError if a finite ``lse [b, h, n]`` is too large where ``grad_out [b, n, h, d]`` is not 0.
+
+    On the CPU only: elsewhere the host would have to wait for the answer.
+    """
+    if lse.device.type != "cpu":
+        return
+    limit = largest_score(lse.dtype)
+    beyond = (lse.abs() > limit) & lse.isfinite()
+    if not bool(beyond.any()):
+        return
+    beyond &= (grad_out != 0).any(-1).transpose(1, 2)
+    if bool(beyond.any()):
+        raise ValueError(
+            f"query and key have scores of {lse[beyond].abs().max():.1e}: above {limit:.1e} their gradients "
+            f"would be wrong in {str(lse.dtype).removeprefix('torch.')}; "
+            "normalise query and key, lower softmax_scale, or use backend='reference' (on one device)"
+        )
+
+
 @dataclass(frozen=True)
 class Problem:
     """All of a call but its tensors of numbers.

@@ -42,6 +42,15 @@ def reference_attention(
     group = heads // key.shape[2]
     q, k, v = (x.to(accumulation) for x in (query, key, value))
     k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    spoilt = None
+    if key_padding_mask is not None:
+        # A weight or a gradient of 0 times NaN is NaN.
+        ignored = key_padding_mask[..., None, None]
+        k, v = k.masked_fill(ignored, 0.0), v.masked_fill(ignored, 0.0)
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            finite = torch.einsum("bihd,bjhd->bhij", q, k).isfinite().all(-1)
+        spoilt = ignored & ~finite.transpose(1, 2)[..., None]
+        q = q.masked_fill(spoilt, 0.0)
 
     if positions is None:
         positions = torch.arange(seq, device=query.device)
@@ -61,4 +70,7 @@ def reference_attention(
         served = lse > float("-inf")
         weights = (scores - lse.masked_fill(~served, 0.0)[..., None]).exp()
         out = torch.einsum("bhij,bjhd->bihd", weights, v)
+        if spoilt is not None:
+            out = out.masked_fill(spoilt, float("nan"))
+            lse = lse.masked_fill(spoilt[..., 0].transpose(1, 2), float("nan"))
     return out.to(query.dtype), lse.detach()

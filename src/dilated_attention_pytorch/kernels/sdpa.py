@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.pattern import num_rows
 from ..core.validation import check_position_values
 from .fused import fused_backward, fused_forward
-from .problem import Heads, Problem, Tile, accumulation_dtype, head_groups, merge_rows
+from .problem import Heads, Problem, Tile, accumulation_dtype, check_scores, head_groups, merge_rows
 
 # What one tile copies of each input, or one segment if that is more: enough to keep the cores busy and the
 # calls few, small beside the output. More per launch on a GPU is a guess, not yet measured.
@@ -64,7 +64,11 @@ def sdpa_backward(
     """Gradients of query, key and value, given the merged ``out`` and ``lse`` of :func:`sdpa_forward`.
 
     With those, each branch's own backward yields its part of the exact gradient of the whole.
+
+    Raises:
+        ValueError: as :func:`check_scores` does.
     """
+    check_scores(grad_out, lse)
     accumulation = lse.dtype
     if query.dtype == accumulation or query.is_cuda:
         grad_query, grad_key, grad_value = partial_backward(grad_out, query, key, value, out, lse, problem)

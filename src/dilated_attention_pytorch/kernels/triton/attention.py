@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.validation import check_position_values
-from ..problem import Problem
+from ..problem import Problem, check_scores
 from .backward import key_gradient_kernel, query_gradient_kernel
 from .forward import forward_kernel
 from .launch import Call, launch
@@ -35,7 +35,12 @@ def triton_forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) 
 def triton_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, given the ``out`` and ``lse`` of :func:`triton_forward`."""
+    """Gradients of query, key and value, given the ``out`` and ``lse`` of :func:`triton_forward`.
+
+    Raises:
+        ValueError: as :func:`check_scores` does.
+    """
+    check_scores(grad_out, lse)
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
     )

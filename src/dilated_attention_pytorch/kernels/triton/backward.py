@@ -27,6 +27,9 @@ from .walk import (
     tile_of,
 )
 
+# Marks a query without an incoming gradient; no sum that is worth anything is this large.
+IDLE = tl.constexpr(float("inf"))
+
 
 @triton.jit(
     do_not_specialize=[
@@ -43,7 +46,7 @@ def query_gradient_kernel(
     grad_out,  # [b, rows, h, d]
     grad_query,  # [b, rows, h, d], written
     lse,  # [b, h, rows], float32
-    delta,  # [b, h, rows], float32, written: rowsum(grad_out * out)
+    delta,  # [b, h, rows], float32, written: rowsum(grad_out * out); with padding IDLE where grad_out is 0
     padding,  # [b, columns], uint8, 1 = ignore; or None
     index,  # Index or None
     times,  # Times or None
@@ -120,9 +123,17 @@ def query_gradient_kernel(
     o = load_matrix(out, exist, False, HEAD_DIM, UPCAST)
     grad = load_matrix(grad_out, exist, False, HEAD_DIM, UPCAST)
     rowsum = tl.sum(grad.to(tl.float32) * o.to(tl.float32), 1)
-    tl.store(delta + rows.to(tl.int64) * delta_row, rowsum, mask=exist)
     top = tl.load(lse + rows.to(tl.int64) * lse_row, mask=exist, other=INF) * LOG2E
     top = tl.where(top == -INF, INF, top)  # without keys: all weights 0
+    if padding is None:
+        tl.store(delta + rows.to(tl.int64) * delta_row, rowsum, mask=exist)
+    else:
+        # A padded query may hold anything; without an incoming gradient it must add nothing.
+        idle = tl.sum((grad != 0).to(tl.int32), 1) == 0
+        tl.store(delta + rows.to(tl.int64) * delta_row, tl.where(idle, IDLE, rowsum), mask=exist)
+        q = tl.where(idle[:, None], 0.0, q)
+        rowsum = tl.where(idle, 0.0, rowsum)
+        top = tl.where(idle, INF, top)
     sums = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
     low, high = extent.column_origin, extent.column_origin + extent.num_columns
@@ -247,8 +258,12 @@ def key_gradient_kernel(
     grad_value = start_of(grad_value, batch, kv_head, grad_value_batch, strides[5], ALIGNED)
     key = pointers_to(key, rows, strides[1], BLOCK_D)
     value = pointers_to(value, rows, strides[2], BLOCK_D)
-    k = load_matrix(key, exist, False, HEAD_DIM, UPCAST)
-    v = load_matrix(value, exist, False, HEAD_DIM, UPCAST)
+    seen = exist
+    if padding is not None:
+        ignored = padding + batch.to(tl.int64) * extent.num_rows + rows
+        seen = exist & (tl.load(ignored, mask=exist, other=1) == 0)
+    k = load_matrix(key, seen, False, HEAD_DIM, UPCAST)
+    v = load_matrix(value, seen, False, HEAD_DIM, UPCAST)
     key_sums = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
     value_sums = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
@@ -285,14 +300,18 @@ def key_gradient_kernel(
                         block, lowest, first, step, count, phases, absorbed, VISITS, ONCE, BLOCK_COLUMNS
                     )
                     columns, column_times = columns_of(places, there, run, item, index, times, extent, VISITS)
-                    q = pointers_to(q_start, columns, strides[0], BLOCK_D)
-                    q = load_matrix(q, there, not MASKED, HEAD_DIM, UPCAST)
-                    grad = pointers_to(grad_start, columns, strides[3], BLOCK_D)
-                    grad = load_matrix(grad, there, not MASKED, HEAD_DIM, UPCAST)
                     offsets = columns.to(tl.int64)
+                    rowsum = tl.load(delta_start + offsets * delta_row, mask=there, other=0.0)
+                    if padding is not None:
+                        there = there & (rowsum != IDLE)
+                        rowsum = tl.where(there, rowsum, 0.0)
+                    ALL: tl.constexpr = not MASKED and padding is None
+                    q = pointers_to(q_start, columns, strides[0], BLOCK_D)
+                    q = load_matrix(q, there, ALL, HEAD_DIM, UPCAST)
+                    grad = pointers_to(grad_start, columns, strides[3], BLOCK_D)
+                    grad = load_matrix(grad, there, ALL, HEAD_DIM, UPCAST)
                     top = tl.load(lse_start + offsets * lse_row, mask=there, other=INF) * LOG2E
                     top = tl.where(top == -INF, INF, top)  # without keys: all weights 0
-                    rowsum = tl.load(delta_start + offsets * delta_row, mask=there, other=0.0)
                     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
                     weights = tl.exp2(scores - (top - bias)[None, :])
                     if CAUSAL and MASKED:
@@ -302,9 +321,8 @@ def key_gradient_kernel(
                     grad_scores = weights * (grad_weights - rowsum[None, :])
                     key_sums = tl.dot(grad_scores.to(q.dtype), q, key_sums, input_precision=PRECISION)
     if padding is not None:
-        ignored = tl.load(padding + batch.to(tl.int64) * extent.num_rows + rows, mask=exist, other=1)
-        key_sums = tl.where((ignored == 0)[:, None], key_sums, 0.0)
-        value_sums = tl.where((ignored == 0)[:, None], value_sums, 0.0)
+        key_sums = tl.where(seen[:, None], key_sums, 0.0)
+        value_sums = tl.where(seen[:, None], value_sums, 0.0)
     grad_key = pointers_to(grad_key, rows, strides[4], BLOCK_D)
     store_matrix(grad_key, key_sums * scale, exist, HEAD_DIM)
     grad_value = pointers_to(grad_value, rows, strides[5], BLOCK_D)
