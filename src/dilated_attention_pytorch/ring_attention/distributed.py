@@ -31,7 +31,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         device_mesh: 1-D, or 2-D (ring, heads).
 
     Raises:
-        ValueError: the mesh has more dimensions, or ``config.ring_size`` is not its first.
+        ValueError: the mesh has more dimensions, ``config.ring_size`` is not its first, or this rank is not
+            in it.
     """
 
     def __init__(self, config: RingAttentionConfig, device_mesh: DeviceMesh) -> None:
@@ -40,6 +41,11 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             raise TypeError(f"device_mesh must be a DeviceMesh, got {type(device_mesh).__name__}")
         if device_mesh.ndim not in (1, 2):
             raise ValueError(f"device_mesh must have 1 or 2 dimensions, got {device_mesh.ndim}")
+        if device_mesh.get_coordinate() is None:
+            raise ValueError(
+                f"device_mesh must contain this rank, got a mesh of size {device_mesh.size()} without "
+                f"rank {dist.get_rank()}, which takes no part"
+            )
         if config.ring_size not in (None, device_mesh.size(0)):
             raise ValueError(
                 "ring_size must be the size of the mesh's first dimension or None, "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from .base import BaseRingAttention
 from .call import ring_attention
 from .config import RingAttentionConfig
+from .group import Ring, ring_group
 
 
 class RingDilatedAttention(BaseRingAttention):
@@ -21,21 +20,20 @@ class RingDilatedAttention(BaseRingAttention):
 
     Args:
         config: what all ranks agree on.
-        process_group: the ring. Without one the whole sequence is here; ``config.ring_size`` then cuts it
-            into that many blocks of keys that are merged as around a ring, with the same numbers.
+        process_group: the ring; ``"local"`` for one device, which holds the whole sequence. None means
+            ``"local"`` where this process is alone, and is refused in a world of several ranks. In a process
+            alone ``config.ring_size`` cuts the sequence into that many blocks of keys that are merged as
+            around a ring, with the same numbers.
 
     Raises:
-        ValueError: ``config.ring_size`` is not the group's size.
+        TypeError, ValueError: it is not clear who takes part, this rank does not, or ``config.ring_size`` is
+            not the number of ranks. Also raised by a call, if the world was initialised in between.
     """
 
-    def __init__(self, config: RingAttentionConfig, process_group: ProcessGroup | None = None) -> None:
+    def __init__(self, config: RingAttentionConfig, process_group: Ring = None) -> None:
         super().__init__(config)
+        ring_group(process_group, config.ring_size)
         self.process_group = process_group
-        if process_group is not None and config.ring_size not in (None, dist.get_world_size(process_group)):
-            raise ValueError(
-                f"ring_size must be the size of process_group or None, got {config.ring_size=} "
-                f"for a group of {dist.get_world_size(process_group)}"
-            )
 
     def forward(
         self,
@@ -52,5 +50,12 @@ class RingDilatedAttention(BaseRingAttention):
             RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
         """
         return ring_attention(
-            q, k, v, self.config, self.process_group, is_causal, key_padding_mask, pool=self.memory_pool
+            q,
+            k,
+            v,
+            self.config,
+            ring_group(self.process_group, self.config.ring_size),
+            is_causal,
+            key_padding_mask,
+            pool=self.memory_pool,
         )

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from ..kernels.hilbert import check_grid_shape
 from .call import ring_attention
 from .config import RingAttentionConfig
+from .group import Ring, ring_group
 from .production import RingDilatedAttention
 from .variants.hilbert import HilbertMixin
 
@@ -36,7 +37,7 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
     def __init__(
         self,
         config: RingAttentionConfig,
-        process_group: ProcessGroup | None = None,
+        process_group: Ring = None,
         grid_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(config, process_group)
@@ -56,13 +57,14 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
             ValueError: also when the shards do not hold one token for each cell.
         """
         # What is not [b, n/P, h, d] is left to the call below to refuse.
-        order = self._padded_order(q) if isinstance(q, Tensor) and q.dim() == 4 else None
+        group = ring_group(self.process_group, self.config.ring_size)
+        order = self._padded_order(q, group) if isinstance(q, Tensor) and q.dim() == 4 else None
         return ring_attention(
             q,
             k,
             v,
             self.config,
-            self.process_group,
+            group,
             is_causal,
             key_padding_mask,
             order=order,
@@ -70,12 +72,12 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
             pool=self.memory_pool,
         )
 
-    def _padded_order(self, query: Tensor) -> Tensor | None:
+    def _padded_order(self, query: Tensor, group: ProcessGroup | None) -> Tensor | None:
         """The row-major index of every position of all ranks, those of the padded tail included."""
         order = self._hilbert_order_on(query.device)
         if order is None:
             return None
-        world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        world = 1 if group is None else dist.get_world_size(group)
         chunks = world if self.config.sharding == "contiguous" else 2 * world
         total = world * query.shape[1]
         if not len(order) < total < len(order) + chunks:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from kernel_pytorch.groups import agree
 
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
+from .group import Ring, ring_group
 
 
 def shard_sequence(
@@ -52,7 +52,7 @@ def shard_sequence(
 
 def unshard_sequence(
     shard: Tensor,
-    process_group: ProcessGroup | None,
+    process_group: Ring,
     sharding: Sharding = "contiguous",
     length: int | None = None,
     dim: int = 1,
@@ -61,21 +61,23 @@ def unshard_sequence(
 
     Args:
         shard: this rank's, n/P along ``dim``.
-        process_group: the ring, all of whose ranks call this; None for a ring of one.
+        process_group: the ring, all of whose ranks call this; ``"local"``, or None in a process alone, for a
+            ring of one.
         sharding: as it was cut.
         length: n before padding; default: do not cut.
         dim: where the sequence runs.
 
     Raises:
-        ValueError: naming the argument and its value.
+        TypeError, ValueError: naming the argument and its value.
         RingError: a rank failed, or has another shard or other arguments.
     """
     check_sharding(sharding)
     _check_dim(shard, dim)
     shard = shard.detach().contiguous()
-    world = 1 if process_group is None else dist.get_world_size(process_group)
+    group = ring_group(process_group)
+    world = 1 if group is None else dist.get_world_size(group)
     parts = [shard]
-    if process_group is not None and world > 1:
+    if group is not None and world > 1:
         header = {
             "shard": list(shard.shape),
             "dtype": str(shard.dtype),
@@ -83,9 +85,9 @@ def unshard_sequence(
             "length": length,
             "dim": dim,
         }
-        agree(lambda: header, process_group, device=shard.device)
+        agree(lambda: header, group, device=shard.device)
         parts = [torch.empty_like(shard) for _ in range(world)]
-        dist.all_gather(parts, shard, group=process_group)
+        dist.all_gather(parts, shard, group=group)
     seq = world * shard.shape[dim]
     check_shard_length(shard.shape[dim], sharding)
     if length is not None and not 0 <= length <= seq:

@@ -220,7 +220,7 @@ def _double_backward_rank(group, problem):
 
 def test_group_of_another_size_is_refused(world: Worlds):
     answers = world(2).run(_wrong_size_rank)
-    message = "ring_size must be the size of process_group or None, got config.ring_size=3 for a group of 2"
+    message = "ring_size must be the size of process_group or None, got ring_size=3 for a group of 2"
     assert [(type(x), str(x)) for x in answers] == [(ValueError, message)] * 2
 
 
