@@ -39,21 +39,23 @@ def mask_of(problem: Problem) -> Tensor:
 def ring_rank(
     group: ProcessGroup, problem: Problem, dtype: torch.dtype, options: dict[str, Any]
 ) -> list[Tensor]:
-    """On one rank: its shards' out and gradients, put together with the others'."""
+    """On one rank: its shards' out, gradients and lse, put together with the others'."""
     rank, size = group.rank(), group.size()
     config = config_of(problem, **options)
     sharding = config.sharding
     shards = [shard_sequence(x.detach(), rank, size, sharding) for x in problem.tensors(dtype)]
     q, k, v = (shard.requires_grad_() for shard, _ in shards[:3])
     padded, outside = shard_sequence(mask_of(problem), rank, size, sharding)
-    out = RingDilatedAttention(config, group)(q, k, v, problem.is_causal, padded | outside)
+    out, lse = RingDilatedAttention(config, group)(q, k, v, problem.is_causal, padded | outside, True)
     grads = torch.autograd.grad(out, (q, k, v), shards[3][0])
     assert all(x.is_contiguous() and x.dtype == dtype for x in (out, *grads))
-    return [unshard_sequence(x, group, sharding, problem.seq) for x in (out, *grads)]
+    assert (lse.is_contiguous(), lse.requires_grad) == (True, False)
+    whole = [unshard_sequence(x, group, sharding, problem.seq) for x in (out, *grads)]
+    return [*whole, unshard_sequence(lse, group, sharding, problem.seq, dim=2)]
 
 
 def ring(world: World, problem: Problem, dtype: torch.dtype = torch.float64, **options: Any) -> list[Tensor]:
-    """out and the three gradients; every rank has gathered the same."""
+    """out, the three gradients and lse; every rank has gathered the same."""
     first, *others = world.results(ring_rank, problem, dtype, options)
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=0)
@@ -63,14 +65,14 @@ def ring(world: World, problem: Problem, dtype: torch.dtype = torch.float64, **o
 def exact(
     problem: Problem, dtype: torch.dtype = torch.float64, positions: Tensor | None = None
 ) -> list[Tensor]:
-    """out and the three gradients of the oracle in float64, for inputs rounded to ``dtype``."""
+    """out, the three gradients and lse of the oracle in float64, for inputs rounded to ``dtype``."""
     *inputs, grad = (x.detach().double() for x in problem.tensors(dtype))
     inputs = [x.requires_grad_() for x in inputs]
-    out, _ = oracle.attention(
+    out, lse = oracle.attention(
         *inputs,
         problem.branches,
         is_causal=problem.is_causal,
         padding=problem.padding,
         positions=positions,
     )
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad), lse]

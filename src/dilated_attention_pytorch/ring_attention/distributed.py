@@ -60,7 +60,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`BaseRingAttention.forward`; on a 2-D mesh P is the number of all ranks.
 
         Raises:
@@ -71,9 +72,10 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         mesh = self.device_mesh
         ring = mesh.get_group(0)
         if mesh.ndim == 1 or mesh.size(1) == 1:
-            return ring_attention(
+            out, lse = ring_attention(
                 q, k, v, self.config, ring, is_causal, key_padding_mask, pool=self.memory_pool
             )
+            return (out, lse) if return_lse else out
         group, size = mesh.get_group(1), mesh.size(1)
         try:
             q, k, v = autocast(q, k, v)
@@ -91,7 +93,9 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                 tell(others, device_of(q), error)
             raise
         try:
-            key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
+            key_padding_mask = agree_on_call(
+                group, q, k, v, self.config, is_causal, key_padding_mask, return_lse=bool(return_lse)
+            )
         except RingError as error:
             tell(ring, q.device, error)  # the other rows cannot see it
             raise
@@ -100,7 +104,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             key_padding_mask = _exchange(everywhere, group, 2, 1)[:, :, 0, 0]
         q, k, v = (_exchange(x, group, 2, 1) for x in (q, k, v))
         first_head = mesh.get_local_rank(1) * q.shape[2]
-        out = ring_attention(
+        out, lse = ring_attention(
             q,
             k,
             v,
@@ -111,7 +115,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             first_head=first_head,
             pool=self.memory_pool,
         )
-        return _exchange(out, group, 1, 2)
+        out = _exchange(out, group, 1, 2)
+        return (out, _exchange(lse, group, 2, 1)) if return_lse else out
 
 
 def _exchange(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:

@@ -143,12 +143,14 @@ def ring_function(
     group: ProcessGroup,
     overlap: bool,
     pool: UnifiedMemoryPool | None,
-) -> Tensor:
-    """out ``[b, n, h, d]`` of one rank's query ``[b, n, h, d]``, key and value ``[b, n, g, d]``."""
+) -> tuple[Tensor, Tensor]:
+    """out ``[b, n, h, d]`` and lse ``[b, h, n]`` of one rank's query ``[b, n, h, d]``, key and value
+    ``[b, n, g, d]``; lse is not differentiable.
+    """
     return RingFunction.apply(query, key, value, part, group, overlap, pool)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
+def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """What :func:`ring_function` computes on all ranks, on one device: all tensors are whole."""
     return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -166,7 +168,7 @@ class RingFunction(torch.autograd.Function):
         group: ProcessGroup,
         overlap: bool,
         pool: UnifiedMemoryPool | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         hops = _Hops(group, key, value, part, overlap, pool)
         for hop, received in hops:
@@ -178,12 +180,14 @@ class RingFunction(torch.autograd.Function):
                 rows_kv = (part.kernels.cast(rows[0]), part.kernels.cast(rows[1]))
                 part.kernels.absorb(q, out, lse, block, rows_kv, padding, part, owner)
         out = out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, lse.transpose(1, 2).contiguous())
+        lse = lse.transpose(1, 2).contiguous()
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(query, key, value, out, lse)
         ctx.rest = part, group, overlap, pool
-        return out
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap, pool = ctx.rest
@@ -219,7 +223,7 @@ class BlockwiseFunction(torch.autograd.Function):
     """Behind :func:`blockwise_function`."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         outs, lses = [], []
         for mine in _virtual_ranks(part):
@@ -229,13 +233,14 @@ class BlockwiseFunction(torch.autograd.Function):
                 part.kernels.absorb(queries, out, lse, block, rows_kv, padding, mine, owner)
             outs.append(out)
             lses.append(lse)
-        out = torch.cat(outs, 1).to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, torch.cat(lses, 1).transpose(1, 2).contiguous())
+        out, lse = torch.cat(outs, 1).to(query.dtype), torch.cat(lses, 1).transpose(1, 2).contiguous()
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(query, key, value, out, lse)
         ctx.part = part
-        return out
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part = ctx.part

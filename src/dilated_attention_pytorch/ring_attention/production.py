@@ -42,14 +42,15 @@ class RingDilatedAttention(BaseRingAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`BaseRingAttention.forward`.
 
         Raises:
             TypeError, ValueError: naming the argument and its values.
             RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
         """
-        return ring_attention(
+        out, lse = ring_attention(
             q,
             k,
             v,
@@ -59,3 +60,4 @@ class RingDilatedAttention(BaseRingAttention):
             key_padding_mask,
             pool=self.memory_pool,
         )
+        return (out, lse) if return_lse else out

@@ -50,7 +50,8 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`RingDilatedAttention.forward`, tokens in the order of the curve.
 
         Raises:
@@ -59,7 +60,7 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
         # What is not [b, n/P, h, d] is left to the call below to refuse.
         group = ring_group(self.process_group, self.config.ring_size)
         order = self._padded_order(q, group) if isinstance(q, Tensor) and q.dim() == 4 else None
-        return ring_attention(
+        out, lse = ring_attention(
             q,
             k,
             v,
@@ -71,6 +72,7 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
             grid_shape=self.grid_shape,
             pool=self.memory_pool,
         )
+        return (out, lse) if return_lse else out
 
     def _padded_order(self, query: Tensor, group: ProcessGroup | None) -> Tensor | None:
         """The row-major index of every position of all ranks, those of the padded tail included."""

@@ -194,16 +194,18 @@ def pooled_rank(group, problem, strategy):
 def test_key_blocks_merged_on_one_device(problem: Problem, blocks: int):
     q, k, v, grad = problem.tensors(torch.float64)
     ring = RingDilatedAttention(config_of(problem, ring_size=blocks))
-    out = ring(q, k, v, problem.is_causal, mask_of(problem))
+    out, lse = ring(q, k, v, problem.is_causal, mask_of(problem), return_lse=True)
     grads = torch.autograd.grad(out, (q, k, v), grad)
-    torch.testing.assert_close([out, *grads], exact(problem), rtol=0, atol=1e-10)
+    torch.testing.assert_close([out, *grads, lse], exact(problem), rtol=0, atol=1e-10)
 
 
 def test_without_a_group_it_is_the_operator_of_one_device():
     q, k, v, _ = PLAIN.tensors(torch.float32)
     ring = RingDilatedAttention(config_of(PLAIN))
-    expected = dilated_attention(q, k, v, [4, 8, 24], [1, 2, 4], is_causal=True)
-    assert torch.equal(ring(q, k, v, is_causal=True), expected)
+    expected = dilated_attention(q, k, v, [4, 8, 24], [1, 2, 4], is_causal=True, return_lse=True)
+    assert torch.equal(ring(q, k, v, is_causal=True), expected[0])
+    got = ring(q, k, v, is_causal=True, return_lse=True)
+    assert all(x.equal(y) for x, y in zip(got, expected, strict=True))
 
 
 def test_double_backward_raises(world: Worlds):
@@ -234,15 +236,17 @@ GRIDS = ((4, 6), (5, 7), (3, 3, 4))
 
 
 def hilbert_rank(group, grid, problem, sharding):
-    """On one rank: out and gradients in row-major order, put together with the others'."""
+    """On one rank: out, gradients and lse in row-major order, put together with the others'."""
     attention = RingDilatedAttentionHilbert(config_of(problem, sharding=sharding), group, grid)
     tensors = [attention.apply_hilbert_ordering(x.detach()) for x in problem.tensors(torch.float64)]
     shards = [shard_sequence(x, group.rank(), group.size(), sharding) for x in tensors]
     q, k, v = (shard.requires_grad_() for shard, _ in shards[:3])
-    out = attention(q, k, v, problem.is_causal, shards[0][1])
+    out, lse = attention(q, k, v, problem.is_causal, shards[0][1], return_lse=True)
     grads = torch.autograd.grad(out, (q, k, v), shards[3][0])
     whole = [unshard_sequence(x, group, sharding, problem.seq) for x in (out, *grads)]
-    return [attention.apply_hilbert_ordering(x, inverse=True) for x in whole]
+    lse = unshard_sequence(lse, group, sharding, problem.seq, dim=2)
+    in_rows = [attention.apply_hilbert_ordering(x, inverse=True) for x in whole]
+    return [*in_rows, attention.apply_hilbert_ordering(lse, inverse=True, dim=2)]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
