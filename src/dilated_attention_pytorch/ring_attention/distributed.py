@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,7 +14,7 @@ from ..core.validation import check_qkv
 from .base import BaseRingAttention
 from .call import agree_on_call, device_of, ring_attention
 from .config import RingAttentionConfig
-from .utils.communication import RingError, tell
+from .utils.communication import RingError, all_to_all, tell
 
 
 class RingDistributedDilatedAttention(BaseRingAttention):
@@ -121,31 +119,5 @@ class RingDistributedDilatedAttention(BaseRingAttention):
 
 def _exchange(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
     """Split along one dimension, send part i to rank i, join what comes along another dimension."""
-    return _AllToAll.apply(x, group, split, join)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
-        ctx.rest = group, split, join
-        return _all_to_all(x, group, split, join)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        group, split, join = ctx.rest
-        return _exchange(grad, group, join, split), None, None, None
-
-
-def _all_to_all(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
-    sent = torch.stack(x.chunk(dist.get_world_size(group), split))
-    received = torch.empty_like(sent)
-    try:
-        # As bytes: gloo has no 16-bit floats here.
-        dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), group=group)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        ranks = dist.get_process_group_ranks(group)
-        raise RingError(
-            f"the all-to-all over the heads, among global ranks {ranks}, failed: {reason}"
-        ) from error
-    return torch.cat(received.unbind(), join)
+    parts = torch.stack(x.chunk(dist.get_world_size(group), split))
+    return torch.cat(all_to_all(parts, group).unbind(), join)
