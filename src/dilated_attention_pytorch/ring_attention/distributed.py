@@ -14,6 +14,7 @@ from ..core.validation import check_qkv
 from .base import BaseRingAttention
 from .call import agree_on_call, device_of, ring_attention
 from .config import RingAttentionConfig
+from .group import Shared
 from .utils.communication import RingError, all_to_all, tell
 
 
@@ -49,7 +50,12 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                 "ring_size must be the size of the mesh's first dimension or None, "
                 f"got {config.ring_size=} for {device_mesh.size(0)}"
             )
-        self.device_mesh = device_mesh
+        self._device_mesh = Shared(f"{type(self).__name__}.device_mesh", device_mesh)
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """As given. A deep copy has the same; the module cannot be pickled."""
+        return self._device_mesh.value
 
     def forward(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
@@ -47,6 +48,29 @@ def ring_group(process_group: object, ring_size: int | None = None) -> ProcessGr
             "for a ring of several ranks pass their group"
         )
     return None
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Shared(Generic[T]):
+    """What the copies of a module share: its process group, or its mesh. Neither can be pickled."""
+
+    name: str
+    """The module's class and attribute."""
+    value: T
+
+    def __deepcopy__(self, _: object) -> Shared[T]:
+        return self
+
+    def __reduce__(self) -> tuple[type[Shared[T]], tuple[str, T]]:
+        if isinstance(self.value, (ProcessGroup, DeviceMesh)):
+            raise TypeError(
+                f"{self.name} is a {type(self.value).__name__}, which cannot be pickled: save the model's "
+                "state_dict(), and build the model with a group of its own where it is loaded"
+            )
+        return type(self), (self.name, self.value)
 
 
 def _refusal(process_group: object) -> Exception:

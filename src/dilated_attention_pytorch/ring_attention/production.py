@@ -7,7 +7,7 @@ from torch import Tensor
 from .base import BaseRingAttention
 from .call import ring_attention
 from .config import RingAttentionConfig
-from .group import Ring, ring_group
+from .group import Ring, Shared, ring_group
 
 
 class RingDilatedAttention(BaseRingAttention):
@@ -33,7 +33,12 @@ class RingDilatedAttention(BaseRingAttention):
     def __init__(self, config: RingAttentionConfig, process_group: Ring = None) -> None:
         super().__init__(config)
         ring_group(process_group, config.ring_size)
-        self.process_group = process_group
+        self._process_group = Shared(f"{type(self).__name__}.process_group", process_group)
+
+    @property
+    def process_group(self) -> Ring:
+        """As given. A deep copy has the same; a module with a group cannot be pickled."""
+        return self._process_group.value
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from dilated_attention_pytorch.ring_attention import (
     RingDistributedDilatedAttention,
     unshard_sequence,
 )
+from dilated_attention_pytorch.ring_attention.group import Shared
 
 Worlds = Callable[[int], World]
 CONFIG = RingAttentionConfig(segment_lengths=[8], dilation_rates=[1])
@@ -40,7 +41,7 @@ def doubtful_rank(group) -> list[str]:
     other = DeviceMesh("cpu", [1 - group.rank()], _init_backend=False)
     shard = torch.zeros(1, 4)
     earlier = RingDilatedAttention(CONFIG, "local")
-    earlier.process_group = None  # as if made before the world was initialised
+    earlier._process_group = Shared("", None)  # as if made before the world was initialised
     qkv = [torch.zeros(1, 8, 1, 4)] * 3
     calls = [
         *(lambda ring=ring: ring(CONFIG) for ring in CLASSES),
