@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
 from kernel_pytorch.groups import Message, Pending, agree
@@ -150,6 +151,9 @@ def ring_function(
     return RingFunction.apply(query, key, value, part, group, overlap, pool)  # type: ignore[no-untyped-call,no-any-return]
 
 
+# Unrolled over ranks, blocks and tiles the graph would take minutes to compile. This is what
+# torch.compiler.disable does, but that imports the compiler at once and not at the first call.
+@_disable_dynamo
 def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """What :func:`ring_function` computes on all ranks, on one device: all tensors are whole."""
     return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-untyped-call,no-any-return]

@@ -208,6 +208,25 @@ def test_without_a_group_it_is_the_operator_of_one_device():
     assert all(x.equal(y) for x, y in zip(got, expected, strict=True))
 
 
+# The compiler means to hide it, which does not work where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_key_blocks_are_left_out_of_a_compiled_graph():
+    """Each branch of three, unrolled over blocks and tiles, took minutes to compile."""
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    problem = replace(PLAIN, seq=20)
+    ring = RingDilatedAttention(config_of(problem, ring_size=2))
+    q, k, v, grad = problem.tensors(torch.float64)
+    out = torch.compile(ring, backend=counting)(q, k, v, is_causal=True)
+    grads = torch.autograd.grad(out, (q, k, v), grad)
+    torch.testing.assert_close([out, *grads], exact(problem)[:4], rtol=0, atol=1e-10)
+    assert sum(graphs) < 20
+
+
 def test_double_backward_raises(world: Worlds):
     message = "dilated attention around a ring cannot be differentiated twice (create_graph=True)"
     answers = world(2).run(_double_backward_rank, PLAIN)
