@@ -25,7 +25,7 @@ ring_problems = problems.map(lambda problem: replace(problem, ranked="none"))
 
 def config_of(problem: Problem, **options: Any) -> RingAttentionConfig:
     segment_lengths, dilation_rates = zip(*problem.branches, strict=True)
-    return RingAttentionConfig(segment_lengths, dilation_rates, **options)
+    return RingAttentionConfig(segment_lengths=segment_lengths, dilation_rates=dilation_rates, **options)
 
 
 def mask_of(problem: Problem) -> Tensor:

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, TypeVar
 
 from ..core.memory.unified_pool import STRATEGIES
 from ..core.sharding import Sharding, check_sharding
 from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
 from ..kernels.backends import Backend
+from ..legacy import REMOVED_IN
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+def _also_by_position(cls: type[T]) -> type[T]:
+    """Let a keyword-only dataclass take its fields by position too, with a DeprecationWarning."""
+    by_keyword = cls.__init__
+
+    @wraps(by_keyword)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        named = dict(zip(names, args, strict=False))
+        if args:
+            call = _call(cls.__name__, {**named, **kwargs})
+            warnings.warn(
+                f"{cls.__name__} takes keywords: {call}; positions are refused in {REMOVED_IN}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        by_keyword(self, *args[len(names) :], **named, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+def _call(name: str, keywords: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in keywords.items())})"
+
+
+@_also_by_position
+@dataclass(frozen=True, kw_only=True)
 class RingAttentionConfig:
     """What all ranks of a ring must agree on.
 
