@@ -17,7 +17,7 @@ class BaseRingAttention(nn.Module, ABC):
         config: what all ranks agree on.
     """
 
-    def __init__(self, config: RingAttentionConfig) -> None:
+    def __init__(self, config: RingAttentionConfig | None) -> None:
         super().__init__()
         if not isinstance(config, RingAttentionConfig):
             raise TypeError(f"config must be a RingAttentionConfig, got {type(config).__name__}")

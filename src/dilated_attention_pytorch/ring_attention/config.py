@@ -13,6 +13,7 @@ from ..core.sharding import Sharding, check_sharding
 from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
 from ..kernels.backends import Backend
 from ..legacy import REMOVED_IN
+from .group import Ring
 
 T = TypeVar("T")
 
@@ -91,3 +92,41 @@ class RingAttentionConfig:
             raise ValueError(
                 f"backend must be 'auto', 'sdpa' or 'triton' around a ring, got {self.backend!r}"
             )
+
+
+def of_old_call(
+    name: str, config: RingAttentionConfig | None, process_group: Ring, old: dict[str, Any]
+) -> tuple[RingAttentionConfig | None, Ring]:
+    """The configuration and the group that a module's arguments mean.
+
+    Earlier versions of the modules took what is now in the configuration: segment lengths and dilation rates
+    in the place of ``config`` and ``process_group``, or all of it by keyword in ``old``.
+
+    Args:
+        name: of the module's class.
+
+    Raises:
+        TypeError: ``old`` holds something else, or there is a configuration too.
+    """
+    if isinstance(config, (list, tuple)):
+        by_position, config = {"segment_lengths": config}, None
+        if isinstance(process_group, (list, tuple)):
+            by_position["dilation_rates"], process_group = process_group, None
+        old = dict(**by_position, **old)
+    if not old:
+        return config, process_group
+    known = [field.name for field in fields(RingAttentionConfig)]
+    unknown = [key for key in old if key not in (*known, "enable_memory_pool")]
+    if unknown:
+        raise TypeError(f"{name} takes a config and a process_group, got {', '.join(unknown)}")
+    if config is not None:
+        raise TypeError(f"{name} takes a config or what older versions took, got both: {', '.join(old)}")
+    if old.pop("enable_memory_pool", False):
+        old.setdefault("memory_pool_strategy", "adaptive")
+    new = _call("RingAttentionConfig", old) + (", process_group" if process_group else "")
+    warnings.warn(
+        f"{name} takes a config: {name}({new}); the old call is refused in {REMOVED_IN}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return RingAttentionConfig(**old), process_group

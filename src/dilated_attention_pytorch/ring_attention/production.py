@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .base import BaseRingAttention
 from .call import ring_attention
-from .config import RingAttentionConfig
+from .config import RingAttentionConfig, of_old_call
 from .group import Ring, Shared, ring_group
 
 
@@ -19,7 +21,8 @@ class RingDilatedAttention(BaseRingAttention):
     travel to it (:meth:`DilatedPattern.remote_keys`). All ranks must call the backward as well, or none.
 
     Args:
-        config: what all ranks agree on.
+        config: what all ranks agree on. What older versions took instead (``segment_lengths``,
+            ``dilation_rates`` and more) still builds one, with a DeprecationWarning that shows the new call.
         process_group: the ring; ``"local"`` for one device, which holds the whole sequence. None means
             ``"local"`` where this process is alone, and is refused in a world of several ranks. In a process
             alone ``config.ring_size`` cuts the sequence into that many blocks of keys that are merged as
@@ -30,9 +33,12 @@ class RingDilatedAttention(BaseRingAttention):
             not the number of ranks. Also raised by a call, if the world was initialised in between.
     """
 
-    def __init__(self, config: RingAttentionConfig, process_group: Ring = None) -> None:
+    def __init__(
+        self, config: RingAttentionConfig | None = None, process_group: Ring = None, **old: Any
+    ) -> None:
+        config, process_group = of_old_call(type(self).__name__, config, process_group, old)
         super().__init__(config)
-        ring_group(process_group, config.ring_size)
+        ring_group(process_group, self.config.ring_size)
         self._process_group = Shared(f"{type(self).__name__}.process_group", process_group)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch.distributed import ProcessGroup
 
 from ..kernels.hilbert import check_grid_shape
 from .call import ring_attention
-from .config import RingAttentionConfig
+from .config import RingAttentionConfig, of_old_call
 from .group import Ring, ring_group
 from .production import RingDilatedAttention
 from .variants.hilbert import HilbertMixin
@@ -36,10 +37,12 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
 
     def __init__(
         self,
-        config: RingAttentionConfig,
+        config: RingAttentionConfig | None = None,
         process_group: Ring = None,
         grid_shape: Sequence[int] | None = None,
+        **old: Any,
     ) -> None:
+        config, process_group = of_old_call(type(self).__name__, config, process_group, old)
         super().__init__(config, process_group)
         self.grid_shape = None if grid_shape is None else check_grid_shape(grid_shape)
 
