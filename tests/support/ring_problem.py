@@ -36,14 +36,27 @@ def mask_of(problem: Problem) -> Tensor:
     )
 
 
+def tensors_of(problem: Problem, dtype: torch.dtype, garbage: float | None) -> list[Tensor]:
+    """Query, key, value and a gradient of the output; ``garbage`` in the keys and values to be ignored."""
+    query, key, value, grad = (x.detach() for x in problem.tensors(dtype))
+    if garbage is not None:
+        ignored = mask_of(problem)[..., None, None]
+        key, value = key.masked_fill(ignored, garbage), value.masked_fill(ignored, garbage)
+    return [query, key, value, grad]
+
+
 def ring_rank(
-    group: ProcessGroup, problem: Problem, dtype: torch.dtype, options: dict[str, Any]
+    group: ProcessGroup,
+    problem: Problem,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    garbage: float | None = None,
 ) -> list[Tensor]:
     """On one rank: its shards' out, gradients and lse, put together with the others'."""
     rank, size = group.rank(), group.size()
     config = config_of(problem, **options)
     sharding = config.sharding
-    shards = [shard_sequence(x.detach(), rank, size, sharding) for x in problem.tensors(dtype)]
+    shards = [shard_sequence(x, rank, size, sharding) for x in tensors_of(problem, dtype, garbage)]
     q, k, v = (shard.requires_grad_() for shard, _ in shards[:3])
     padded, outside = shard_sequence(mask_of(problem), rank, size, sharding)
     out, lse = RingDilatedAttention(config, group)(q, k, v, problem.is_causal, padded | outside, True)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import Problem
-from ring_problem import config_of, exact, mask_of, ring, ring_problems
+from ring_problem import config_of, exact, mask_of, ring, ring_problems, ring_rank, tensors_of
 from worlds import World
 
 from dilated_attention_pytorch import dilated_attention, hilbert_order
@@ -183,6 +183,37 @@ def pooled_rank(group, problem, strategy):
         results.append([out, *torch.autograd.grad(out, (q, k, v), grad)])
     errors = [float((x - y).abs().max()) for x, y in zip(results[2], results[3], strict=True)]
     return errors, pooled.memory_pool.get_stats()
+
+
+GARBAGE = {"nan": math.nan, "inf": math.inf, "large": 3e38}
+PADDED = Problem(2, 24, 4, 2, 8, ((6, 1), (16, 2), (24, 3)), True, True, "none", "contiguous", 5)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_ignored_keys_hold_reaches_no_rank(world: Worlds, garbage: str, is_causal: bool, sharding: str):
+    problem = replace(PADDED, is_causal=is_causal)
+    options = {"sharding": sharding}
+    expected = [x.float() for x in exact(problem, torch.float32)]
+    for got in world(2).results(ring_rank, problem, torch.float32, options, GARBAGE[garbage]):
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("along_a_curve", [False, True], ids=["", "curve"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_ignored_keys_hold_reaches_no_block(garbage: str, along_a_curve: bool):
+    grid = (4, 6) if along_a_curve else None
+    ring = RingDilatedAttentionHilbert(config_of(PADDED, ring_size=2), grid_shape=grid)
+    ordered = [ring.apply_hilbert_ordering(x) for x in tensors_of(PADDED, torch.float32, GARBAGE[garbage])]
+    q, k, v = (x.requires_grad_() for x in ordered[:3])
+    out, lse = ring(q, k, v, True, ring.apply_hilbert_ordering(mask_of(PADDED)), True)
+    grads = torch.autograd.grad(out, (q, k, v), ordered[3])
+    got = [ring.apply_hilbert_ordering(x, inverse=True) for x in (out, *grads)]
+    got.append(ring.apply_hilbert_ordering(lse, inverse=True, dim=2))
+    positions = None if grid is None else hilbert_order(grid).argsort()
+    expected = [x.float() for x in exact(PADDED, torch.float32, positions)]
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
 
 
 # Without a process group.
