@@ -118,7 +118,7 @@ def _rank(step: Step, size: int, rounds: int, folder: Path, rank: int) -> None:
     shape = (1, step.seq // size, step.heads, step.head_dim)
     q, k, v = (torch.randn(shape, requires_grad=step.backward) for _ in range(3))
 
-    config = RingAttentionConfig([step.seq], [1])
+    config = RingAttentionConfig(segment_lengths=[step.seq], dilation_rates=[1])
     overlapped = RingDilatedAttention(config, group)
     serial = RingDilatedAttention(dataclasses.replace(config, overlap_communication=False), group)
     pooled = RingDilatedAttention(dataclasses.replace(config, memory_pool_strategy="simple"), group)

@@ -17,7 +17,7 @@ class BaseRingAttention(nn.Module, ABC):
         config: what all ranks agree on.
     """
 
-    def __init__(self, config: RingAttentionConfig) -> None:
+    def __init__(self, config: RingAttentionConfig | None) -> None:
         super().__init__()
         if not isinstance(config, RingAttentionConfig):
             raise TypeError(f"config must be a RingAttentionConfig, got {type(config).__name__}")
@@ -33,10 +33,17 @@ class BaseRingAttention(nn.Module, ABC):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Map this rank's q ``[b, n/P, h, d]`` and k, v ``[b, n/P, h_kv, d]`` to its ``[b, n/P, h, d]``.
 
-        ``key_padding_mask`` is this rank's, bool ``[b, n/P]``, True = nobody sees this key.
+        Args:
+            q, k, v: this rank's.
+            is_causal: no query sees a later token.
+            key_padding_mask: this rank's, ``[b, n/P]``, keys that nobody sees, as for
+                :func:`~dilated_attention_pytorch.dilated_attention`.
+            return_lse: also return the log-sum-exp of each query's scores, ``[b, h, n/P]``, float32 (float64
+                for float64), -inf where nothing is served, not differentiable.
         """
 
     def extra_repr(self) -> str:

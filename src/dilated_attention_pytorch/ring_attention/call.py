@@ -39,8 +39,8 @@ def ring_attention(
     grid_shape: Sequence[int] | None = None,
     first_head: int = 0,
     pool: UnifiedMemoryPool | None = None,
-) -> Tensor:
-    """The call behind the modules of this package.
+) -> tuple[Tensor, Tensor]:
+    """The call behind the modules of this package: out ``[b, n/P, h, d]`` and lse ``[b, h, n/P]``.
 
     Args:
         query: ``[b, n/P, h, d]``.
@@ -74,7 +74,7 @@ def ring_attention(
     seq = query.shape[1] * world
     if group is not None and around_ring:
         key_padding_mask = agree_on_call(
-            group, query, key, value, config, is_causal, key_padding_mask, grid_shape
+            group, query, key, value, config, is_causal, key_padding_mask, grid_shape=grid_shape
         )
     # From here on what is wrong is wrong on every rank.
     if order is not None and len(order) != seq:
@@ -96,6 +96,7 @@ def ring_attention(
             softmax_scale=config.softmax_scale,
             key_padding_mask=key_padding_mask,
             backend=config.backend,
+            return_lse=True,
         )
     parts = world if around_ring else config.ring_size or 1
     part = Part(
@@ -145,9 +146,12 @@ def agree_on_call(
     config: RingAttentionConfig,
     is_causal: bool,
     key_padding_mask: Tensor | None,
-    grid_shape: Sequence[int] | None = None,
+    **more: object,
 ) -> Tensor | None:
-    """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key."""
+    """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key.
+
+    ``more`` is what else must be the same on all of them.
+    """
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
     headers = agree(
         lambda: {
@@ -162,7 +166,7 @@ def agree_on_call(
             "sharding": config.sharding,
             "overlap_communication": config.overlap_communication,
             "gradients needed": [torch.is_grad_enabled() and x.requires_grad for x in (query, key, value)],
-            "grid_shape": grid_shape,
+            **more,
             "_has_padding": has_padding,
         },
         group,

@@ -26,18 +26,38 @@ _MASK_ELEMENTS = 1 << 22
 
 KeyValue = tuple[Tensor, Tensor]
 
+Times = tuple[Tensor, Tensor]
+"""When the queries of a tile were, and when the keys were: int64 ``[rows]``. No query sees a later key."""
+
 Saved = tuple[Tensor, Tensor, Tensor, Tensor]
 """grad_out, query, out ``[b, n, h, d]`` and lse ``[b, h, n]``, the last two merged."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """The keys and values of a block, and the queries of this rank that see them.
+
+    Args:
+        key, value: ``[b, g', rows, d]``.
+        ignored: keys that nobody sees, bool ``[b, rows]``, or None.
+        queries: tiles of this rank's rows; with times if causality is by another order than that of the rows,
+            else they see all of the keys.
+    """
+
+    key: Tensor
+    value: Tensor
+    ignored: Tensor | None
+    queries: Sequence[tuple[Tile, Times | None]]
+
+
 class Kernels(Protocol):
-    """What a backend computes. Chunks are ``[b, n, h, d]``, a block's rows ``[b, g', rows, d]``."""
+    """What a backend computes. Tensors of a chunk are ``[b, n, h, d]``, its lse ``[b, h, n]``."""
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` in the dtype that the backend computes with."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """out and lse ``[b, h, n]`` of a chunk over its own keys, in the accumulation dtype."""
+        """out and lse of a chunk over its own keys, in the accumulation dtype."""
 
     def backward(
         self,
@@ -51,30 +71,11 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The own keys' part of a chunk's gradients, in the accumulation dtype."""
 
-    def absorb(
-        self,
-        query: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> None:
-        """Merge attention over a block's rows into out ``[b, n, h, d]`` and lse ``[b, n, h]``."""
+    def absorb(self, query: Tensor, out: Tensor, lse: Tensor, offer: Offer, scale: float) -> None:
+        """Merge attention over an offer into out and lse."""
 
-    def absorb_backward(
-        self,
-        saved: Saved,
-        grad_query: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> KeyValue:
-        """Add a block's part to grad_query ``[b, n, h, d]``; return the gradients of the block's rows."""
+    def absorb_backward(self, saved: Saved, grad_query: Tensor, offer: Offer, scale: float) -> KeyValue:
+        """Add an offer's part to grad_query; return the gradients of its key and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,88 +112,71 @@ class Part:
             is_causal=self.problem.is_causal and self.order is None,
         )
 
-    def own_chunks(self) -> Iterator[tuple[slice, Problem, Tensor | None]]:
-        """Rows of each chunk, its problem, and the order in which to take the rows if not as they are."""
+    def own_chunks(self, batch: int) -> Iterator[tuple[slice | Tensor, Problem]]:
+        """Rows of each chunk, by time if causality is by another order than theirs, and its problem."""
         before = 0
         for start, stop in self.chunks[self.rank]:
-            rows = slice(before, before + stop - start)
-            before = rows.stop
-            padding = None if self.problem.padding is None else self.problem.padding[:, rows]
-            problem = replace(self.problem, padding=padding, origin=start)
-            if self.order is None:
-                yield rows, problem, None
-                continue
-            by_time = self.order[start:stop].argsort()
-            if padding is not None:
-                problem = replace(problem, padding=padding[:, by_time])
-            yield rows, replace(problem, positions=(start + by_time)[None]), by_time
+            rows: slice | Tensor = slice(before, before + stop - start)
+            problem = replace(self.problem, origin=start)
+            if self.order is not None:
+                by_time = self.order[start:stop].argsort()
+                rows = before + by_time
+                problem = replace(problem, positions=(start + by_time).expand(batch, -1))
+            if problem.padding is not None:
+                problem = replace(problem, padding=problem.padding[:, rows])
+            before += stop - start
+            yield rows, problem
 
-    def times(self, rank: int) -> Tensor:
+    def offer(self, block: Block, owner: int, rows: KeyValue, ignored: Tensor | None) -> Offer:
+        """A block of rank ``owner`` for the queries of this rank."""
+        times: list[Times | None] = [None] * len(block.queries)
+        if self.order is not None:
+            mine, theirs = self._times(self.rank), tile_rows(block.keys, self._times(owner))
+            times = [(tile_rows(tile, mine), theirs) for tile in block.queries]
+        key, value = (self.kernels.cast(x) for x in rows)
+        queries = list(zip(block.queries, times, strict=True))
+        return Offer(key=key, value=value, ignored=ignored, queries=queries)
+
+    def offers_of(
+        self, owner: int, key: Tensor, value: Tensor, padding: Tensor | None
+    ) -> Iterator[tuple[Block, Offer]]:
+        """What rank ``owner``, whose key, value and padding these are, has for the queries of this rank."""
+        for block in self.blocks(owner, self.rank):
+            tile = block.keys
+            rows = tile.rows_for_kernel(key, tile.heads.kv), tile.rows_for_kernel(value, tile.heads.kv)
+            yield block, self.offer(block, owner, rows, tile.ignored_keys(padding))
+
+    def _times(self, rank: int) -> Tensor:
         """When each row of a rank was, by ``order``: int64 ``[n]``."""
         assert self.order is not None
         return torch.cat([self.order[start:stop] for start, stop in self.chunks[rank]])
 
 
 def own_forward(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-    """out ``[b, n, h, d]`` and lse ``[b, n, h]`` over the keys that a rank holds itself."""
+    """out ``[b, n, h, d]`` and lse ``[b, h, n]`` over the keys that a rank holds itself."""
     batch, seq, heads, _ = query.shape
     dtype = accumulation_dtype(query)
     out = query.new_empty(query.shape, dtype=dtype)
-    lse = query.new_empty(batch, seq, heads, dtype=dtype)
-    for rows, problem, by_time in part.own_chunks():
-        chunk = [_take(x, rows, by_time) for x in (query, key, value)]
-        chunk_out, chunk_lse = part.kernels.forward(chunk[0], chunk[1], chunk[2], _sized(problem, batch))
-        _put(out, rows, by_time, chunk_out)
-        _put(lse, rows, by_time, chunk_lse.transpose(1, 2))
-    for block in part.blocks(part.rank, part.rank):
-        rows_kv = rows_of(block, key, value)
-        padding = block.keys.ignored_keys(part.problem.padding)
-        part.kernels.absorb(query, out, lse, block, rows_kv, padding, part, part.rank)
+    lse = query.new_empty(batch, heads, seq, dtype=dtype)
+    for rows, problem in part.own_chunks(batch):
+        chunk = query[:, rows], key[:, rows], value[:, rows]
+        out[:, rows], lse[:, :, rows] = part.kernels.forward(*chunk, problem)
+    for _, offer in part.offers_of(part.rank, key, value, part.problem.padding):
+        part.kernels.absorb(query, out, lse, offer, part.problem.scale)
     return out, lse
 
 
-def _sized(problem: Problem, batch: int) -> Problem:
-    if problem.positions is None:
-        return problem
-    return replace(problem, positions=problem.positions.expand(batch, -1))
-
-
-def _take(x: Tensor, rows: slice, by_time: Tensor | None) -> Tensor:
-    return x[:, rows] if by_time is None else x[:, rows][:, by_time]
-
-
-def _put(x: Tensor, rows: slice, by_time: Tensor | None, new: Tensor) -> None:
-    if by_time is None:
-        x[:, rows] = new
-    else:
-        x[:, rows][:, by_time] = new
-
-
-def rows_of(block: Block, key: Tensor, value: Tensor) -> KeyValue:
-    """A block's rows ``[b, g', rows, d]`` of the owner's key and value ``[b, n, g, d]``."""
-    tile = block.keys
-    return tile.rows_for_kernel(key, tile.heads.kv), tile.rows_for_kernel(value, tile.heads.kv)
-
-
-def own_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, part: Part
-) -> list[Tensor]:
-    """This rank's own part of the gradients of its query, key and value; ``lse [b, h, n]`` is merged."""
-    dtype = accumulation_dtype(query)
-    grads = [x.new_empty(x.shape, dtype=dtype) for x in (query, key, value)]
-    for rows, problem, by_time in part.own_chunks():
-        chunk = [_take(x, rows, by_time) for x in (grad_out, query, key, value, out, lse.transpose(1, 2))]
-        go, q, k, v, o, chunk_lse = chunk
-        chunk_grads = part.kernels.backward(
-            go, q, k, v, o, chunk_lse.transpose(1, 2), _sized(problem, len(query))
-        )
+def own_backward(saved: Saved, key: Tensor, value: Tensor, part: Part) -> list[Tensor]:
+    """This rank's own part of the gradients of its query, key and value."""
+    grad_out, query, out, lse = saved
+    grads = [x.new_empty(x.shape, dtype=lse.dtype) for x in (query, key, value)]
+    for rows, problem in part.own_chunks(len(query)):
+        go, q, k, v, o = (x[:, rows] for x in (grad_out, query, key, value, out))
+        chunk_grads = part.kernels.backward(go, q, k, v, o, lse[:, :, rows], problem)
         for grad, new in zip(grads, chunk_grads, strict=True):
-            _put(grad, rows, by_time, new)
-    for block in part.blocks(part.rank, part.rank):
-        padding = block.keys.ignored_keys(part.problem.padding)
-        saved = (grad_out, query, out, lse)
-        rows_kv = rows_of(block, key, value)
-        block_grads = part.kernels.absorb_backward(saved, grads[0], block, rows_kv, padding, part, part.rank)
+            grad[:, rows] = new
+    for block, offer in part.offers_of(part.rank, key, value, part.problem.padding):
+        block_grads = part.kernels.absorb_backward(saved, grads[0], offer, part.problem.scale)
         add_to_owner(block, block_grads, grads[1], grads[2])
     return grads
 
@@ -214,52 +198,36 @@ class SdpaKernels:
     forward = staticmethod(partial_forward)
     backward = staticmethod(partial_backward)
 
-    def absorb(
-        self,
-        query: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> None:
-        for tile, ignored in _asking(block, padding, part, owner, len(query)):
+    def absorb(self, query: Tensor, out: Tensor, lse: Tensor, offer: Offer, scale: float) -> None:
+        by_row = lse.transpose(1, 2)
+        for tile, ignored in _masked(offer):
             rows_out, rows_lse = fused_forward(
                 tile.rows_for_kernel(query, tile.heads.query),
-                *rows_kv,
+                offer.key,
+                offer.value,
                 is_causal=False,
-                scale=part.problem.scale,
-                ignored=_for_batch(ignored, query),
+                scale=scale,
+                ignored=ignored,
             )
             rows_out, rows_lse = (tile.rows_from_kernel(x).to(out.dtype) for x in (rows_out, rows_lse))
-            merge_rows(tile, out, lse, rows_out, rows_lse)
+            merge_rows(tile, out, by_row, rows_out, rows_lse)
 
-    def absorb_backward(
-        self,
-        saved: Saved,
-        grad_query: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> KeyValue:
+    def absorb_backward(self, saved: Saved, grad_query: Tensor, offer: Offer, scale: float) -> KeyValue:
         grad_out, query, out, lse = saved
-        lse = lse.transpose(1, 2)
-        grads = [torch.zeros_like(x, dtype=grad_query.dtype) for x in rows_kv]
-        for tile, ignored in _asking(block, padding, part, owner, len(query)):
+        by_row = lse.transpose(1, 2)[..., None]
+        grads = [torch.zeros_like(x, dtype=grad_query.dtype) for x in (offer.key, offer.value)]
+        for tile, ignored in _masked(offer):
             heads = tile.heads.query
             rows_grad_query, *rows_grads = fused_backward(
                 tile.rows_for_kernel(grad_out, heads),
                 tile.rows_for_kernel(query, heads),
-                *rows_kv,
+                offer.key,
+                offer.value,
                 tile.rows_for_kernel(out, heads),
-                tile.take(lse, heads).transpose(2, 3).flatten(0, 1),
+                tile.rows_for_kernel(by_row, heads)[..., 0],
                 is_causal=False,
-                scale=part.problem.scale,
-                ignored=_for_batch(ignored, query),
+                scale=scale,
+                ignored=ignored,
             )
             tile.take(grad_query, heads).add_(tile.rows_from_kernel(rows_grad_query))
             for grad, new in zip(grads, rows_grads, strict=True):
@@ -267,31 +235,25 @@ class SdpaKernels:
         return grads[0], grads[1]
 
 
-def _asking(
-    block: Block, padding: Tensor | None, part: Part, owner: int, batch: int
-) -> Iterator[tuple[Tile, Tensor | None]]:
-    """Tiles of queries, with the keys of the block that they do not see."""
-    if part.order is None:
-        for tile in block.queries:
-            yield tile, padding
-        return
-    times, key_times = part.times(part.rank), tile_rows(block.keys, part.times(owner))
-    for tile in block.queries:
-        for some in _split(tile, max(1, _MASK_ELEMENTS // (batch * len(key_times)))):
-            hidden = key_times > tile_rows(some, times)[:, None]
-            yield some, hidden[None] if padding is None else hidden | padding[:, None]
+def _masked(offer: Offer) -> Iterator[tuple[Tile, Tensor | None]]:
+    """Tiles of queries, with the keys of the offer that they do not see, ``[b, rows]`` or by query."""
+    batch, _, num_keys, _ = offer.key.shape
+    for tile, times in offer.queries:
+        if times is None:
+            yield tile, offer.ignored
+            continue
+        step = max(1, _MASK_ELEMENTS // (batch * num_keys))
+        for part, mine in zip(_split(tile, step), torch.split(times[0], step), strict=True):
+            hidden = (times[1] > mine[:, None]).expand(batch, -1, -1)
+            yield part, hidden if offer.ignored is None else hidden | offer.ignored[:, None]
 
 
 def tile_rows(tile: Tile, x: Tensor) -> Tensor:
-    """The rows of ``x [n]`` that belong to a tile of one segment."""
-    return x[tile.start : tile.start + tile.length][tile.offset :: tile.rate]
+    """The rows of ``x [..., n]`` that belong to a tile of one segment, a view."""
+    return x[..., tile.start : tile.start + tile.length][..., tile.offset :: tile.rate]
 
 
 def _split(tile: Tile, rows: int) -> Iterator[Tile]:
     for start in range(tile.offset, tile.length, rows * tile.rate):
         length = min(tile.length - start, rows * tile.rate)
         yield replace(tile, start=tile.start + start, length=length, offset=0)
-
-
-def _for_batch(ignored: Tensor | None, query: Tensor) -> Tensor | None:
-    return None if ignored is None else ignored.expand(query.shape[0], *ignored.shape[1:])

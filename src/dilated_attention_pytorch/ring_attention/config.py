@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, TypeVar
 
 from ..core.memory.unified_pool import STRATEGIES
 from ..core.sharding import Sharding, check_sharding
 from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
 from ..kernels.backends import Backend
+from ..legacy import REMOVED_IN
+from .group import Ring
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+def _also_by_position(cls: type[T]) -> type[T]:
+    """Let a keyword-only dataclass take its fields by position too, with a DeprecationWarning."""
+    by_keyword = cls.__init__
+
+    @wraps(by_keyword)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        named = dict(zip(names, args, strict=False))
+        if args:
+            call = _call(cls.__name__, {**named, **kwargs})
+            warnings.warn(
+                f"{cls.__name__} takes keywords: {call}; positions are refused in {REMOVED_IN}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        by_keyword(self, *args[len(names) :], **named, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+def _call(name: str, keywords: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in keywords.items())})"
+
+
+@_also_by_position
+@dataclass(frozen=True, kw_only=True)
 class RingAttentionConfig:
     """What all ranks of a ring must agree on.
 
@@ -59,3 +92,41 @@ class RingAttentionConfig:
             raise ValueError(
                 f"backend must be 'auto', 'sdpa' or 'triton' around a ring, got {self.backend!r}"
             )
+
+
+def of_old_call(
+    name: str, config: RingAttentionConfig | None, process_group: Ring, old: dict[str, Any]
+) -> tuple[RingAttentionConfig | None, Ring]:
+    """The configuration and the group that a module's arguments mean.
+
+    Earlier versions of the modules took what is now in the configuration: segment lengths and dilation rates
+    in the place of ``config`` and ``process_group``, or all of it by keyword in ``old``.
+
+    Args:
+        name: of the module's class.
+
+    Raises:
+        TypeError: ``old`` holds something else, or there is a configuration too.
+    """
+    if isinstance(config, (list, tuple)):
+        by_position, config = {"segment_lengths": config}, None
+        if isinstance(process_group, (list, tuple)):
+            by_position["dilation_rates"], process_group = process_group, None
+        old = dict(**by_position, **old)
+    if not old:
+        return config, process_group
+    known = [field.name for field in fields(RingAttentionConfig)]
+    unknown = [key for key in old if key not in (*known, "enable_memory_pool")]
+    if unknown:
+        raise TypeError(f"{name} takes a config and a process_group, got {', '.join(unknown)}")
+    if config is not None:
+        raise TypeError(f"{name} takes a config or what older versions took, got both: {', '.join(old)}")
+    if old.pop("enable_memory_pool", False):
+        old.setdefault("memory_pool_strategy", "adaptive")
+    new = _call("RingAttentionConfig", old) + (", process_group" if process_group else "")
+    warnings.warn(
+        f"{name} takes a config: {name}({new}); the old call is refused in {REMOVED_IN}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return RingAttentionConfig(**old), process_group

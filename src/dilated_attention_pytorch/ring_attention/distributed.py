@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,7 +14,8 @@ from ..core.validation import check_qkv
 from .base import BaseRingAttention
 from .call import agree_on_call, device_of, ring_attention
 from .config import RingAttentionConfig
-from .utils.communication import RingError, tell
+from .group import Shared
+from .utils.communication import RingError, all_to_all, tell
 
 
 class RingDistributedDilatedAttention(BaseRingAttention):
@@ -31,7 +30,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         device_mesh: 1-D, or 2-D (ring, heads).
 
     Raises:
-        ValueError: the mesh has more dimensions, or ``config.ring_size`` is not its first.
+        ValueError: the mesh has more dimensions, ``config.ring_size`` is not its first, or this rank is not
+            in it.
     """
 
     def __init__(self, config: RingAttentionConfig, device_mesh: DeviceMesh) -> None:
@@ -40,12 +40,22 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             raise TypeError(f"device_mesh must be a DeviceMesh, got {type(device_mesh).__name__}")
         if device_mesh.ndim not in (1, 2):
             raise ValueError(f"device_mesh must have 1 or 2 dimensions, got {device_mesh.ndim}")
+        if device_mesh.get_coordinate() is None:
+            raise ValueError(
+                f"device_mesh must contain this rank, got a mesh of size {device_mesh.size()} without "
+                f"rank {dist.get_rank()}, which takes no part"
+            )
         if config.ring_size not in (None, device_mesh.size(0)):
             raise ValueError(
                 "ring_size must be the size of the mesh's first dimension or None, "
                 f"got {config.ring_size=} for {device_mesh.size(0)}"
             )
-        self.device_mesh = device_mesh
+        self._device_mesh = Shared(f"{type(self).__name__}.device_mesh", device_mesh)
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """As given. A deep copy has the same; the module cannot be pickled."""
+        return self._device_mesh.value
 
     def forward(
         self,
@@ -54,7 +64,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`BaseRingAttention.forward`; on a 2-D mesh P is the number of all ranks.
 
         Raises:
@@ -65,9 +76,10 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         mesh = self.device_mesh
         ring = mesh.get_group(0)
         if mesh.ndim == 1 or mesh.size(1) == 1:
-            return ring_attention(
+            out, lse = ring_attention(
                 q, k, v, self.config, ring, is_causal, key_padding_mask, pool=self.memory_pool
             )
+            return (out, lse) if return_lse else out
         group, size = mesh.get_group(1), mesh.size(1)
         try:
             q, k, v = autocast(q, k, v)
@@ -85,7 +97,9 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                 tell(others, device_of(q), error)
             raise
         try:
-            key_padding_mask = agree_on_call(group, q, k, v, self.config, is_causal, key_padding_mask)
+            key_padding_mask = agree_on_call(
+                group, q, k, v, self.config, is_causal, key_padding_mask, return_lse=bool(return_lse)
+            )
         except RingError as error:
             tell(ring, q.device, error)  # the other rows cannot see it
             raise
@@ -94,7 +108,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             key_padding_mask = _exchange(everywhere, group, 2, 1)[:, :, 0, 0]
         q, k, v = (_exchange(x, group, 2, 1) for x in (q, k, v))
         first_head = mesh.get_local_rank(1) * q.shape[2]
-        out = ring_attention(
+        out, lse = ring_attention(
             q,
             k,
             v,
@@ -105,36 +119,11 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             first_head=first_head,
             pool=self.memory_pool,
         )
-        return _exchange(out, group, 1, 2)
+        out = _exchange(out, group, 1, 2)
+        return (out, _exchange(lse, group, 2, 1)) if return_lse else out
 
 
 def _exchange(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
     """Split along one dimension, send part i to rank i, join what comes along another dimension."""
-    return _AllToAll.apply(x, group, split, join)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
-        ctx.rest = group, split, join
-        return _all_to_all(x, group, split, join)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        group, split, join = ctx.rest
-        return _exchange(grad, group, join, split), None, None, None
-
-
-def _all_to_all(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
-    sent = torch.stack(x.chunk(dist.get_world_size(group), split))
-    received = torch.empty_like(sent)
-    try:
-        # As bytes: gloo has no 16-bit floats here.
-        dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), group=group)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        ranks = dist.get_process_group_ranks(group)
-        raise RingError(
-            f"the all-to-all over the heads, among global ranks {ranks}, failed: {reason}"
-        ) from error
-    return torch.cat(received.unbind(), join)
+    parts = torch.stack(x.chunk(dist.get_world_size(group), split))
+    return torch.cat(all_to_all(parts, group).unbind(), join)

@@ -16,19 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
 from kernel_pytorch.groups import Message, Pending, agree
 
 from ..core.memory.unified_pool import UnifiedMemoryPool
-from .computation import (
-    KeyValue,
-    Part,
-    add_to_owner,
-    own_backward,
-    own_forward,
-    rows_of,
-)
+from .computation import KeyValue, Offer, Part, add_to_owner, own_backward, own_forward
 from .schedule import Block
 
 
@@ -143,12 +137,17 @@ def ring_function(
     group: ProcessGroup,
     overlap: bool,
     pool: UnifiedMemoryPool | None,
-) -> Tensor:
-    """out ``[b, n, h, d]`` of one rank's query ``[b, n, h, d]``, key and value ``[b, n, g, d]``."""
+) -> tuple[Tensor, Tensor]:
+    """out ``[b, n, h, d]`` and lse ``[b, h, n]`` of one rank's query ``[b, n, h, d]``, key and value
+    ``[b, n, g, d]``; lse is not differentiable.
+    """
     return RingFunction.apply(query, key, value, part, group, overlap, pool)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
+# Unrolled over ranks, blocks and tiles the graph would take minutes to compile. This is what
+# torch.compiler.disable does, but that imports the compiler at once and not at the first call.
+@_disable_dynamo
+def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """What :func:`ring_function` computes on all ranks, on one device: all tensors are whole."""
     return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -166,7 +165,7 @@ class RingFunction(torch.autograd.Function):
         group: ProcessGroup,
         overlap: bool,
         pool: UnifiedMemoryPool | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         hops = _Hops(group, key, value, part, overlap, pool)
         for hop, received in hops:
@@ -174,16 +173,17 @@ class RingFunction(torch.autograd.Function):
                 out, lse = own_forward(q, k, v, part)
                 continue
             owner, _ = hops.peers(hop)
-            for block, rows, padding in zip(received.blocks, received.rows, received.padding, strict=True):
-                rows_kv = (part.kernels.cast(rows[0]), part.kernels.cast(rows[1]))
-                part.kernels.absorb(q, out, lse, block, rows_kv, padding, part, owner)
+            for block, rows, ignored in zip(received.blocks, received.rows, received.padding, strict=True):
+                offer = part.offer(block, owner, rows, ignored)
+                part.kernels.absorb(q, out, lse, offer, part.problem.scale)
         out = out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, lse.transpose(1, 2).contiguous())
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(query, key, value, out, lse)
         ctx.rest = part, group, overlap, pool
-        return out
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap, pool = ctx.rest
@@ -191,21 +191,20 @@ class RingFunction(torch.autograd.Function):
         fields = {"pass": "backward", "query": list(query.shape)}
         agree(lambda: fields, group, device=query.device)
         go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
+        saved = go, q, o, lse
         hops = _Hops(group, key, value, part, overlap, pool)
         returning: tuple[Pending, Parcel, Parcel] | None = None
         for hop, received in hops:
             if received is None:
-                grads = own_backward(go, q, k, v, o, lse, part)
+                grads = own_backward(saved, k, v, part)
                 continue
             source, target = hops.peers(hop)
             give = Parcel(received.blocks, key, grads[1].dtype, False, pool)
-            for block, rows, padding, given in zip(
+            for block, rows, ignored, given in zip(
                 received.blocks, received.rows, received.padding, give.rows, strict=True
             ):
-                rows_kv = (part.kernels.cast(rows[0]), part.kernels.cast(rows[1]))
-                found = part.kernels.absorb_backward(
-                    (go, q, o, lse), grads[0], block, rows_kv, padding, part, source
-                )
+                offer = part.offer(block, source, rows, ignored)
+                found = part.kernels.absorb_backward(saved, grads[0], offer, part.problem.scale)
                 for view, x in zip(given, found, strict=True):
                     view.copy_(x)
             _add_returned(returning, grads)
@@ -219,23 +218,24 @@ class BlockwiseFunction(torch.autograd.Function):
     """Behind :func:`blockwise_function`."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         q, k, v = (part.kernels.cast(x) for x in (query, key, value))
         outs, lses = [], []
         for mine in _virtual_ranks(part):
-            queries = _rows_at(mine, mine.rank, q)
-            out, lse = own_forward(queries, _rows_at(mine, mine.rank, k), _rows_at(mine, mine.rank, v), mine)
-            for owner, block, rows_kv, padding in _blocks_of_others(mine, k, v, part.problem.padding):
-                part.kernels.absorb(queries, out, lse, block, rows_kv, padding, mine, owner)
+            my_q, my_k, my_v = (_rows_at(mine, mine.rank, x) for x in (q, k, v))
+            out, lse = own_forward(my_q, my_k, my_v, mine)
+            for _, _, offer in _offers_of_others(mine, k, v, part.problem.padding):
+                part.kernels.absorb(my_q, out, lse, offer, part.problem.scale)
             outs.append(out)
             lses.append(lse)
-        out = torch.cat(outs, 1).to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, torch.cat(lses, 1).transpose(1, 2).contiguous())
+        out, lse = torch.cat(outs, 1).to(query.dtype), torch.cat(lses, 2)
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(query, key, value, out, lse)
         ctx.part = part
-        return out
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part = ctx.part
@@ -243,11 +243,10 @@ class BlockwiseFunction(torch.autograd.Function):
         total = [torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v)]
         for mine in _virtual_ranks(part):
             my_go, my_q, my_k, my_v, my_o = (_rows_at(mine, mine.rank, x) for x in (go, q, k, v, o))
-            my_lse = _rows_at(mine, mine.rank, lse.transpose(1, 2)).transpose(1, 2)
-            grads = own_backward(my_go, my_q, my_k, my_v, my_o, my_lse, mine)
-            saved = (my_go, my_q, my_o, my_lse)
-            for owner, block, rows_kv, padding in _blocks_of_others(mine, k, v, part.problem.padding):
-                found = part.kernels.absorb_backward(saved, grads[0], block, rows_kv, padding, mine, owner)
+            saved = my_go, my_q, my_o, lse[..., slice(*mine.chunks[mine.rank][0])]
+            grads = own_backward(saved, my_k, my_v, mine)
+            for owner, block, offer in _offers_of_others(mine, k, v, part.problem.padding):
+                found = part.kernels.absorb_backward(saved, grads[0], offer, part.problem.scale)
                 add_to_owner(block, found, *(_rows_at(mine, owner, x) for x in total[1:]))
             for grad, x in zip(grads, total, strict=True):
                 _rows_at(mine, mine.rank, x).add_(grad)
@@ -264,15 +263,15 @@ def _rows_at(part: Part, rank: int, x: Tensor) -> Tensor:
     return x[:, slice(*part.chunks[rank][0])]
 
 
-def _blocks_of_others(
+def _offers_of_others(
     part: Part, key: Tensor, value: Tensor, padding: Tensor | None
-) -> Iterator[tuple[int, Block, KeyValue, Tensor | None]]:
+) -> Iterator[tuple[int, Block, Offer]]:
     for owner in range(len(part.chunks)):
         if owner != part.rank:
-            rows_kv = _rows_at(part, owner, key), _rows_at(part, owner, value)
             ignored = None if padding is None else _rows_at(part, owner, padding)
-            for block in part.blocks(owner, part.rank):
-                yield owner, block, rows_of(block, *rows_kv), block.keys.ignored_keys(ignored)
+            rows = _rows_at(part, owner, key), _rows_at(part, owner, value)
+            for block, offer in part.offers_of(owner, *rows, ignored):
+                yield owner, block, offer
 
 
 def _add_returned(returning: tuple[Pending, Parcel, Parcel] | None, grads: list[Tensor]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
+from typing import Any
+
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from .base import BaseRingAttention
 from .call import ring_attention
-from .config import RingAttentionConfig
+from .config import RingAttentionConfig, of_old_call
+from .group import Ring, Shared, ring_group
 
 
 class RingDilatedAttention(BaseRingAttention):
@@ -20,22 +21,30 @@ class RingDilatedAttention(BaseRingAttention):
     travel to it (:meth:`DilatedPattern.remote_keys`). All ranks must call the backward as well, or none.
 
     Args:
-        config: what all ranks agree on.
-        process_group: the ring. Without one the whole sequence is here; ``config.ring_size`` then cuts it
-            into that many blocks of keys that are merged as around a ring, with the same numbers.
+        config: what all ranks agree on. What older versions took instead (``segment_lengths``,
+            ``dilation_rates`` and more) still builds one, with a DeprecationWarning that shows the new call.
+        process_group: the ring; ``"local"`` for one device, which holds the whole sequence. None means
+            ``"local"`` where this process is alone, and is refused in a world of several ranks. In a process
+            alone ``config.ring_size`` cuts the sequence into that many blocks of keys that are merged as
+            around a ring, with the same numbers.
 
     Raises:
-        ValueError: ``config.ring_size`` is not the group's size.
+        TypeError, ValueError: it is not clear who takes part, this rank does not, or ``config.ring_size`` is
+            not the number of ranks. Also raised by a call, if the world was initialised in between.
     """
 
-    def __init__(self, config: RingAttentionConfig, process_group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, config: RingAttentionConfig | None = None, process_group: Ring = None, **old: Any
+    ) -> None:
+        config, process_group = of_old_call(type(self).__name__, config, process_group, old)
         super().__init__(config)
-        self.process_group = process_group
-        if process_group is not None and config.ring_size not in (None, dist.get_world_size(process_group)):
-            raise ValueError(
-                f"ring_size must be the size of process_group or None, got {config.ring_size=} "
-                f"for a group of {dist.get_world_size(process_group)}"
-            )
+        ring_group(process_group, self.config.ring_size)
+        self._process_group = Shared(f"{type(self).__name__}.process_group", process_group)
+
+    @property
+    def process_group(self) -> Ring:
+        """As given. A deep copy has the same; a module with a group cannot be pickled."""
+        return self._process_group.value
 
     def forward(
         self,
@@ -44,13 +53,22 @@ class RingDilatedAttention(BaseRingAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`BaseRingAttention.forward`.
 
         Raises:
             TypeError, ValueError: naming the argument and its values.
             RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
         """
-        return ring_attention(
-            q, k, v, self.config, self.process_group, is_causal, key_padding_mask, pool=self.memory_pool
+        out, lse = ring_attention(
+            q,
+            k,
+            v,
+            self.config,
+            ring_group(self.process_group, self.config.ring_size),
+            is_causal,
+            key_padding_mask,
+            pool=self.memory_pool,
         )
+        return (out, lse) if return_lse else out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ from torch.distributed import ProcessGroup
 
 from ..kernels.hilbert import check_grid_shape
 from .call import ring_attention
-from .config import RingAttentionConfig
+from .config import RingAttentionConfig, of_old_call
+from .group import Ring, ring_group
 from .production import RingDilatedAttention
 from .variants.hilbert import HilbertMixin
 
@@ -35,10 +37,12 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
 
     def __init__(
         self,
-        config: RingAttentionConfig,
-        process_group: ProcessGroup | None = None,
+        config: RingAttentionConfig | None = None,
+        process_group: Ring = None,
         grid_shape: Sequence[int] | None = None,
+        **old: Any,
     ) -> None:
+        config, process_group = of_old_call(type(self).__name__, config, process_group, old)
         super().__init__(config, process_group)
         self.grid_shape = None if grid_shape is None else check_grid_shape(grid_shape)
 
@@ -49,33 +53,36 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
         v: Tensor,
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As :meth:`RingDilatedAttention.forward`, tokens in the order of the curve.
 
         Raises:
             ValueError: also when the shards do not hold one token for each cell.
         """
         # What is not [b, n/P, h, d] is left to the call below to refuse.
-        order = self._padded_order(q) if isinstance(q, Tensor) and q.dim() == 4 else None
-        return ring_attention(
+        group = ring_group(self.process_group, self.config.ring_size)
+        order = self._padded_order(q, group) if isinstance(q, Tensor) and q.dim() == 4 else None
+        out, lse = ring_attention(
             q,
             k,
             v,
             self.config,
-            self.process_group,
+            group,
             is_causal,
             key_padding_mask,
             order=order,
             grid_shape=self.grid_shape,
             pool=self.memory_pool,
         )
+        return (out, lse) if return_lse else out
 
-    def _padded_order(self, query: Tensor) -> Tensor | None:
+    def _padded_order(self, query: Tensor, group: ProcessGroup | None) -> Tensor | None:
         """The row-major index of every position of all ranks, those of the padded tail included."""
         order = self._hilbert_order_on(query.device)
         if order is None:
             return None
-        world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        world = 1 if group is None else dist.get_world_size(group)
         chunks = world if self.config.sharding == "contiguous" else 2 * world
         total = world * query.shape[1]
         if not len(order) < total < len(order) + chunks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,6 +13,8 @@ from torch.distributed import ProcessGroup
 from kernel_pytorch.groups import agree
 
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
+from .group import Ring, ring_group
+from .utils.communication import all_to_all
 
 
 def shard_sequence(
@@ -52,47 +57,76 @@ def shard_sequence(
 
 def unshard_sequence(
     shard: Tensor,
-    process_group: ProcessGroup | None,
+    process_group: Ring,
     sharding: Sharding = "contiguous",
     length: int | None = None,
     dim: int = 1,
 ) -> Tensor:
-    """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`. Not differentiable.
+    """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`.
+
+    Differentiable, as ``torch.distributed.nn.functional.all_gather`` is: a shard's gradient is that of the
+    *sum* of all ranks' losses. Where every rank computes the same loss from the whole sequence, that is P
+    times its gradient: divide the loss by P, unless DDP or FSDP2, which average over ranks, do so. All ranks
+    must call the backward as well, or none.
 
     Args:
         shard: this rank's, n/P along ``dim``.
-        process_group: the ring, all of whose ranks call this; None for a ring of one.
+        process_group: the ring, all of whose ranks call this; ``"local"``, or None in a process alone, for a
+            ring of one.
         sharding: as it was cut.
         length: n before padding; default: do not cut.
         dim: where the sequence runs.
 
     Raises:
-        ValueError: naming the argument and its value.
+        TypeError, ValueError: naming the argument and its value.
         RingError: a rank failed, or has another shard or other arguments.
     """
     check_sharding(sharding)
     _check_dim(shard, dim)
-    shard = shard.detach().contiguous()
-    world = 1 if process_group is None else dist.get_world_size(process_group)
-    parts = [shard]
-    if process_group is not None and world > 1:
+    group = ring_group(process_group)
+    world = 1 if group is None else dist.get_world_size(group)
+    parts = shard[None]
+    if group is not None and world > 1:
         header = {
             "shard": list(shard.shape),
             "dtype": str(shard.dtype),
             "sharding": sharding,
             "length": length,
             "dim": dim,
+            "gradients needed": torch.is_grad_enabled() and shard.requires_grad,
         }
-        agree(lambda: header, process_group, device=shard.device)
-        parts = [torch.empty_like(shard) for _ in range(world)]
-        dist.all_gather(parts, shard, group=process_group)
+        agree(lambda: header, group, device=shard.device)
+        parts = _Gather.apply(shard, group)  # type: ignore[no-untyped-call]
     seq = world * shard.shape[dim]
     check_shard_length(shard.shape[dim], sharding)
     if length is not None and not 0 <= length <= seq:
         raise ValueError(f"length must be in [0, {seq}] (all shards), got {length}")
-    rows = [torch.arange(*chunk) for rank in range(world) for chunk in chunks_of(rank, world, seq, sharding)]
-    place = torch.cat(rows).argsort().to(shard.device)[:length]
-    return torch.cat(parts, dim).index_select(dim, place)
+    end = seq if length is None else length
+    pieces: list[tuple[int, Tensor]] = []
+    for rank, part in enumerate(parts):
+        chunks = chunks_of(rank, world, seq, sharding)
+        of_rank = part.split([stop - start for start, stop in chunks], dim)
+        for (start, stop), piece in zip(chunks, of_rank, strict=True):
+            pieces.append((start, piece.narrow(dim, 0, max(0, min(stop, end) - start))))
+    return torch.cat([piece for _, piece in sorted(pieces, key=itemgetter(0))], dim)
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's shard ``[P, ...]``, by rank."""
+
+    @staticmethod
+    def forward(ctx: Any, shard: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        shard = shard.contiguous()
+        parts = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, shard, group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        fields = {"pass": "backward of unshard_sequence", "parts": list(grad.shape)}
+        agree(lambda: fields, ctx.group, device=grad.device)
+        return all_to_all(grad, ctx.group).sum(0), None
 
 
 def check_shard_length(length: int, sharding: Sharding) -> None:

@@ -54,7 +54,12 @@ def parallelize(model: LongNetLM, ranks: Ranks, part: BatchPart, device: torch.d
 
 def _around_ring(config: LongNetConfig, part: BatchPart, group: ProcessGroup) -> Attend:
     ring = RingDilatedAttention(
-        RingAttentionConfig(config.segment_lengths, config.dilation_rates, sharding=part.sharding), group
+        RingAttentionConfig(
+            segment_lengths=config.segment_lengths,
+            dilation_rates=config.dilation_rates,
+            sharding=part.sharding,
+        ),
+        group,
     )
 
     def attend(_layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

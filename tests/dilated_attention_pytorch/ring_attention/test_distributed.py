@@ -63,12 +63,13 @@ def mesh_rank(group, shape, problem, sharding, count=False):
         with CommDebugMode() as counter, torch.no_grad():
             attention(*inputs, problem.is_causal, mask)
         return {str(op): number for op, number in counter.get_comm_counts().items()}
-    out = attention(*inputs, problem.is_causal, mask)
+    out, lse = attention(*inputs, problem.is_causal, mask, return_lse=True)
     grads = torch.autograd.grad(out, inputs, grad)
-    whole = [unshard_sequence(x, group) for x in (out, *grads)]  # by rank: outer, then inner
+    whole = [unshard_sequence(x, group) for x in (out, *grads, lse.transpose(1, 2))]  # by rank: outer, inner
     rows = [torch.arange(padded.shape[1])]
     place = torch.cat([shard_sequence(rows[0][None], i, ring, sharding)[0][0] for i in range(ring)]).argsort()
-    return [x[:, place][:, : problem.seq] for x in whole]
+    *whole, lse = [x[:, place][:, : problem.seq] for x in whole]
+    return [*whole, lse.transpose(1, 2)]
 
 
 mesh_problems = ring_problems.map(
@@ -138,11 +139,13 @@ def refused_3d_rank(group):
     RingDistributedDilatedAttention(config_of(PLAIN), init_device_mesh("cpu", (1, 2, 2)))
 
 
-def causal_rank(group):
+def differing_rank(group, option):
     q, k, v = (torch.randn(1, 6, 4, 4) for _ in range(3))
-    RingDistributedDilatedAttention(config_of(PLAIN), mesh_of((2, 2)))(q, k, v, group.rank() == 1)
+    ring = RingDistributedDilatedAttention(config_of(PLAIN), mesh_of((2, 2)))
+    ring(q, k, v, **{option: group.rank() == 1})
 
 
-def test_a_rank_that_disagrees_in_its_row_is_told_to_the_other_rows(world: Worlds):
-    answers = world(4).run(causal_rank)
-    assert all(isinstance(x, RingError) and "is_causal is " in str(x) for x in answers), answers
+@pytest.mark.parametrize("option", ["is_causal", "return_lse"])
+def test_a_rank_that_disagrees_in_its_row_is_told_to_the_other_rows(world: Worlds, option: str):
+    answers = world(4).run(differing_rank, option)
+    assert all(isinstance(x, RingError) and f"{option} is " in str(x) for x in answers), answers

@@ -68,7 +68,7 @@ def test_many_branches_do_not_fit_one_message_and_are_compared_all_the_same(worl
 
 
 def dying_rank(group, when: str) -> None:
-    config = RingAttentionConfig([64], [1])
+    config = RingAttentionConfig(segment_lengths=[64], dilation_rates=[1])
     q, k, v = (torch.randn(1, 16, 2, 4, requires_grad=True) for _ in range(3))
     ring = RingDilatedAttention(config, group)
     ring(q, k, v)  # the connections are up
@@ -111,7 +111,7 @@ def test_a_rank_killed_in_mid_ring(when: str):
 
 def silent_rank(group) -> None:
     if group.rank() == 0:
-        config = RingAttentionConfig([64], [1])
+        config = RingAttentionConfig(segment_lengths=[64], dilation_rates=[1])
         RingDilatedAttention(config, group)(*(torch.randn(1, 16, 2, 4) for _ in range(3)))
 
 
@@ -125,7 +125,7 @@ def test_a_rank_that_never_calls():
 def refusing_rank(group) -> None:
     """Rank 1 gives a mask that it should not."""
     mask = torch.zeros(1, 16 + group.rank(), dtype=torch.bool)
-    config = RingAttentionConfig([64], [1])
+    config = RingAttentionConfig(segment_lengths=[64], dilation_rates=[1])
     RingDilatedAttention(config, group)(*(torch.randn(1, 16, 2, 4) for _ in range(3)), False, mask)
 
 
@@ -138,7 +138,7 @@ def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds):
 
 
 def skipping_rank(group) -> None:
-    config = RingAttentionConfig([64], [1])
+    config = RingAttentionConfig(segment_lengths=[64], dilation_rates=[1])
     q, k, v = (torch.randn(1, 16, 2, 4, requires_grad=True) for _ in range(3))
     ring = RingDilatedAttention(config, group)
     out = ring(q, k, v)
@@ -160,7 +160,7 @@ def test_zigzag_needs_two_equal_parts(world: Worlds):
 
 
 def odd_rank(group) -> None:
-    config = RingAttentionConfig([2], [1], sharding="zigzag")
+    config = RingAttentionConfig(segment_lengths=[2], dilation_rates=[1], sharding="zigzag")
     RingDilatedAttention(config, group)(*(torch.randn(1, 3, 2, 4) for _ in range(3)))
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import Problem
-from ring_problem import config_of, exact, mask_of, ring, ring_problems
+from ring_problem import config_of, exact, mask_of, ring, ring_problems, ring_rank, tensors_of
 from worlds import World
 
 from dilated_attention_pytorch import dilated_attention, hilbert_order
@@ -185,6 +185,37 @@ def pooled_rank(group, problem, strategy):
     return errors, pooled.memory_pool.get_stats()
 
 
+GARBAGE = {"nan": math.nan, "inf": math.inf, "large": 3e38}
+PADDED = Problem(2, 24, 4, 2, 8, ((6, 1), (16, 2), (24, 3)), True, True, "none", "contiguous", 5)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_ignored_keys_hold_reaches_no_rank(world: Worlds, garbage: str, is_causal: bool, sharding: str):
+    problem = replace(PADDED, is_causal=is_causal)
+    options = {"sharding": sharding}
+    expected = [x.float() for x in exact(problem, torch.float32)]
+    for got in world(2).results(ring_rank, problem, torch.float32, options, GARBAGE[garbage]):
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("along_a_curve", [False, True], ids=["", "curve"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_ignored_keys_hold_reaches_no_block(garbage: str, along_a_curve: bool):
+    grid = (4, 6) if along_a_curve else None
+    ring = RingDilatedAttentionHilbert(config_of(PADDED, ring_size=2), grid_shape=grid)
+    ordered = [ring.apply_hilbert_ordering(x) for x in tensors_of(PADDED, torch.float32, GARBAGE[garbage])]
+    q, k, v = (x.requires_grad_() for x in ordered[:3])
+    out, lse = ring(q, k, v, True, ring.apply_hilbert_ordering(mask_of(PADDED)), True)
+    grads = torch.autograd.grad(out, (q, k, v), ordered[3])
+    got = [ring.apply_hilbert_ordering(x, inverse=True) for x in (out, *grads)]
+    got.append(ring.apply_hilbert_ordering(lse, inverse=True, dim=2))
+    positions = None if grid is None else hilbert_order(grid).argsort()
+    expected = [x.float() for x in exact(PADDED, torch.float32, positions)]
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
 # Without a process group.
 
 
@@ -194,16 +225,37 @@ def pooled_rank(group, problem, strategy):
 def test_key_blocks_merged_on_one_device(problem: Problem, blocks: int):
     q, k, v, grad = problem.tensors(torch.float64)
     ring = RingDilatedAttention(config_of(problem, ring_size=blocks))
-    out = ring(q, k, v, problem.is_causal, mask_of(problem))
+    out, lse = ring(q, k, v, problem.is_causal, mask_of(problem), return_lse=True)
     grads = torch.autograd.grad(out, (q, k, v), grad)
-    torch.testing.assert_close([out, *grads], exact(problem), rtol=0, atol=1e-10)
+    torch.testing.assert_close([out, *grads, lse], exact(problem), rtol=0, atol=1e-10)
 
 
 def test_without_a_group_it_is_the_operator_of_one_device():
     q, k, v, _ = PLAIN.tensors(torch.float32)
     ring = RingDilatedAttention(config_of(PLAIN))
-    expected = dilated_attention(q, k, v, [4, 8, 24], [1, 2, 4], is_causal=True)
-    assert torch.equal(ring(q, k, v, is_causal=True), expected)
+    expected = dilated_attention(q, k, v, [4, 8, 24], [1, 2, 4], is_causal=True, return_lse=True)
+    assert torch.equal(ring(q, k, v, is_causal=True), expected[0])
+    got = ring(q, k, v, is_causal=True, return_lse=True)
+    assert all(x.equal(y) for x, y in zip(got, expected, strict=True))
+
+
+# The compiler means to hide it, which does not work where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_key_blocks_are_left_out_of_a_compiled_graph():
+    """Each branch of three, unrolled over blocks and tiles, took minutes to compile."""
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    problem = replace(PLAIN, seq=20)
+    ring = RingDilatedAttention(config_of(problem, ring_size=2))
+    q, k, v, grad = problem.tensors(torch.float64)
+    out = torch.compile(ring, backend=counting)(q, k, v, is_causal=True)
+    grads = torch.autograd.grad(out, (q, k, v), grad)
+    torch.testing.assert_close([out, *grads], exact(problem)[:4], rtol=0, atol=1e-10)
+    assert sum(graphs) < 20
 
 
 def test_double_backward_raises(world: Worlds):
@@ -220,7 +272,7 @@ def _double_backward_rank(group, problem):
 
 def test_group_of_another_size_is_refused(world: Worlds):
     answers = world(2).run(_wrong_size_rank)
-    message = "ring_size must be the size of process_group or None, got config.ring_size=3 for a group of 2"
+    message = "ring_size must be the size of process_group or None, got ring_size=3 for a group of 2"
     assert [(type(x), str(x)) for x in answers] == [(ValueError, message)] * 2
 
 
@@ -234,15 +286,17 @@ GRIDS = ((4, 6), (5, 7), (3, 3, 4))
 
 
 def hilbert_rank(group, grid, problem, sharding):
-    """On one rank: out and gradients in row-major order, put together with the others'."""
+    """On one rank: out, gradients and lse in row-major order, put together with the others'."""
     attention = RingDilatedAttentionHilbert(config_of(problem, sharding=sharding), group, grid)
     tensors = [attention.apply_hilbert_ordering(x.detach()) for x in problem.tensors(torch.float64)]
     shards = [shard_sequence(x, group.rank(), group.size(), sharding) for x in tensors]
     q, k, v = (shard.requires_grad_() for shard, _ in shards[:3])
-    out = attention(q, k, v, problem.is_causal, shards[0][1])
+    out, lse = attention(q, k, v, problem.is_causal, shards[0][1], return_lse=True)
     grads = torch.autograd.grad(out, (q, k, v), shards[3][0])
     whole = [unshard_sequence(x, group, sharding, problem.seq) for x in (out, *grads)]
-    return [attention.apply_hilbert_ordering(x, inverse=True) for x in whole]
+    lse = unshard_sequence(lse, group, sharding, problem.seq, dim=2)
+    in_rows = [attention.apply_hilbert_ordering(x, inverse=True) for x in whole]
+    return [*in_rows, attention.apply_hilbert_ordering(lse, inverse=True, dim=2)]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

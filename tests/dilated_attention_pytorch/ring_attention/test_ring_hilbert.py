@@ -60,7 +60,8 @@ def test_equals_the_oracle_and_positions(
     padding = padding if padded else None
     rank = hilbert_order(grid).argsort()
     module = RingDilatedAttentionHilbert(
-        RingAttentionConfig(SEGMENTS, RATES, ring_size=ring_size), grid_shape=grid
+        RingAttentionConfig(segment_lengths=SEGMENTS, dilation_rates=RATES, ring_size=ring_size),
+        grid_shape=grid,
     )
     got = with_gradients(attend(module, *qkv, is_causal=is_causal, padding=padding), qkv, grad)
     exact, _ = oracle.attention(*qkv, BRANCHES, is_causal=is_causal, padding=padding, positions=rank)
@@ -74,14 +75,16 @@ def test_equals_the_oracle_and_positions(
 def test_one_undilated_branch_over_all_is_plain_causal_attention():
     """Causality is by row-major index, so the curve leaves no trace."""
     *qkv, _, _ = tensors(35, kv_heads=4)
-    module = RingDilatedAttentionHilbert(RingAttentionConfig([64], [1]), grid_shape=(5, 7))
+    module = RingDilatedAttentionHilbert(
+        RingAttentionConfig(segment_lengths=[64], dilation_rates=[1]), grid_shape=(5, 7)
+    )
     plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv), is_causal=True).transpose(1, 2)
     torch.testing.assert_close(attend(module, *qkv, is_causal=True), plain, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
 def test_without_a_grid_it_is_the_ring_attention_it_inherits_from(is_causal: bool):
-    config = RingAttentionConfig(SEGMENTS, RATES, ring_size=2)
+    config = RingAttentionConfig(segment_lengths=SEGMENTS, dilation_rates=RATES, ring_size=2)
     *qkv, _, padding = tensors(30)
     module = RingDilatedAttentionHilbert(config)
     assert module.apply_hilbert_ordering(qkv[0]) is qkv[0]
@@ -93,7 +96,8 @@ def test_the_tail_that_sharding_pads_stands_after_all_tokens(is_causal: bool):
     grid, cells = (5, 7), 35
     *qkv, _, _ = tensors(cells)
     module = RingDilatedAttentionHilbert(
-        RingAttentionConfig(SEGMENTS, RATES, sharding="zigzag"), grid_shape=grid
+        RingAttentionConfig(segment_lengths=SEGMENTS, dilation_rates=RATES, sharding="zigzag"),
+        grid_shape=grid,
     )
     shards, masks = zip(
         *(shard_sequence(module.apply_hilbert_ordering(x), 0, 1, "zigzag") for x in qkv), strict=True
@@ -110,7 +114,9 @@ def test_the_tail_that_sharding_pads_stands_after_all_tokens(is_causal: bool):
 
 @pytest.mark.parametrize(("sharding", "seq"), [("contiguous", 36), ("zigzag", 37), ("zigzag", 34)])
 def test_a_sequence_that_is_not_the_grid_is_refused(sharding: str, seq: int):
-    module = RingDilatedAttentionHilbert(RingAttentionConfig([4], [2], sharding=sharding), grid_shape=(5, 7))
+    module = RingDilatedAttentionHilbert(
+        RingAttentionConfig(segment_lengths=[4], dilation_rates=[2], sharding=sharding), grid_shape=(5, 7)
+    )
     *qkv, _, _ = tensors(seq)
     with pytest.raises(ValueError, match=f"grid_shape must have .* got 35 cells, {seq} tokens"):
         module(*qkv)
@@ -148,7 +154,9 @@ def test_the_order_follows_the_grid():
 
 def test_the_order_moves_with_the_module_and_is_not_saved():
     module = torch.nn.Sequential(
-        RingDilatedAttentionHilbert(RingAttentionConfig([4], [2]), grid_shape=(4, 6))
+        RingDilatedAttentionHilbert(
+            RingAttentionConfig(segment_lengths=[4], dilation_rates=[2]), grid_shape=(4, 6)
+        )
     )
     x = torch.arange(24.0)
     ordered = module[0].apply_hilbert_ordering(x, dim=0)
@@ -174,7 +182,7 @@ def test_an_order_built_without_autograd_serves_with_it():
 
 
 def test_bad_arguments_name_their_values():
-    config = RingAttentionConfig([4], [2])
+    config = RingAttentionConfig(segment_lengths=[4], dilation_rates=[2])
     module = RingDilatedAttentionHilbert(config, grid_shape=(4, 6))
     with pytest.raises(ValueError, match=r"got \[4, 6\] = 24 cells, 25 tokens along dim=1"):
         module.apply_hilbert_ordering(torch.zeros(2, 25))
@@ -192,7 +200,9 @@ def test_names():
     assert variants.HilbertRingAttention is RingDilatedAttentionHilbert
     assert issubclass(RingDilatedAttentionHilbert, BaseRingAttention)
     assert "grid_shape=(4, 6)" in repr(
-        RingDilatedAttentionHilbert(RingAttentionConfig([4], [2]), grid_shape=(4, 6))
+        RingDilatedAttentionHilbert(
+            RingAttentionConfig(segment_lengths=[4], dilation_rates=[2]), grid_shape=(4, 6)
+        )
     )
     with pytest.raises(AttributeError, match="no attribute 'PeanoRingAttention'"):
         _ = variants.PeanoRingAttention

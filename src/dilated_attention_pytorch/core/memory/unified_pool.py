@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,9 +186,9 @@ class UnifiedMemoryPool:
     allocate = get_buffer
     deallocate = return_buffer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> UnifiedMemoryPool:
-        """An empty pool of the same kind: for copies of the module that has this one."""
-        return UnifiedMemoryPool(self._strategy.name, self._budget.max_bytes, self._debug)
+    def __reduce__(self) -> tuple[type[UnifiedMemoryPool], tuple[object, ...]]:
+        """A copy, also by pickle, is an empty pool of the same kind: for copies of a module that has one."""
+        return type(self), (copy(self._strategy), self._budget.max_bytes, self._debug)
 
     def get_stats(self) -> dict[str, Any]:
         """What the pool holds and did.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from kernel_pytorch.groups import GroupError, tell_all
@@ -21,3 +24,32 @@ def tell(group: ProcessGroup, device: torch.device, error: Exception) -> None:
 
     with suppress(type(error)):
         tell_all(fail, group, device=device)
+
+
+def all_to_all(parts: Tensor, group: ProcessGroup) -> Tensor:
+    """Send ``parts[i]`` to rank i; return what the ranks sent, by rank, ``[P, ...]``. Differentiable.
+
+    Raises:
+        RingError: a rank failed.
+    """
+    return _AllToAll.apply(parts, group)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = parts.contiguous()
+        received = torch.empty_like(parts)
+        try:
+            # As bytes: gloo has no 16-bit floats here.
+            dist.all_to_all_single(received.view(torch.uint8), parts.view(torch.uint8), group=group)
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            ranks = dist.get_process_group_ranks(group)
+            raise RingError(f"the all-to-all among global ranks {ranks} failed: {reason}") from error
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_to_all(grad, ctx.group), None

@@ -7,10 +7,9 @@ from torch import Tensor
 from ...kernels.problem import Problem, Tile
 from ...kernels.triton.attention import partial_backward, partial_forward
 from ...kernels.triton.visits import WHOLE
-from ..computation import KeyValue, Part, Saved, tile_rows
-from ..schedule import Block
+from ..computation import KeyValue, Offer, Saved, tile_rows
 
-# One segment that holds everything: a block's queries see all of its keys, causality aside.
+# One segment that holds everything: an offer's queries see all of its keys, causality aside.
 _EVERYTHING = ((WHOLE, 1),)
 
 
@@ -23,51 +22,27 @@ class TritonKernels:
     forward = staticmethod(partial_forward)
     backward = staticmethod(partial_backward)
 
-    def absorb(
-        self,
-        query: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> None:
-        key, value = (x.transpose(1, 2) for x in rows_kv)
-        for tile in block.queries:
-            partial_forward(
-                _rows(tile, query),
-                key,
-                value,
-                _problem(part, padding),
-                times=_times(tile, block, part, owner),
-                into=(_rows(tile, out), _rows(tile, lse).transpose(1, 2)),
-            )
+    def absorb(self, query: Tensor, out: Tensor, lse: Tensor, offer: Offer, scale: float) -> None:
+        key, value = offer.key.transpose(1, 2), offer.value.transpose(1, 2)
+        for tile, times in offer.queries:
+            problem = Problem(_EVERYTHING, times is not None, scale, offer.ignored)
+            into = _rows(tile, out), _lse_rows(tile, lse)
+            partial_forward(_rows(tile, query), key, value, problem, times=times, into=into)
 
-    def absorb_backward(
-        self,
-        saved: Saved,
-        grad_query: Tensor,
-        block: Block,
-        rows_kv: KeyValue,
-        padding: Tensor | None,
-        part: Part,
-        owner: int,
-    ) -> KeyValue:
+    def absorb_backward(self, saved: Saved, grad_query: Tensor, offer: Offer, scale: float) -> KeyValue:
         grad_out, query, out, lse = saved
-        key, value = (x.transpose(1, 2) for x in rows_kv)
+        key, value = offer.key.transpose(1, 2), offer.value.transpose(1, 2)
         grad_key, grad_value = (x.new_zeros(x.shape, dtype=grad_query.dtype) for x in (key, value))
-        for tile in block.queries:
+        for tile, times in offer.queries:
             _, *found = partial_backward(
                 _rows(tile, grad_out),
                 _rows(tile, query),
                 key,
                 value,
                 _rows(tile, out),
-                _rows(tile, lse.transpose(1, 2)).transpose(1, 2),
-                _problem(part, padding),
-                times=_times(tile, block, part, owner),
+                _lse_rows(tile, lse),
+                Problem(_EVERYTHING, times is not None, scale, offer.ignored),
+                times=times,
                 into=_rows(tile, grad_query),
             )
             grad_key += found[0]
@@ -76,15 +51,10 @@ class TritonKernels:
 
 
 def _rows(tile: Tile, x: Tensor) -> Tensor:
-    """``x [b, n, h, ...]`` -> ``[b, rows, h', ...]``, a view."""
+    """``x [b, n, h, d]`` -> ``[b, rows, h', d]``, a view."""
     return tile.take(x, tile.heads.query)[:, 0]
 
 
-def _problem(part: Part, padding: Tensor | None) -> Problem:
-    return Problem(_EVERYTHING, part.order is not None, part.problem.scale, padding)
-
-
-def _times(tile: Tile, block: Block, part: Part, owner: int) -> tuple[Tensor, Tensor] | None:
-    if part.order is None:
-        return None
-    return tile_rows(tile, part.times(part.rank)), tile_rows(block.keys, part.times(owner))
+def _lse_rows(tile: Tile, lse: Tensor) -> Tensor:
+    """``lse [b, h, n]`` -> ``[b, h', rows]``, a view."""
+    return tile_rows(tile, lse[:, tile.heads.query])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import threading
 import weakref
 
@@ -10,7 +11,12 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch.core.memory import UnifiedMemoryPool
-from dilated_attention_pytorch.core.memory.strategies import SimpleStrategy, base
+from dilated_attention_pytorch.core.memory.strategies import (
+    AdaptiveStrategy,
+    FragmentAwareStrategy,
+    SimpleStrategy,
+    base,
+)
 from dilated_attention_pytorch.core.memory.unified_pool import STRATEGIES
 
 NAMES = list(STRATEGIES)
@@ -415,10 +421,16 @@ def test_devices_and_streams_are_kept_apart():
     assert pool.get_stats()["hits"] == 1
 
 
-def test_a_copy_is_an_empty_pool_of_the_same_kind():
-    pool = UnifiedMemoryPool("bucketed", max_bytes=1 << 20)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, AdaptiveStrategy(3, 512), FragmentAwareStrategy(512)])
+def test_a_copy_is_an_empty_pool_of_the_same_kind(strategy, copied):
+    pool = UnifiedMemoryPool(copy.deepcopy(strategy), max_bytes=1 << 20)
     buffer = pool.get_buffer(10, torch.float32)
-    copied = copy.deepcopy(pool)
-    stats = copied.get_stats()
-    assert (stats["strategy"], stats["max_bytes"], stats["buffers_lent"]) == ("bucketed", 1 << 20, 0)
+    twin = copied(pool)
+    assert type(twin._strategy) is type(pool._strategy)
+    assert twin._strategy.arguments == pool._strategy.arguments
+    stats = twin.get_stats()
+    assert (stats["strategy"], stats["max_bytes"]) == (pool.get_stats()["strategy"], 1 << 20)
+    assert (stats["buffers_lent"], stats["bytes_held"]) == (0, 0)
+    twin.return_buffer(twin.get_buffer(10, torch.float32))
     pool.return_buffer(buffer)

@@ -38,6 +38,7 @@ class AdaptiveStrategy(Strategy):
     def __init__(self, window: int = 64, slab_bytes: int = SLAB_BYTES) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
+        self.arguments = window, slab_bytes
         self.window = window
         self._simple, self._bucketed = SimpleStrategy(), BucketedStrategy()
         self._fragment_aware = FragmentAwareStrategy(slab_bytes)

@@ -55,6 +55,11 @@ class Strategy(ABC):
 
     name: str
     budget: Budget
+    arguments: tuple[Any, ...] = ()
+    """What it was made with. A copy, also by pickle, is made anew with it, and serves no pool."""
+
+    def __reduce__(self) -> tuple[type[Strategy], tuple[Any, ...]]:
+        return type(self), self.arguments
 
     def attach(self, budget: Budget) -> None:
         """Start serving a pool.

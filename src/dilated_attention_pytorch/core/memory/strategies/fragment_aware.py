@@ -65,6 +65,7 @@ class FragmentAwareStrategy(Strategy):
     def __init__(self, slab_bytes: int = SLAB_BYTES) -> None:
         if slab_bytes < ALIGNMENT or slab_bytes % ALIGNMENT:
             raise ValueError(f"slab_bytes must be a positive multiple of {ALIGNMENT}, got {slab_bytes}")
+        self.arguments = (slab_bytes,)
         self.slab_bytes = slab_bytes
         self._slabs: list[Slab] = []  # by last return
 

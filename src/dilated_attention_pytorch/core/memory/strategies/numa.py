@@ -37,6 +37,7 @@ class NUMAStrategy(BucketedStrategy):
 
     def __init__(self, nodes: Path = NODES) -> None:
         super().__init__()
+        self.arguments = (nodes,)
         self._node_of_cpu = read_nodes(nodes)
         self.num_nodes = len(set(self._node_of_cpu.values())) or None
         """NUMA nodes with CPUs; None if that cannot be read."""
