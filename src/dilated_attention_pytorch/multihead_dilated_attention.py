@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import dilated_attention
-from .core.linear import xavier_linear
+from .core.linear import initialize, xavier_std
 from .core.masks import mask_is_causal
 from .core.pattern import DilatedPattern
 from .core.validation import check_branches, check_no_dropout
@@ -116,14 +116,19 @@ class MultiheadDilatedAttention(nn.Module):
         self.batch_first = batch_first
         self.gamma_init = gamma_init
         kv_dim = self.num_kv_heads * self.head_dim
-        make: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        self.q_proj = xavier_linear(embed_dim, embed_dim, **make)
-        self.k_proj = xavier_linear(kdim, kv_dim, **make)
-        self.v_proj = xavier_linear(vdim, kv_dim, gain=gamma_init, **make)
-        self.norm = (
-            nn.LayerNorm(embed_dim, layer_norm_eps, device=device, dtype=dtype) if layer_norm else None
-        )
-        self.out_proj = xavier_linear(embed_dim, embed_dim, gain=gamma_init, **make)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        self.k_proj = nn.Linear(kdim, kv_dim, bias, **factory)
+        self.v_proj = nn.Linear(vdim, kv_dim, bias, **factory)
+        self.norm = nn.LayerNorm(embed_dim, layer_norm_eps, **factory) if layer_norm else None
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        for projection, gain in (
+            (self.q_proj, 1.0),
+            (self.k_proj, 1.0),
+            (self.v_proj, gamma_init),
+            (self.out_proj, gamma_init),
+        ):
+            initialize(projection, gain * xavier_std(projection))
 
     def reset_parameters(self) -> None:
         """Draw MAGNETO's initial weights (arXiv:2210.06423, figure 2)."""

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
+import weakref
 from typing import Any
 
 from torch import nn
 
 
-def xavier_linear(
-    in_features: int, out_features: int, *, bias: bool = True, gain: float = 1.0, **factory: Any
-) -> nn.Linear:
-    """A Linear with Xavier normal weights and a bias of 0, drawn anew by its own ``reset_parameters``.
+def initialize(linear: nn.Linear, std: float) -> None:
+    """Draw normal weights and a bias of 0, now and whenever ``linear.reset_parameters()`` is called.
 
     Deferred initialisation (meta device, ``to_empty``) calls the ``reset_parameters`` of every module,
     parents first, so a parent alone cannot keep its children's distribution. It is no subclass, since
     quantisers replace modules whose type is exactly ``nn.Linear``.
 
     Args:
-        in_features, out_features, bias: as for ``nn.Linear``.
-        gain: factor on the standard deviation ``sqrt(2 / (in_features + out_features))``.
-        factory: ``device`` and ``dtype`` of the parameters.
+        linear: the layer.
+        std: standard deviation of the weights.
     """
-    linear = nn.Linear(in_features, out_features, bias, **factory)
-    vars(linear)["reset_parameters"] = partial(_draw, linear, gain)
+    vars(linear)["reset_parameters"] = _Draw(linear, std)
     linear.reset_parameters()
-    return linear
 
 
-def _draw(linear: nn.Linear, gain: float) -> None:
-    nn.init.xavier_normal_(linear.weight, gain=gain)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+def xavier_std(linear: nn.Linear) -> float:
+    """Standard deviation of Xavier normal weights of gain 1."""
+    return math.sqrt(2 / (linear.in_features + linear.out_features))
+
+
+class _Draw:
+    def __init__(self, linear: nn.Linear, std: float) -> None:
+        # Weak: in a cycle a deleted model would keep its memory until the garbage collector comes.
+        self.linear = weakref.ref(linear)
+        self.std = std
+
+    def __call__(self) -> None:
+        linear = self.linear()
+        assert linear is not None
+        nn.init.normal_(linear.weight, std=self.std)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Draw, (self.linear(), self.std)
