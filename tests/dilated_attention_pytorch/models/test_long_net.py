@@ -228,6 +228,16 @@ def test_initial_loss_is_little_above_guessing(size):
     assert loss.item() == pytest.approx(math.log(256) + 0.5, abs=0.2)
 
 
+def test_encoder_without_a_token_table():
+    torch.manual_seed(0)
+    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
+    with_table = LongNetEncoder(SMALL)
+    assert list(model.state_dict()) == [name for name in with_table.state_dict() if "embedding" not in name]
+    with_table.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(2, 9, 16)
+    assert torch.equal(model(x), with_table(x))
+
+
 def test_empty_sequence():
     assert LongNetLM(SMALL)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
     assert LongNetEncoder(SMALL)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
@@ -244,7 +254,11 @@ def test_autocast():
     assert (logits - expected).norm() / expected.norm() < 0.02
 
 
-@pytest.mark.parametrize("config", [SMALL, LongNetConfig()], ids=["all-set", "default"])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, LongNetConfig(), LongNetConfig(vocab_size=None)],
+    ids=["all-set", "default", "no-vocabulary"],
+)
 def test_config_through_json(config):
     again = LongNetConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
     assert again == config
@@ -294,3 +308,17 @@ def test_bad_config(field, value, error, message):
 def test_bad_inputs(model_class, inputs, error, message):
     with pytest.raises(error, match=message):
         model_class(SMALL)(inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"), [(torch.zeros(1, 4, dtype=torch.int64), "torch.int64"), ([[1, 2]], "list")]
+)
+def test_tokens_without_a_token_table(inputs, got):
+    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
+    with pytest.raises(TypeError, match=rf"inputs must be embeddings .* vocab_size=None .* got {got}"):
+        model(inputs)
+
+
+def test_a_language_model_needs_a_vocabulary():
+    with pytest.raises(ValueError, match="vocab_size must be the number of token ids, got None"):
+        LongNetLM(LongNetConfig(vocab_size=None))
