@@ -93,7 +93,8 @@ def check_positions(positions: Tensor, query: Tensor) -> None:
         got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
         raise TypeError(f"positions must be an int64 tensor, got {got}")
     batch, seq = query.shape[:2]
-    if positions.shape not in ((seq,), (batch, seq)):
+    # Shapes of one length are compared: in an exported graph "batch is not seq" would become a constraint.
+    if positions.dim() not in (1, 2) or positions.shape != (batch, seq)[2 - positions.dim() :]:
         raise ValueError(
             f"positions must be [{seq}] (seq) or [{batch}, {seq}] (batch, seq), got {list(positions.shape)}"
         )

@@ -97,6 +97,22 @@ def test_other_forms_of_mask(form, model_class):
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_exported_models_take_masks(model_class):
+    torch.manual_seed(0)
+    model, ignored = randomised(model_class(SMALL)), padding("anywhere", [5, 9, 2], 9)
+    first = "tokens" if model_class is LongNetLM else "inputs"
+    program = torch.export.export(
+        model,
+        (torch.randint(11, (3, 9)),),
+        {"key_padding_mask": ignored},
+        dynamic_shapes={name: {1: torch.export.Dim("seq")} for name in (first, "key_padding_mask")},
+    )
+    tokens, ignored = torch.randint(11, (3, 40)), padding("left", [40, 22, 0], 40)
+    out, expected = (run(tokens, key_padding_mask=ignored) for run in (program.module(), model))
+    torch.testing.assert_close(out[~ignored], expected[~ignored], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
