@@ -397,9 +397,12 @@ def _check_tokens(tokens: Tensor) -> None:
 
 def _are_indices(positions: Tensor) -> bool:
     """Whether each row is known to be 0 to n - 1, so that attention need not gather."""
-    if torch.compiler.is_compiling() or positions.is_meta:
+    if torch.compiler.is_compiling():
         return False
-    return bool((positions == torch.arange(positions.shape[-1], device=positions.device)).all())
+    try:
+        return bool((positions == torch.arange(positions.shape[-1], device=positions.device)).all())
+    except RuntimeError:  # no values: vmap, meta and fake tensors
+        return False
 
 
 def _rotary_table(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
