@@ -13,10 +13,10 @@ from .core.pattern import DilatedPattern
 from .core.validation import (
     check_branches,
     check_no_dropout,
-    check_position_values,
     check_positions,
     check_qkv,
     check_softmax_scale,
+    checked_positions,
 )
 from .kernels.backends import Backend, choose_backend
 from .kernels.operator import sdpa, triton
@@ -131,7 +131,7 @@ def dilated_attention(
         )
     else:
         if positions is not None:
-            check_position_values(positions)
+            positions = checked_positions(positions)
         out, lse = reference_attention(
             query,
             key,
