@@ -97,8 +97,14 @@ def dilated_attention(
 
     Under ``torch.autocast`` the inputs are cast to its dtype, as for ``scaled_dot_product_attention``.
 
+    It works under ``torch.func.grad``, ``vmap``, ``jacrev`` and their compositions (not traced by
+    ``torch.compile``: its graph breaks there), and gives shapes for tensors on the device "meta". The fused
+    backends have no forward mode (``jvp``, ``jacfwd``) and no second derivative, and say so;
+    ``backend="reference"`` has both.
+
     Raises:
         TypeError, ValueError: naming the argument and its values.
+        NotImplementedError: forward mode through a fused backend.
     """
     query, key, value = autocast(query, key, value)
     check_qkv(query, key, value)

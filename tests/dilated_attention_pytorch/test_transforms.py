@@ -132,6 +132,13 @@ def test_vmap_over_masks_and_positions_alone(dtype: torch.dtype, backend: str):
     close(actual, torch.stack(expected))
 
 
+@pytest.mark.parametrize(("items", "batch", "seq"), [(0, 1, 7), (3, 0, 7), (3, 2, 0)])
+def test_vmap_of_nothing(items: int, batch: int, seq: int):
+    x = torch.randn(items, batch, seq, 4, 2)
+    assert vmap(of_one(attend))(x).shape == x.shape
+    assert vmap(grad(lambda x: of_one(attend)(x).sum()))(x).shape == x.shape
+
+
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_nested_and_chunked_vmap(chunk_size: int | None):
     query, key, value = draw(2, 3)

@@ -162,14 +162,14 @@ def _fold(
     function: _Function, info: Any, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], int]:
     """The rule for vmap: the first dimension of every tensor is the batch, and the mapped one joins it."""
-    size = info.batch_size
     folded = []
     for x, dim in zip(arguments, in_dims, strict=True):
         if isinstance(x, Tensor):
-            x = (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+            x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            mapped, x = x.shape[:2], x.flatten(0, 1)
         folded.append(x)
     results = function.apply(*folded)  # type: ignore[no-untyped-call]
-    return tuple(x.unflatten(0, (size, len(x) // size)) for x in results), 0
+    return tuple(x.unflatten(0, mapped) for x in results), 0
 
 
 def refuse_transforms(name: str, *tensors: Tensor) -> None:
