@@ -346,7 +346,7 @@ def test_fake_tensors_have_shapes(backend: str):
     assert key.grad.shape == key.shape
 
 
-def test_anomaly_mode_names_the_call():
+def test_anomaly_mode():
     query, key, value = (x.requires_grad_() for x in draw())
     with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
         actual = torch.autograd.grad(attend(query, key, value).sin().sum(), [query, key, value])
@@ -370,7 +370,7 @@ def test_nested_tensors_are_refused(layout: torch.layout, name: str):
         attend(**inputs)
 
 
-def test_a_transform_inside_of_a_graph():
+def test_transforms_inside_torch_compile():
     x = torch.randn(1, 5, 2, 2, dtype=torch.float64)
     function = of_one(attend)
 
