@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _IGNORED_BELOW = -1e4
 """At or below this an additive mask means "ignore": -inf, -1e9 and the least number of every dtype do."""
+
+_ALLOWED = "a floating-point {} must hold only 0 (keep) and -inf, or -1e9 and the like (ignore)"
 
 
 def ignored_keys(mask: Tensor, like: Tensor, name: str = "key_padding_mask") -> Tensor:
@@ -86,11 +90,32 @@ def _as_bool(mask: Tensor, name: str) -> Tensor:
     """``mask`` as bool, True = ignore."""
     if not mask.is_floating_point():
         return mask if mask.dtype == torch.bool else mask != 0
-    ignored = mask <= _IGNORED_BELOW
-    known = ignored | (mask == 0)
-    message = f"a floating-point {name} must hold only 0 (keep) and -inf, or -1e9 and the like (ignore)"
-    if torch.compiler.is_compiling():
-        torch._assert_async(known.all(), message)
-    elif not mask.is_meta and not bool(known.all()):
-        raise ValueError(f"{message}, got {mask[~known][0].item()}")
+    if not torch.compiler.is_compiling():
+        return _ignored_by_value(mask.detach(), name)  # type: ignore[no-any-return]
+    ignored, known = _ignored_and_known(mask)
+    torch._assert_async(known.all(), _ALLOWED.format(name))
     return ignored
+
+
+def _ignored_and_known(mask: Tensor) -> tuple[Tensor, Tensor]:
+    ignored = mask <= _IGNORED_BELOW
+    return ignored, ignored | (mask == 0)
+
+
+# An operator, because vmap and fake tensors let an operator see values where there are any.
+@torch.library.custom_op("dilated_attention_pytorch::ignored_by_value", mutates_args=())
+def _ignored_by_value(mask: Tensor, name: str) -> Tensor:
+    ignored, known = _ignored_and_known(mask)
+    if not bool(known.all()):
+        raise ValueError(f"{_ALLOWED.format(name)}, got {mask[~known][0].item()}")
+    return ignored
+
+
+@_ignored_by_value.register_fake
+def _(mask: Tensor, name: str) -> Tensor:
+    return torch.empty_like(mask, dtype=torch.bool)
+
+
+@_ignored_by_value.register_vmap
+def _(info: Any, in_dims: tuple[int, None], mask: Tensor, name: str) -> tuple[Tensor, int]:
+    return _ignored_by_value(mask, name), in_dims[0]

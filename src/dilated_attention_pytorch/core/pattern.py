@@ -79,7 +79,8 @@ class DilatedPattern:
         for w, r in self.branches:
             member = (positions % w) % r == (heads % r)[:, None]
             segment = positions // w
-            counts += member[:, :, None] & member[:, None, :] & (segment[:, None] == segment[None, :])
+            offered = member[:, :, None] & member[:, None, :] & (segment[:, None] == segment[None, :])
+            counts = counts + offered  # not in place: under vmap only positions may be mapped
         return counts.tril() if is_causal else counts
 
     def coverage(self, seq: int) -> float:
