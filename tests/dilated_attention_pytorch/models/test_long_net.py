@@ -238,6 +238,18 @@ def test_encoder_without_a_token_table():
     assert torch.equal(model(x), with_table(x))
 
 
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_meta_tensors_give_shapes(model_class):
+    with torch.device("meta"):
+        model = model_class(SMALL)
+        tokens = torch.zeros(2, 9, dtype=torch.int64)
+        width = 11 if model_class is LongNetLM else 16
+        for mask in (None, torch.zeros(2, 9, dtype=torch.bool)):
+            out = model(tokens, key_padding_mask=mask)
+            assert out.is_meta
+            assert out.shape == (2, 9, width)
+
+
 def test_empty_sequence():
     assert LongNetLM(SMALL)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
     assert LongNetEncoder(SMALL)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM
 
@@ -110,6 +111,22 @@ def test_exported_models_take_masks(model_class):
     tokens, ignored = torch.randint(11, (3, 40)), padding("left", [40, 22, 0], 40)
     out, expected = (run(tokens, key_padding_mask=ignored) for run in (program.module(), model))
     torch.testing.assert_close(out[~ignored], expected[~ignored], rtol=0, atol=1e-10)
+
+
+def test_gradients_of_each_row_by_vmap():
+    torch.manual_seed(0)
+    model, tokens = randomised(LongNetLM(SMALL)), torch.randint(11, (3, 9))
+    ignored = padding("left", [9, 6, 2], 9)
+
+    def loss(parameters, row, gone):
+        return functional_call(model, parameters, row[None], {"key_padding_mask": gone[None]})[0].mean()
+
+    by_row = vmap(grad(loss), (None, 0, 0))(dict(model.named_parameters()), tokens, ignored)
+    for i in range(3):
+        model.zero_grad()
+        model(tokens[i][None], key_padding_mask=ignored[i][None]).mean().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(by_row[name][i], parameter.grad, rtol=0, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
