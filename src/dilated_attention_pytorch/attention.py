@@ -13,10 +13,10 @@ from .core.pattern import DilatedPattern
 from .core.validation import (
     check_branches,
     check_no_dropout,
-    check_position_values,
     check_positions,
     check_qkv,
     check_softmax_scale,
+    checked_positions,
 )
 from .kernels.backends import Backend, choose_backend
 from .kernels.operator import sdpa, triton
@@ -97,8 +97,14 @@ def dilated_attention(
 
     Under ``torch.autocast`` the inputs are cast to its dtype, as for ``scaled_dot_product_attention``.
 
+    It works under ``torch.func.grad``, ``vmap``, ``jacrev`` and their compositions (not traced by
+    ``torch.compile``: its graph breaks there), and gives shapes for tensors on the device "meta". The fused
+    backends have no forward mode (``jvp``, ``jacfwd``) and no second derivative, and say so;
+    ``backend="reference"`` has both.
+
     Raises:
         TypeError, ValueError: naming the argument and its values.
+        NotImplementedError: forward mode through a fused backend.
     """
     query, key, value = autocast(query, key, value)
     check_qkv(query, key, value)
@@ -131,7 +137,7 @@ def dilated_attention(
         )
     else:
         if positions is not None:
-            check_position_values(positions)
+            positions = checked_positions(positions)
         out, lse = reference_attention(
             query,
             key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,11 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.is_nested:
+            raise TypeError(
+                f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) "
+                "and mark the padding in key_padding_mask"
+            )
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.dim() != 4:
@@ -93,7 +99,8 @@ def check_positions(positions: Tensor, query: Tensor) -> None:
         got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
         raise TypeError(f"positions must be an int64 tensor, got {got}")
     batch, seq = query.shape[:2]
-    if positions.shape not in ((seq,), (batch, seq)):
+    # Shapes of one length are compared: in an exported graph "batch is not seq" would become a constraint.
+    if positions.dim() not in (1, 2) or positions.shape != (batch, seq)[2 - positions.dim() :]:
         raise ValueError(
             f"positions must be [{seq}] (seq) or [{batch}, {seq}] (batch, seq), got {list(positions.shape)}"
         )
@@ -111,6 +118,26 @@ def check_position_values(positions: Tensor) -> None:
     repeated = ordered[..., 1:] == ordered[..., :-1]
     if bool(repeated.any()):
         raise ValueError(f"positions must be distinct, got {int(ordered[..., 1:][repeated][0])} twice")
+
+
+@torch.library.custom_op("dilated_attention_pytorch::checked_positions", mutates_args=())
+def checked_positions(positions: Tensor) -> Tensor:
+    """``positions [..., n]``, copied, after :func:`check_position_values`.
+
+    An operator, because vmap, graphs and fake tensors let an operator see values where there are any.
+    """
+    check_position_values(positions)
+    return positions.clone()
+
+
+@checked_positions.register_fake
+def _(positions: Tensor) -> Tensor:
+    return torch.empty_like(positions)
+
+
+@checked_positions.register_vmap
+def _(info: Any, in_dims: tuple[int], positions: Tensor) -> tuple[Tensor, int]:
+    return checked_positions(positions.movedim(in_dims[0], 0)), 0
 
 
 def check_softmax_scale(softmax_scale: float | None) -> None:

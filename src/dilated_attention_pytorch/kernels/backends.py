@@ -26,8 +26,10 @@ _log = logging.getLogger("dilated_attention_pytorch")
 
 def can_run_sdpa(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the fused kernels take tensors like these, else the reason why not."""
+    any_dtype = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     dtypes = {
-        "cpu": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+        "cpu": any_dtype,
+        "meta": any_dtype,  # its tensors have shapes only, and so have the results
         "cuda": (torch.float32, torch.bfloat16, torch.float16),
     }.get(device.type)
     if dtypes is None:

@@ -1,4 +1,4 @@
-"""The fused backends as PyTorch operators, known to autograd, torch.compile and the FLOP counter.
+"""The fused backends as PyTorch operators, known to autograd, torch.func, torch.compile and the FLOP counter.
 
 Letters: b batch, n sequence, h query heads, g key/value heads, d head dimension.
 """
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from ..core.pattern import DilatedPattern
@@ -34,8 +35,12 @@ def _problem(
     return Problem(branches, is_causal, softmax_scale, key_padding_mask, positions)
 
 
-def _register(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
-    """A backend's forward and backward as a differentiable operator.
+Attend = Callable[..., tuple[Tensor, Tensor]]
+_Function = type[torch.autograd.Function]
+
+
+def _register(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Attend:
+    """A backend's forward and backward as a differentiable function, built on an operator for each.
 
     It maps query ``[b, n, h, d]``, key, value ``[b, n, g, d]`` and the arguments of ``dilated_attention`` to
     out ``[b, n, h, d]`` and lse ``[b, h, n]``.
@@ -88,7 +93,7 @@ def _register(name: str, forward: Callable[..., Any], backward: Callable[..., An
 
     def differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, key_padding_mask, positions = ctx.saved_tensors
-        grads = attend_backward(
+        grads = call_backward(
             grad_out, query, key, value, out, lse, *ctx.numbers, key_padding_mask, positions
         )
         return (*grads, *[None] * 6)
@@ -98,12 +103,83 @@ def _register(name: str, forward: Callable[..., Any], backward: Callable[..., An
             f"dilated_attention cannot be differentiated twice with backend={name!r}; backend='reference' can"
         )
 
+    def refuse_forward_mode(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+        raise NotImplementedError(
+            "dilated_attention has no forward-mode derivative (jvp, jacfwd, hessian) with "
+            f"backend={name!r}; backend='reference' has"
+        )
+
+    class Attend(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+            return attend(*arguments)  # type: ignore[no-any-return]
+
+        setup_context = staticmethod(save)
+        vmap = staticmethod(lambda *arguments: _fold(Attend, *arguments))
+        backward = staticmethod(differentiate)
+        jvp = staticmethod(refuse_forward_mode)
+
+    class AttendBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+            return attend_backward(*arguments)  # type: ignore[no-any-return]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None: ...
+
+        vmap = staticmethod(lambda *arguments: _fold(AttendBackward, *arguments))
+        backward = staticmethod(refuse)
+        jvp = staticmethod(refuse_forward_mode)
+
+    call_backward = _choice(attend_backward, AttendBackward)
     attend.register_autograd(differentiate, setup_context=save)
     attend_backward.register_autograd(refuse)
     operators = torch.ops.dilated_attention_pytorch
     register_flop_formula(getattr(operators, name))(_flops_of_forward)
     register_flop_formula(getattr(operators, f"{name}_backward"))(_flops_of_backward)
-    return attend
+    return _choice(attend, Attend)
+
+
+def _choice(operator: Attend, function: _Function) -> Attend:
+    """``operator``, or under torch.func and forward-mode AD ``function``, which calls it.
+
+    torch.func cannot differentiate an operator with ``register_autograd``, and forward mode takes its result
+    for a constant. torch.compile would not see the rules of ``function``: its graphs break here.
+    """
+    apply = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        function.apply, reason="torch.func's transforms are traced with backend='reference' only"
+    )
+
+    def call(*arguments: Any) -> tuple[Tensor, Tensor]:
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        chosen = apply if transformed else operator
+        return chosen(*arguments)
+
+    return call
+
+
+def _fold(
+    function: _Function, info: Any, in_dims: tuple[Any, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], int]:
+    """The rule for vmap: the first dimension of every tensor is the batch, and the mapped one joins it."""
+    folded = []
+    for x, dim in zip(arguments, in_dims, strict=True):
+        if isinstance(x, Tensor):
+            x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            mapped, x = x.shape[:2], x.flatten(0, 1)
+        folded.append(x)
+    results = function.apply(*folded)  # type: ignore[no-untyped-call]
+    return tuple(x.unflatten(0, mapped) for x in results), 0
+
+
+def refuse_transforms(name: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError under a transform of torch.func, or if one of ``tensors`` has a tangent.
+
+    For what neither can differentiate nor map: ``name`` says what, and how else to compute it.
+    """
+    tangents = [forward_ad.unpack_dual(x).tangent for x in tensors]  # type: ignore[no-untyped-call]
+    if torch._C._are_functorch_transforms_active() or any(x is not None for x in tangents):
+        raise NotImplementedError(f"torch.func and forward-mode AD do not go through {name}")
 
 
 def _forward_flops(

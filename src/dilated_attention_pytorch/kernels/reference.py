@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.autocast import without_autocast
 from ..core.pattern import DilatedPattern
 
 
@@ -63,7 +64,7 @@ def reference_attention(
     if key_padding_mask is not None:
         counts = counts.masked_fill(key_padding_mask[:, None, None, :], 0)
 
-    with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+    with without_autocast(query.device.type):  # it would round the scores
         scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
         scores = (scores + counts.to(accumulation).log()).masked_fill(counts == 0, float("-inf"))
         lse = scores.logsumexp(dim=-1) if seq else scores.new_zeros(batch, heads, 0)

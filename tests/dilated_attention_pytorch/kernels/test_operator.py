@@ -7,7 +7,6 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_attention_pytorch import DilatedPattern, dilated_attention
-from dilated_attention_pytorch.kernels.operator import sdpa
 
 SEGMENTS, RATES = (4, 8), (1, 3)
 
@@ -21,7 +20,8 @@ def draw(batch: int = 2, dtype: torch.dtype = torch.float64, seq: int = 19) -> l
 def test_opcheck(dtype: torch.dtype, masked: bool):
     padding = torch.rand(2, 19) < 0.3 if masked else None
     positions = torch.stack([torch.randperm(19) for _ in range(2)]) if masked else None
-    torch.library.opcheck(sdpa, (*draw(dtype=dtype), SEGMENTS, RATES, True, 0.5, padding, positions))
+    operator = torch.ops.dilated_attention_pytorch.sdpa.default
+    torch.library.opcheck(operator, (*draw(dtype=dtype), SEGMENTS, RATES, True, 0.5, padding, positions))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

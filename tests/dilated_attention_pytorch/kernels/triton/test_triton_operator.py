@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_attention_pytorch import DilatedPattern, dilated_attention
 from dilated_attention_pytorch.kernels.backends import can_run_triton, choose_backend
-from dilated_attention_pytorch.kernels.operator import triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEGMENTS, RATES = (8, 16), (1, 2)
@@ -26,7 +25,8 @@ def attend(*qkv: torch.Tensor) -> torch.Tensor:
 
 def test_opcheck():
     padding = torch.rand(1, 19, device=DEVICE) < 0.3
-    torch.library.opcheck(triton, (*draw(), SEGMENTS, RATES, True, 0.5, padding, None))
+    operator = torch.ops.dilated_attention_pytorch.triton.default
+    torch.library.opcheck(operator, (*draw(), SEGMENTS, RATES, True, 0.5, padding, None))
 
 
 def test_compiles_whole_with_the_same_gradients():
