@@ -145,7 +145,7 @@ def _take_steps(
             due = last or run.step % options.checkpoint_every == 0
             if due or is_best:
                 ranks.together(sync)
-                run.save()
+                run.save(is_best)
             if due:
                 ranks.on_first(lambda: _plot(run, rows))
             if reason == _TIME_IS_UP and run.step < options.steps:

@@ -69,9 +69,9 @@ class Ranks:
             answers = tell_all(answer, self.group)
         except RankFailed as error:
             raise CommandError(str(error), status=1) from None
-        for error in answers:
-            if error:
-                raise pickle.loads(error)
+        for answered in answers:
+            if answered:
+                raise pickle.loads(answered)
         return results[0]
 
     def on_first(self, action: Callable[[], T]) -> T | None:

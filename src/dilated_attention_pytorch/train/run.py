@@ -80,8 +80,11 @@ class Run:
         self.best = {"step": self.step, "val_bits_per_byte": val_bits_per_byte}
         return True
 
-    def save(self) -> None:
+    def save(self, is_best: bool = False) -> None:
         """Replace the checkpoint by one of now, in shards if there are several ranks, and keep older ones.
+
+        Args:
+            is_best: whether it is to be kept as the best as well.
 
         Raises:
             CommandError, OSError: the one before is untouched.
@@ -101,10 +104,10 @@ class Run:
         checkpoint = {**self._facts(), "step": self.step, "rng": rng, "best": self.best, **tensors}
         self.ranks.on_first(lambda: save_checkpoint(self.folder / CHECKPOINT, checkpoint))
         self.shards, self.saved_step = named, self.step
-        self.ranks.on_first(self._keep)
+        self.ranks.on_first(lambda: self._keep(is_best))
 
-    def _keep(self) -> None:
-        if self.best is not None and self.best["step"] == self.step:
+    def _keep(self, is_best: bool) -> None:
+        if is_best:
             keep_as(self.folder, BEST)
         if self.options.keep > 1:
             keep_as(self.folder, f"checkpoint-{self.step}.pt")
@@ -139,8 +142,6 @@ class Run:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CommandError(f"{path} does not fit its own options: {error}") from error
         self.step = checkpoint["step"]
-        self.best = checkpoint.get("best")
-        self.history = checkpoint.get("history", [])
 
     def _load_whole(self, weights: Mapping[str, Any], optimizer: dict[str, Any]) -> None:
         if self.ranks.size > 1:

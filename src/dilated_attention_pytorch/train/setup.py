@@ -70,35 +70,36 @@ def _with_shape_of(checkpoint: Mapping[str, Any], given: Mapping[str, Any], sour
 
 
 def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
-    def prepare() -> tuple[Run, dict[str, Any], Path, Path]:
+    def prepare() -> tuple[Run, dict[str, Any], dict[str, Any], Path]:
         folder = existing_run_folder(args.resume)
         path = find_checkpoint(folder, args.checkpoint or "last")
         checkpoint = load_checkpoint(path)
+        # What the run was last trained with, also where it goes back to an earlier step.
+        last = checkpoint if path == folder / CHECKPOINT else load_checkpoint(folder / CHECKPOINT)
         try:
-            before = TrainOptions(**checkpoint["options"])
+            before = TrainOptions(**last["options"])
         except (TypeError, ValueError) as error:
             raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
         _refuse_other_shape(given, dataclasses.asdict(before), str(folder))
         run = _make_run(args, checked(lambda: dataclasses.replace(before, **given)), ranks)
-        text, facts = checkpoint["data"], run.corpus.facts()
+        text, facts = last["data"], run.corpus.facts()
         if text != facts and not {"data", "held_out", "seq_len"} & given.keys():
             raise CommandError(
                 f"the text in {run.corpus.source} is not the one that {folder} was trained on: {facts} now, "
                 f"{text} then; go on with this one by --data, or start a new run"
             )
-        last = folder / CHECKPOINT
-        run.saved_step = checkpoint["step"] if path == last else load_checkpoint(last)["step"]
-        return run, checkpoint, path, folder
+        run.folder, run.saved_step = folder, last["step"]
+        return run, last, checkpoint, path
 
-    run, checkpoint, path, folder = ranks.together(prepare)
+    run, last, checkpoint, path = ranks.together(prepare)
     check_same_on_all_ranks(run)
     run.distribute()
-    run.folder = folder
     run.load(checkpoint, path)
-    changed = _changes(checkpoint, run, given)
-    if changed.keys() & {"text", "seq_len", "eval_windows", "held_out"}:
-        run.best = None  # of another text: it cannot be compared with
-    run.history = [*run.history, {"step": run.step, "changed": changed}]
+    changed = _changes(last, run, given)
+    # The best stays the best when the run goes back to before it, but not when the text is another.
+    comparable = not changed.keys() & {"text", "seq_len", "eval_windows"}
+    run.best = last.get("best") if comparable else None
+    run.history = [*last.get("history", []), {"step": run.step, "changed": changed}]
     return run
 
 

@@ -124,6 +124,17 @@ def test_the_best_and_the_last_are_kept(text, longnet):
     assert kept == ["best.pt", f"checkpoint-{step}.pt", f"checkpoint-{step + 1}.pt", "checkpoint.pt"]
 
 
+def test_the_best_stays_when_the_run_goes_back_to_before_it(text, longnet):
+    options = ("--data", text, *TINY, "--steps", 6, "--eval-every", 3, "--checkpoint-every", 1, "--keep", 6)
+    assert longnet("train", "--run", "x", *options)[0] == 0
+    best = load_checkpoint(Path("runs/x/best.pt"))
+    assert best["step"] == 6
+    # Nothing is learnt again, so the losses at steps 3 and 6 are higher now.
+    assert longnet("train", "--resume", "x", "--checkpoint", 2, "--lr", 1e-9)[0] == 0
+    assert rows_of("runs/x")[-1]["val_bits_per_byte"] > best["best"]["val_bits_per_byte"]
+    assert same(load_checkpoint(Path("runs/x/best.pt"))["model"], best["model"])
+
+
 def test_a_checkpoint_that_is_not_there(tiny_run, longnet):
     for which, message in (
         ("5", "runs/tiny has no checkpoint 5: it has last, best"),
