@@ -23,7 +23,7 @@ LOADING = """
 import sys, time
 from dilated_attention_pytorch.cli import main
 from dilated_attention_pytorch.train import setup
-def read_corpus(*arguments):
+def read_corpus(*arguments, **keywords):
     print("reading", flush=True)
     while True:
         time.sleep(60)
