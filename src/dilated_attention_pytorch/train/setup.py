@@ -15,7 +15,7 @@ from .batch_parts import part_of_batch
 from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
 from .data import read_corpus
-from .device import keep_freed_memory, resolve_device
+from .device import keep_freed_memory, resolve_device, set_threads
 from .errors import CommandError, raise_if_out_of_memory
 from .options import SHAPE, TrainOptions, flag, given_options, in_flags
 from .parallel import Parallel
@@ -111,8 +111,8 @@ def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> 
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    if (threads := options.threads) is not None:
+        checked(lambda: set_threads(threads))
     names = [field.name for field in dataclasses.fields(LongNetConfig)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
     config = checked(lambda: LongNetConfig(vocab_size=256, **chosen))

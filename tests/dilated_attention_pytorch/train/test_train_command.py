@@ -276,6 +276,18 @@ def test_proposed_context_is_the_longest_that_works(longnet, tmp_path):
     assert longnet("train", "--data", data, *TINY, "--seq-len", 64, "--steps", 1)[0] == 2
 
 
+def test_more_threads_than_can_start_are_refused(longnet, text):
+    most, cpus = max(256, 16 * os.cpu_count()), os.cpu_count()
+    for threads in (most + 1, 100_000, 2**64):
+        status, out, err = longnet("train", "--data", text, *TINY, "--threads", threads)
+        assert (status, out) == (2, "")
+        assert err == (
+            f"longnet train: error: --threads must be at most {most} on this machine of {cpus} CPUs, "
+            f"got {threads}\n"
+        )
+    assert longnet("train", "--data", text, *TINY, "--threads", most, "--steps", 1)[0] == 0
+
+
 def test_existing_folder_is_left_alone(tiny_run, text, longnet):
     before = weights_of(tiny_run)
     status, _, err = longnet("train", "--data", text, "--run", "tiny", *TINY)
@@ -415,44 +427,3 @@ def test_output_that_the_terminal_cannot_show_is_replaced(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     say("caf\u00e9 \udcff")
     assert out.buffer.getvalue() == b"caf? ?\n"
-
-
-def test_generate(tiny_run, longnet):
-    def generate(*arguments):
-        status, out, err = longnet("generate", "runs/tiny", "--prompt", "def ", *arguments)
-        assert (status, err) == (0, "")
-        return out
-
-    out = generate("--bytes", 30, "--seed", 3)
-    assert out == generate("--bytes", 30, "--seed", 3)
-    assert out != generate("--bytes", 30, "--seed", 4)
-    result = json.loads(generate("--bytes", 30, "--seed", 3, "--json"))
-    assert result == {
-        "checkpoint": "runs/tiny/checkpoint.pt",
-        "step": 6,
-        "prompt": "def ",
-        "continuation": out[:-1],
-    }
-    assert generate("--temperature", 0, "--bytes", 5) == generate("--top-k", 1, "--seed", 9, "--bytes", 5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["tiny", "--prompt", ""], "--prompt must have at least one byte"),
-        (["tiny", "--prompt", "a", "--bytes", "0"], "--bytes must be at least 1, got 0"),
-        (
-            ["tiny", "--prompt", "a", "--temperature", "-1"],
-            "--temperature must be at least 0 and finite, got -1.0",
-        ),
-        (["tiny", "--prompt", "a", "--top-k", "0"], "--top-k must be at least 1, got 0"),
-        (["tiny", "--prompt", "a", "--seed", "-1"], "--seed must be at least 0 and below 2**63, got -1"),
-        (["nothing", "--prompt", "a"], "no run nothing"),
-        (["tiny"], "the following arguments are required: --prompt"),
-    ],
-)
-def test_generate_refuses(tiny_run, longnet, arguments, message):
-    status, out, err = longnet("generate", *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith(f"longnet generate: error: {message}")
-    assert err.count("\n") == 1
