@@ -7,7 +7,7 @@ width of the feed-forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -180,7 +180,6 @@ class LongNetLM(_LongNet):
         c = self.config
         return dilated_attention(query, key, value, c.segment_lengths, c.dilation_rates, is_causal=True)
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -206,7 +205,20 @@ class LongNetLM(_LongNet):
 
         Raises:
             TypeError, ValueError: naming the argument and its value.
+            ArithmeticError: the logits are not finite.
         """
+        drawn = self.stream(tokens, max_new_tokens, temperature, top_k, seed)
+        return torch.cat([tokens, *(token[:, None] for token in drawn)], dim=1)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Tensor]:
+        """The new tokens of :meth:`generate`, each int64 ``[b]``, as they are drawn."""
         c = self.config
         _check_tokens(tokens)
         if tokens.numel() == 0:
@@ -233,10 +245,14 @@ class LongNetLM(_LongNet):
         start, attend = 0, cache.prefill
         for length in range(prompt, out.shape[1]):
             positions = torch.arange(start, length, device=tokens.device)
-            x = self.hidden(self.embedding(out[:, start:length]), positions, attend)
-            out[:, length : length + 1] = sample(self.head(x[:, -1]), temperature, top_k, generator)
+            with torch.no_grad():
+                x = self.hidden(self.embedding(out[:, start:length]), positions, attend)
+                logits = self.head(x[:, -1])
+                if not logits.isfinite().all():
+                    raise ArithmeticError("the logits are not finite")
+                out[:, length : length + 1] = sample(logits, temperature, top_k, generator)
+            yield out[:, length].clone()
             start, attend = length, partial(cache.step, length)
-        return out
 
 
 class LongNetEncoder(_LongNet):

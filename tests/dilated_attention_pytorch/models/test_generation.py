@@ -209,3 +209,25 @@ def test_bad_arguments(model, arguments, message):
 def test_tokens_of_another_dtype(model):
     with pytest.raises(TypeError, match=r"tokens must be an int64 tensor, got torch\.int32"):
         model.generate(torch.zeros(1, 2, dtype=torch.int32), 1)
+
+
+def test_a_stream_has_the_tokens_of_generate_one_step_at_a_time(model):
+    tokens, steps = torch.arange(10).view(2, 5), []
+    handle = model.head.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
+    drawn = []
+    for token in model.stream(tokens, 6, temperature=0.7, top_k=5, seed=2):
+        drawn.append(token)
+        assert len(steps) == len(drawn)
+        assert torch.is_grad_enabled()
+    handle.remove()
+    assert not any(steps)
+    expected = model.generate(tokens, 6, temperature=0.7, top_k=5, seed=2)
+    assert torch.equal(torch.stack(drawn, dim=1), expected[:, 5:])
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_not_finite_are_refused(temperature):
+    spoilt = LongNetLM(LongNetConfig(vocab_size=13, embed_dim=16, num_layers=1, num_heads=2))
+    spoilt.head.weight.data[3, 0] = math.nan
+    with pytest.raises(ArithmeticError, match="the logits are not finite"):
+        spoilt.generate(torch.zeros(1, 4, dtype=torch.int64), 2, temperature=temperature)
