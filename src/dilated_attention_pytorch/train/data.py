@@ -1,6 +1,6 @@
-"""Bytes of text files: reading them, holding some out, and the batch of each step.
+"""The text of a run: reading files, holding some out, and the batch of each step.
 
-Letters: b batch, n context in bytes, N bytes of a text.
+Letters: b batch, n context, N length of a text, in bytes or, of a tokenizer, in tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .errors import CommandError
-from .text_files import FileText, Identity, Piece, Skipped, Text, TextFile, find_files, read_file
+from .text_files import FileText, Identity, Piece, Skipped, Text, TextFile, decoded, find_files, read_file
+from .tokenizer import Tokenizer, TokenText
 
 HELD_OUT_FRACTION = 1 / 20
 _LARGEST_HELD_OUT_FRACTION = 1 / 2
@@ -43,9 +44,9 @@ class Corpus:
     """A text, cut in two."""
 
     train: Text
-    """uint8 ``[N]``, what batches are taken from."""
+    """``[N]``, uint8, or int32 for tokens: what batches are taken from."""
     held_out: Text
-    """uint8 ``[N]``, what the model never sees."""
+    """As ``train``, what the model never sees."""
     source: str
     """Absolute path of the file or folder."""
     num_files: int
@@ -62,17 +63,18 @@ class Corpus:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says of the text it was trained on."""
         return {
-            "train_bytes": len(self.train),
-            "held_out_bytes": len(self.held_out),
+            "train_bytes": num_bytes(self.train),
+            "held_out_bytes": num_bytes(self.held_out),
             "digest": self.digest,
         }
 
     def held_out_in_words(self) -> str:
         """Such as ``the last 5% of each of 529 files, 450,926 bytes``."""
-        size = f"{len(self.held_out):,} bytes"
+        bytes_held_out = num_bytes(self.held_out)
+        size = f"{bytes_held_out:,} bytes"
         if self.held_out_source is not None:
             return f"{self.held_out_source}, {_files_in_words(self.num_held_out_files)}, {size}"
-        percent = f"{100 * len(self.held_out) / (len(self.train) + len(self.held_out)):.3g}%"
+        percent = f"{100 * bytes_held_out / (num_bytes(self.train) + bytes_held_out):.3g}%"
         of_what = f"each of {self.num_files} files" if self.num_files > 1 else "the file"
         return f"the last {percent} of {of_what}, {size}"
 
@@ -86,6 +88,7 @@ def read_corpus(
     seq_len: int,
     held_out: float | str | None = None,
     *,
+    tokenizer: Tokenizer | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> Corpus:
     """Read a text file, or all text files below a folder, and hold part of the text out.
@@ -95,28 +98,31 @@ def read_corpus(
     the next, in training and in what is held out.
 
     A text of up to 256 MiB is kept in memory. Of a larger one the files are read again at each step: they
-    must stay as they are.
+    must stay as they are. Tokens are in a temporary file.
 
     Args:
         data: a file, or a folder (hidden files and folders in it are left out, so are the folders of runs;
             files with NUL bytes are not text); None for the Python standard library's sources.
-        seq_len: n; each part needs n + 1 bytes.
+        seq_len: n; each part needs n + 1 bytes or tokens.
         held_out: the fraction to hold out, above 0 and at most 0.5, or a file or folder to hold out instead,
             which is not trained on if it is part of ``data``. None for a twentieth, or as much as one
             context needs.
+        tokenizer: what makes tokens of the text, which is then UTF-8 and cut where it would be without; None
+            for bytes.
         tell: called with a line of text before a text is read that takes long.
 
     Raises:
         CommandError: nothing there, not readable, no text, or too short.
     """
+    utf8 = tokenizer is not None
     fraction = _fraction(held_out)
     seen: set[Identity] = set()
     skipped: list[Skipped] = []
     others: list[TextFile] = []
     other_root = None
     if isinstance(held_out, str) and fraction is None:
-        other_root, others = _read("--held-out", held_out, seen, skipped, tell)
-    root, files = _read("--data", data, seen, skipped, tell)
+        other_root, others = _read("--held-out", held_out, seen, skipped, utf8, tell)
+    root, files = _read("--data", data, seen, skipped, utf8, tell)
     total = sum(file.size for file in files)
     if other_root is None:
         held_out_size = _held_out_size(total, seq_len, fraction, root)
@@ -129,10 +135,16 @@ def read_corpus(
     digest = hashlib.blake2b(f"{total} {held_out_size} {len(files)}".encode(), digest_size=16)
     for file in [*files, *others]:
         digest.update(file.size.to_bytes(8, "little") + file.digest)
+    if tokenizer is not None:
+        digest.update(tokenizer.digest.encode())
     contents = {file.path: file.content for file in [*files, *others]}
+    train, end = (_text(part, contents, tokenizer) for part in (pieces, held_out_pieces))
+    if tokenizer is not None:
+        _check_length(len(train), seq_len, root, " to train on", "tokens")
+        _check_length(len(end), seq_len, other_root or root, " to hold out", "tokens")
     return Corpus(
-        train=_text(pieces, contents),
-        held_out=_text(held_out_pieces, contents),
+        train=train,
+        held_out=end,
         source=str(root),
         num_files=len(files),
         digest=digest.hexdigest(),
@@ -142,27 +154,39 @@ def read_corpus(
     )
 
 
-def read_text(data: str, seq_len: int, *, tell: Callable[[str], object] | None = None) -> tuple[Text, str]:
+def read_text(
+    data: str,
+    seq_len: int,
+    *,
+    tokenizer: Tokenizer | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> tuple[Text, str]:
     """All of a text file, or of the text files below a folder, and its absolute path.
 
     Args:
-        data, tell: as for :func:`read_corpus`.
-        seq_len: n; the text needs n + 1 bytes.
+        data, tokenizer, tell: as for :func:`read_corpus`.
+        seq_len: n; the text needs n + 1 bytes or tokens.
 
     Raises:
         CommandError: nothing there, not readable, no text, or too short.
     """
-    root, files = _read("--data", data, set(), [], tell)
-    _check_length(sum(file.size for file in files), seq_len, root, "")
+    root, files = _read("--data", data, set(), [], tokenizer is not None, tell)
     pieces, _ = _cut(files, 0)
-    return _text(pieces, {file.path: file.content for file in files}), str(root)
+    text = _text(pieces, {file.path: file.content for file in files}, tokenizer)
+    _check_length(len(text), seq_len, root, "", "bytes" if tokenizer is None else "tokens")
+    return text, str(root)
+
+
+def num_bytes(text: Text) -> int:
+    """The bytes of a text, also if it is tokens."""
+    return text.total_bytes if isinstance(text, TokenText) else len(text)
 
 
 def batch_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
     """The contexts of one step, a function of ``seed`` and ``step`` alone, so that resuming replays nothing.
 
     Args:
-        text: uint8 ``[N]``, N > n.
+        text: ``[N]``, N > n.
         step: any whole number from 0.
         seed: any whole number from 0.
         batch_size: b.
@@ -171,21 +195,45 @@ def batch_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: in
     Returns:
         int64 ``[b, n + 1]``: inputs ``[:, :-1]`` and targets ``[:, 1:]``.
     """
-    mixed = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
-    starts = torch.randint(len(text) - seq_len, (batch_size,), generator=generator)
-    return torch.stack([text[start : start + seq_len + 1] for start in starts.tolist()]).long()
+    starts = _starts_of_step(text, step, seed, batch_size, seq_len)
+    return torch.stack([text[start : start + seq_len + 1] for start in starts]).long()
+
+
+def bytes_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> int:
+    """The bytes of the targets of :func:`batch_of_step`: what to divide their bits by."""
+    return _predicted_bytes(text, _starts_of_step(text, step, seed, batch_size, seq_len), seq_len)
 
 
 def held_out_windows(text: Text, count: int, seq_len: int) -> Tensor:
-    """At most ``count`` contexts of the text ``[N]``, evenly spaced: uint8 ``[count, n + 1]``.
+    """At most ``count`` contexts of the text ``[N]``, evenly spaced: ``[count, n + 1]``, of its type.
 
-    No byte is predicted twice; the last target of a context may be the first input of the next.
+    Nothing is predicted twice; the last target of a context may be the first input of the next.
     """
+    return torch.stack([text[start : start + seq_len + 1] for start in _window_starts(text, count, seq_len)])
+
+
+def bytes_of_windows(text: Text, count: int, seq_len: int) -> int:
+    """The bytes of the targets of :func:`held_out_windows`: what to divide their bits by."""
+    return _predicted_bytes(text, _window_starts(text, count, seq_len), seq_len)
+
+
+def _starts_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> list[int]:
+    mixed = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+    starts: list[int] = torch.randint(len(text) - seq_len, (batch_size,), generator=generator).tolist()
+    return starts
+
+
+def _window_starts(text: Text, count: int, seq_len: int) -> list[int]:
     count = min(count, (len(text) - 1) // seq_len)
     last = len(text) - 1 - seq_len
-    starts = [last * i // max(count - 1, 1) for i in range(count)]
-    return torch.stack([text[start : start + seq_len + 1] for start in starts])
+    return [last * i // max(count - 1, 1) for i in range(count)]
+
+
+def _predicted_bytes(text: Text, starts: Sequence[int], seq_len: int) -> int:
+    if not isinstance(text, TokenText):
+        return len(starts) * seq_len
+    return sum(int(text.num_bytes[start + 1 : start + seq_len + 1].sum()) for start in starts)
 
 
 def _fraction(held_out: float | str | None) -> float | None:
@@ -209,6 +257,7 @@ def _read(
     given: str | None,
     seen: set[Identity],
     skipped: list[Skipped],
+    utf8: bool,
     tell: Callable[[str], object] | None,
 ) -> tuple[Path, list[TextFile]]:
     """Read what ``option`` names. Files are added to ``seen`` and, with what is no text, to ``skipped``."""
@@ -232,7 +281,7 @@ def _read(
         tell(f"reading {size / 1e9:,.1f} GB of {root} ...")
     files = []
     for path, _ in found:
-        file = read_file(path, any_bytes=path == root, keep=size <= _KEPT_IN_MEMORY)
+        file = read_file(path, any_bytes=path == root, utf8=utf8, keep=size <= _KEPT_IN_MEMORY)
         if isinstance(file, TextFile):
             files.append(file)
         else:
@@ -275,10 +324,10 @@ def _held_out_size(total: int, seq_len: int, fraction: float | None, root: Path)
     return size
 
 
-def _check_length(size: int, seq_len: int, root: Path, purpose: str) -> None:
+def _check_length(size: int, seq_len: int, root: Path, purpose: str, unit: str = "bytes") -> None:
     if size <= seq_len:
         raise CommandError(
-            f"{root} has {size} bytes{purpose}, --seq-len {seq_len} needs {seq_len + 1}: give more text"
+            f"{root} has {size} {unit}{purpose}, --seq-len {seq_len} needs {seq_len + 1}: give more text"
             + (f" or --seq-len {size - 1} or less" if size > 1 else "")
         )
 
@@ -301,14 +350,19 @@ def _cut(files: Sequence[TextFile], held_out_size: int) -> tuple[list[Piece], li
     return beginnings, ends
 
 
-def _text(pieces: Sequence[Piece], contents: Mapping[Path, bytearray | None]) -> Text:
+def _text(
+    pieces: Sequence[Piece], contents: Mapping[Path, bytearray | None], tokenizer: Tokenizer | None
+) -> Text:
+    if tokenizer is not None:
+        parts = (part for piece in pieces for part in decoded(_text([piece], contents, None)))
+        return TokenText(parts, tokenizer)
     text = bytearray()
     for piece in pieces:
         content = contents[piece.path]
         if content is None:
             return FileText(pieces)
         text += memoryview(content)[piece.start : piece.stop]
-    return torch.frombuffer(text, dtype=torch.uint8)
+    return torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
 
 
 def _files_in_words(count: int) -> str:

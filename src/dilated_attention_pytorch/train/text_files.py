@@ -5,6 +5,7 @@ Letters: N bytes of a text.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import stat
@@ -137,11 +138,12 @@ def find_files(root: Path, seen: set[Identity], skipped: list[Skipped]) -> Itera
             skipped.append(Skipped(path, "dangling link" if dangling else _reason(error)))
 
 
-def read_file(path: Path, *, any_bytes: bool, keep: bool) -> TextFile | Skipped:
+def read_file(path: Path, *, any_bytes: bool, utf8: bool, keep: bool) -> TextFile | Skipped:
     """Read a file to its end.
 
     Args:
         path: of a regular file.
+        utf8: take a file only if it is UTF-8.
         any_bytes: take a file with NUL bytes too, which text files do not have.
         keep: keep its content.
 
@@ -149,18 +151,42 @@ def read_file(path: Path, *, any_bytes: bool, keep: bool) -> TextFile | Skipped:
         The file, or why it is not text.
     """
     digest, size, content = hashlib.blake2b(digest_size=16), 0, bytearray()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 if not any_bytes and b"\0" in chunk:
                     return Skipped(path, "binary")
+                if utf8:
+                    decoder.decode(chunk)
                 digest.update(chunk)
                 size += len(chunk)
                 if keep:
                     content += chunk
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return Skipped(path, "not UTF-8")
     except OSError as error:
         return Skipped(path, _reason(error))
     return TextFile(path, size, digest.digest(), content if keep else None)
+
+
+def decoded(text: Text) -> Iterator[str]:
+    """A text of UTF-8 in parts of about 1 MiB that end with a line, where lines are not longer.
+
+    What is left of a character at either end is dropped.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    continuation = bytes(range(0x80, 0xC0))
+    rest = ""
+    for start in range(0, len(text), _CHUNK):
+        content = text[start : start + _CHUNK].numpy().tobytes()
+        rest += decoder.decode(content.lstrip(continuation) if start == 0 else content)
+        end = rest.rfind("\n") + 1 or len(rest)
+        yield rest[:end]
+        rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def _identity(status: os.stat_result) -> Identity:
