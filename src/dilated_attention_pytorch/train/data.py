@@ -79,7 +79,7 @@ class Corpus:
         return f"the last {percent} of {of_what}, {size}"
 
     def skipped_in_words(self) -> str | None:
-        """Such as ``2 skipped: a.png (binary), b (dangling link)``; None for none."""
+        """Such as ``2 skipped: a (binary), b (dangling link)``; None for none."""
         return _skipped_in_words(self.skipped, Path(self.source)) if self.skipped else None
 
 
@@ -370,7 +370,7 @@ def _files_in_words(count: int) -> str:
 
 
 def _skipped_in_words(skipped: Sequence[Skipped], root: Path) -> str:
-    """Such as ``4 skipped: a.png (binary), b (dangling link), c (binary), ...``."""
+    """Such as ``4 skipped: a (binary), b (dangling link), c (binary), ...``."""
     named = [
         f"{entry.path.relative_to(root) if entry.path.is_relative_to(root) else entry.path} ({entry.reason})"
         for entry in skipped[:3]

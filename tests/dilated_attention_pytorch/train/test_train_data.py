@@ -273,7 +273,7 @@ def test_links_to_folders_are_followed_and_do_not_loop(tmp_path):
     (text / "sub" / "linked").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(text / "sub")
     (text / "up").symlink_to("..")
-    (text / "top").symlink_to("/")
+    (text / "top").symlink_to(tmp_path.parent)
     corpus = read_corpus(str(text), 8)
     assert sorted(b"".join(parts(corpus))) == sorted(b"a" * 60 + b"b" * 60)
     assert corpus.skipped_in_words() == "2 skipped: top (link to a folder above), up (link to a folder above)"

@@ -105,6 +105,12 @@ def test_what_is_decoded_is_the_text_in_whole_characters(byte_level):
     assert {"", "é", "𝄞", "the"} < set(pieces)
 
 
+def test_what_is_decoded_goes_on_from_what_was_before(words):
+    the, cat = (words.encode(word)[0].tolist() for word in ("the", "cat"))
+    assert "".join(words.decode([], [*the, *cat])) == "the cat"
+    assert "".join(words.decode(the, cat)) == " cat"
+
+
 def test_a_corpus_of_tokens_is_cut_where_bytes_are(tmp_path, byte_level):
     (tmp_path / "a").write_text(TEXT)
     (tmp_path / "b").write_text("é" * 301)
