@@ -220,8 +220,8 @@ def _print_as_drawn(drawn: Iterator[bytes]) -> None:
     started = False
     try:
         for piece in drawn:
-            print(decoder.decode(piece), end="", flush=True)
             started = True
+            print(decoder.decode(piece), end="", flush=True)
     finally:
         if started:
             print(decoder.decode(b"", final=True), flush=True)
