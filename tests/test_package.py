@@ -44,9 +44,11 @@ def test_exported_names():
         "UnifiedMemoryPool",
         "create_dilated_attention",
         "create_multihead_dilated_attention",
+        "dense_state_dict",
         "dilated_attention",
         "hilbert_order",
         "merge_lse",
+        "replace_attention",
         "shard_sequence",
         "unshard_sequence",
     ]

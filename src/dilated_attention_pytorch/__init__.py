@@ -11,6 +11,7 @@ from .kernels.hilbert import hilbert_order
 from .legacy import renamed
 from .models import LongNetConfig, LongNetEncoder, LongNetLM
 from .multihead_dilated_attention import MultiheadDilatedAttention
+from .replacement import dense_state_dict, replace_attention
 from .ring_attention import (
     BaseRingAttention,
     RingAttentionConfig,
@@ -39,9 +40,11 @@ __all__ = [
     "UnifiedMemoryPool",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
+    "dense_state_dict",
     "dilated_attention",
     "hilbert_order",
     "merge_lse",
+    "replace_attention",
     "shard_sequence",
     "unshard_sequence",
 ]

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import oracle
 import pytest
@@ -230,18 +232,42 @@ def test_bad_construction(arguments, message):
     ("shapes", "arguments", "message"),
     [
         ([(2, 5, 16)], {"need_weights": True}, "need_weights must be False"),
-        ([(2, 5, 16)], {"attn_mask": torch.zeros(5, 5)}, "attn_mask must be None.*is_causal=True"),
+        ([(2, 5, 16)], {"attn_mask": torch.ones(5, 5).triu()}, "attn_mask must hold only 0 .*got 1.0"),
+        (
+            [(2, 5, 16)],
+            {"attn_mask": torch.ones(5, 5).triu() > 0},
+            "attn_mask must be causal or hide nothing",
+        ),
+        ([(2, 5, 16)], {"attn_mask": torch.eye(5) > 0}, "attn_mask must be causal .* pass key_padding_mask"),
+        (
+            [(2, 5, 16)],
+            {"attn_mask": torch.zeros(4, 5, 5)},
+            r"attn_mask must be \[seq, seq\] = \[5, 5\] or .* = \[8, 5, 5\], got \[4, 5, 5\]",
+        ),
+        (
+            [(2, 5, 16)],
+            {"attn_mask": torch.zeros(5, 6), "is_causal": True},
+            r"attn_mask must be .* got \[5, 6\]",
+        ),
+        ([(2, 5, 16)], {"attend": max, "is_causal": True}, "attend decides about masks itself"),
+        ([(2, 5, 16)], {"attend": max, "attn_mask": torch.zeros(5, 5)}, "attend decides about masks itself"),
         ([(2, 5, 16), (2, 6, 16)], {}, r"query \[2, 5, 16\], key \[2, 6, 16\]"),
         ([(2, 5, 16), (2, 5, 16), (1, 5, 16)], {}, r"value \[1, 5, 16\]"),
-        ([(2, 5, 12)], {}, r"query must be \[batch, seq, embed_dim=16\], got \[2, 5, 12\]"),
-        ([(5, 16)], {}, r"query must be .* got \[5, 16\]"),
+        (
+            [(2, 5, 12)],
+            {},
+            r"query must be \[batch, seq, embed_dim=16\] or \[seq, embed_dim=16\], got \[2, 5, 12\]",
+        ),
+        ([(16,)], {}, r"query must be .* got \[16\]"),
+        ([(5, 16), (1, 5, 16)], {}, r"query \[5, 16\], key \[1, 5, 16\]"),
+        ([(5, 16)], {"key_padding_mask": torch.zeros(1, 5)}, r"must be \[seq\] = \[5\] .* got \[1, 5\]"),
         ([(2, 5, 16), (2, 5, 8)], {}, r"key must be .* got \[2, 5, 8\]"),
         (
             [(2, 5, 16)],
-            {"key_padding_mask": torch.full((2, 5), -1e9)},
-            "only 0 .* and -inf .*, got -1000000000",
+            {"key_padding_mask": torch.full((2, 5), 0.5)},
+            "key_padding_mask must hold only 0 .* and -inf.*, got 0.5",
         ),
-        ([(2, 5, 16)], {"key_padding_mask": torch.full((2, 5), math.nan)}, "only 0 .* and -inf .*, got nan"),
+        ([(2, 5, 16)], {"key_padding_mask": torch.full((2, 5), math.nan)}, "only 0 .* and -inf.*, got nan"),
         ([(2, 5, 16)], {"key_padding_mask": torch.zeros(2, 4)}, r"key_padding_mask .*\[2, 5\], got \[2, 4\]"),
     ],
 )
@@ -251,7 +277,192 @@ def test_bad_call(shapes, arguments, message):
         module(*(torch.zeros(shape) for shape in shapes), **arguments)
 
 
-def test_integer_padding_mask_raises():
+def test_bad_call_names_the_layout():
+    module = MultiheadDilatedAttention(
+        16, 4, segment_lengths=[4], dilation_rates=[1], kdim=8, batch_first=False
+    )
+    with pytest.raises(ValueError, match=r"key must be \[seq, batch, kdim=8\] or .*, got \[5, 2, 16\]"):
+        module(torch.zeros(5, 2, 16))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"query": [1.0]}, "query must be a dense tensor, got list"),
+        ({"key_padding_mask": [False] * 5}, "key_padding_mask must be a bool, .* got list"),
+        (
+            {"attn_mask": torch.zeros(5, 5, dtype=torch.complex64)},
+            "attn_mask must be a bool, .* got .*complex64",
+        ),
+    ],
+)
+def test_bad_type(wrong, message):
     module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
-    with pytest.raises(TypeError, match=r"key_padding_mask must be a bool tensor .*int64"):
-        module(torch.zeros(2, 5, 16), key_padding_mask=torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(TypeError, match=message):
+        module(**{"query": torch.zeros(2, 5, 16), **wrong})
+
+
+def test_nested_tensor_is_refused_by_name():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
+    rows = torch.nested.nested_tensor([torch.zeros(3, 16), torch.zeros(5, 16)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="query must be a dense tensor, got a nested one"):
+        module(rows)
+
+
+# --- as nn.MultiheadAttention, of which it is a copy here: one branch of the whole sequence
+
+
+def copy_of(dense: nn.MultiheadAttention) -> MultiheadDilatedAttention:
+    """The same function: it takes the state dict of torch's module."""
+    for parameter in dense.parameters():  # zero biases would hide a missing one
+        nn.init.normal_(parameter, std=0.5)
+    module = MultiheadDilatedAttention(
+        dense.embed_dim,
+        dense.num_heads,
+        segment_lengths=[9],
+        dilation_rates=[1],
+        bias=dense.in_proj_bias is not None,
+        kdim=dense.kdim,
+        vdim=dense.vdim,
+        batch_first=dense.batch_first,
+        layer_norm=False,
+        dtype=torch.float64,
+    )
+    state = dense.state_dict()
+    module.load_state_dict(state)
+    assert list(state) == list(dense.state_dict())
+    return module
+
+
+CAUSAL = torch.ones(9, 9, dtype=torch.bool).triu(1)
+ADDED = torch.zeros(9, 9).masked_fill(CAUSAL, -math.inf)
+# What ours is given and what torch's is.
+CAUSES = {
+    "none": ({}, {}),
+    "is_causal": ({"is_causal": True}, {"attn_mask": CAUSAL}),
+    "bool": ({"attn_mask": CAUSAL}, {"attn_mask": CAUSAL}),
+    "int": ({"attn_mask": CAUSAL.int()}, {"attn_mask": CAUSAL}),
+    "inf": ({"attn_mask": ADDED}, {"attn_mask": CAUSAL}),
+    "-1e9": ({"attn_mask": ADDED.clamp(min=-1e9)}, {"attn_mask": CAUSAL}),
+    "finfo": ({"attn_mask": ADDED.half().clamp(min=torch.finfo(torch.float16).min)}, {"attn_mask": CAUSAL}),
+    "by-head": ({"attn_mask": CAUSAL.expand(8, 9, 9)}, {"attn_mask": CAUSAL}),
+    "hint": ({"attn_mask": CAUSAL, "is_causal": True}, {"attn_mask": CAUSAL, "is_causal": True}),
+    "unread-hint": ({"attn_mask": torch.rand(9, 9), "is_causal": True}, {"attn_mask": CAUSAL}),
+    "hides-nothing": ({"attn_mask": torch.zeros(9, 9)}, {}),
+    "hides-nothing-bool": ({"attn_mask": torch.zeros(8, 9, 9, dtype=torch.bool)}, {}),
+}
+
+
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_masks_as_in_multihead_attention(cause, padding):
+    torch.manual_seed(2)
+    dense = nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
+    module = copy_of(dense)
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    ours, torchs = CAUSES[cause]
+    expected, _ = dense(x, x, x, padding, need_weights=False, **torchs)
+    torch.testing.assert_close(module(x, x, x, padding, **ours)[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("widths", [(16, 16), (8, 12)], ids=["fused", "kdim-vdim"])
+@pytest.mark.parametrize("layout", ["batch-first", "seq-first", "unbatched", "unbatched-seq-first"])
+def test_layouts_as_in_multihead_attention(layout, widths, bias):
+    torch.manual_seed(3)
+    kdim, vdim = widths
+    batch_first = layout in ("batch-first", "unbatched")
+    dense = nn.MultiheadAttention(
+        16, 4, bias=bias, kdim=kdim, vdim=vdim, batch_first=batch_first, dtype=torch.float64
+    )
+    module = copy_of(dense)
+    lead = {"batch-first": (2, 9), "seq-first": (9, 2)}.get(layout, (9,))
+    inputs = [torch.randn(*lead, w, dtype=torch.float64, requires_grad=True) for w in (16, kdim, vdim)]
+    padding = PADDING if len(lead) == 2 else PADDING[1]
+    results = []
+    for attention in (dense, module):
+        # In torch's order: key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal.
+        out, weights = attention(*inputs, padding, False, CAUSAL, False, False)
+        assert weights is None
+        weight = torch.arange(out.numel(), dtype=torch.float64).cos().view(out.shape)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), inputs)))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        assert ours.shape == expected.shape
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_a_mask_in_a_compiled_graph_counts_as_causal():
+    torch.manual_seed(4)
+    module = MultiheadDilatedAttention(8, 2, segment_lengths=[4, 8], dilation_rates=[1, 2])
+    x = torch.randn(2, 9, 8)
+    compiled = torch.compile(lambda m: module(x, attn_mask=m)[0], backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(CAUSAL), module(x, is_causal=True)[0])
+        with pytest.raises(RuntimeError, match="attn_mask must be causal"):
+            compiled(~CAUSAL)
+
+
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch-first", "seq-first"])
+def test_encoder_exports_and_compiles(batch_first):
+    torch.manual_seed(5)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+    layer.self_attn = MultiheadDilatedAttention(
+        16, 4, segment_lengths=[4, 9], dilation_rates=[1, 2], batch_first=batch_first
+    )
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first).eval()
+    x = torch.randn(2, 9, 16) if batch_first else torch.randn(9, 2, 16)
+    arguments = {"src_key_padding_mask": torch.zeros(2, 9).masked_fill(PADDING, torch.finfo().min)}
+    arguments |= {"mask": ADDED, "is_causal": True}
+    with torch.no_grad():
+        expected = encoder(x, **arguments)
+        without = encoder(x, is_causal=True)
+        compiled = torch.compile(encoder, backend="eager", fullgraph=True)(x, **arguments)
+        exported = torch.export.export(encoder, (x,), arguments).module()(x, **arguments)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)
+    assert (without - expected).abs().max() > 1e-3
+
+
+# --- the module as an object
+
+
+def test_repr_shows_the_pattern():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4, 8], dilation_rates=[1, 2], num_kv_heads=2)
+    line = "16, 4, segment_lengths=[4, 8], dilation_rates=[1, 2], batch_first=True, num_kv_heads=2"
+    assert line in repr(module)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("order", ["parents-first", "children-first"])
+def test_deferred_initialisation_gives_the_distribution_of_a_new_module(order, bias):
+    torch.manual_seed(6)
+    make = {"segment_lengths": [8], "dilation_rates": [1], "num_kv_heads": 2, "gamma_init": 3.0, "bias": bias}
+    module = MultiheadDilatedAttention(256, 8, device="meta", **make).to_empty(device="cpu")
+    modules = list(module.modules())
+    for part in modules if order == "parents-first" else reversed(modules):
+        part.reset_parameters()
+    new = MultiheadDilatedAttention(256, 8, **make)
+    for (name, parameter), expected in zip(module.named_parameters(), new.parameters(), strict=True):
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, expected), name
+        else:
+            assert parameter.std().item() == pytest.approx(expected.std().item(), rel=0.03), name
+            assert parameter.abs().max() > 3.5 * parameter.std(), name  # normal, not uniform
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_is_independent(copied):
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4, 8], dilation_rates=[1, 2], bias=False)
+    x = torch.randn(2, 9, 16)
+    expected = module(x)[0]
+    other = copied(module)
+    assert torch.equal(other(x)[0], expected)
+    for part in other.modules():
+        part.reset_parameters()
+    assert torch.equal(module(x)[0], expected)
+    assert not torch.equal(other(x)[0], expected)
+    assert all(type(p) is nn.Linear for n, p in other.named_children() if n != "norm")  # for quantisers

@@ -1,4 +1,4 @@
-"""The one function that turns a mask into what the kernels take."""
+"""The functions that turn a mask into what the kernels take."""
 
 from __future__ import annotations
 
@@ -23,13 +23,67 @@ def ignored_keys(mask: Tensor, like: Tensor, name: str = "key_padding_mask") -> 
         ValueError: its shape or device is not that of ``like``, or it holds another number. In a compiled or
             exported graph, where no number is known, the last becomes a RuntimeError when the graph runs.
     """
+    _check_dtype_and_device(mask, like, name)
+    if mask.shape != like.shape[:2]:
+        raise ValueError(f"{name} must be [batch, seq] = {list(like.shape[:2])}, got {list(mask.shape)}")
+    return _as_bool(mask, name)
+
+
+def mask_is_causal(
+    mask: Tensor, like: Tensor, num_heads: int, *, hint: bool = False, name: str = "attn_mask"
+) -> bool:
+    """Whether an attention mask is the causal one, True, or hides nothing, False; no other is supported.
+
+    Args:
+        mask: ``[n, n]`` or ``[b * h, n, n]``, in any form that :func:`ignored_keys` takes.
+        like: ``[b, n, ...]``, the sequence that the mask belongs to.
+        num_heads: h.
+        hint: the caller says that the mask is causal: its values are not read.
+        name: the argument that ``mask`` was given as.
+
+    Raises:
+        TypeError: ``mask`` is no tensor of such a dtype.
+        ValueError: its shape or device does not fit, or it is neither of the two. In a compiled or exported
+            graph, where no number is known, the mask counts as causal, and one that is not is a RuntimeError
+            when the graph runs.
+    """
+    _check_dtype_and_device(mask, like, name)
+    batch, seq = like.shape[:2]
+    # Not "in": Dynamo finds a static shape unequal to a symbolic one there.
+    if mask.shape != (seq, seq) and mask.shape != (batch * num_heads, seq, seq):
+        raise ValueError(
+            f"{name} must be [seq, seq] = {[seq, seq]} or [batch * num_heads, seq, seq] = "
+            f"{[batch * num_heads, seq, seq]}, got {list(mask.shape)}"
+        )
+    if hint or mask.is_meta:
+        return True
+    hidden = _as_bool(mask, name)
+    position = torch.arange(seq, device=mask.device)
+    causal = (hidden == (position[None, :] > position[:, None])).all()
+    message = (
+        f"{name} must be causal or hide nothing: segment_lengths and dilation_rates decide who attends to "
+        "whom. For padding pass key_padding_mask"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(causal, f"{message}; in a compiled graph {name} must be causal")
+        return True
+    if bool(causal):
+        return True
+    if bool(hidden.any()):
+        raise ValueError(message)
+    return False
+
+
+def _check_dtype_and_device(mask: Tensor, like: Tensor, name: str) -> None:
     if not isinstance(mask, Tensor) or mask.is_complex():
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} must be a bool, integer or floating-point tensor, got {got}")
-    if mask.shape != like.shape[:2]:
-        raise ValueError(f"{name} must be [batch, seq] = {list(like.shape[:2])}, got {list(mask.shape)}")
     if mask.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the sequence, got {mask.device}")
+
+
+def _as_bool(mask: Tensor, name: str) -> Tensor:
+    """``mask`` as bool, True = ignore."""
     if not mask.is_floating_point():
         return mask if mask.dtype == torch.bool else mask != 0
     ignored = mask <= _IGNORED_BELOW

@@ -5,7 +5,9 @@ Letters: b batch, n sequence, h query heads, w segment length, r dilation rate, 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ class DilatedPattern:
     Position ``p`` belongs to branch ``(w, r)`` for head ``j`` when ``(p % w) % r == j % r``. A query sees a
     key through a branch when both belong to it and lie in one segment (``p // w``); causal also: when the
     key does not come later. A key offered by several branches counts once for each.
+
+    A pattern that leaves some (position, head) pairs without a branch, and so without an output, is warned of
+    once; ``warnings.filterwarnings("ignore", "The pattern serves only")`` silences it.
 
     Args:
         segment_lengths: ``w`` of each branch, at least 1; it may exceed the sequence.
@@ -44,11 +49,20 @@ class DilatedPattern:
         object.__setattr__(self, "segment_lengths", segments)
         object.__setattr__(self, "dilation_rates", rates)
         object.__setattr__(self, "num_kv_heads", kv_heads)
+        if not self.serves_all and not torch.compiler.is_compiling():
+            _warn_of_gaps(segments, rates, self.num_heads)
 
     @property
     def branches(self) -> tuple[tuple[int, int], ...]:
         """The pairs (segment length, dilation rate)."""
         return tuple(zip(self.segment_lengths, self.dilation_rates, strict=True))
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether a branch serves each (position, head) of every sequence: :meth:`coverage` is always 1."""
+        # Without a rate of 1 no branch has position 0 for head 1. A single head, its offset always 0, lacks
+        # position 1 unless a branch has segments of 1.
+        return 1 in self.dilation_rates or (self.num_heads == 1 and 1 in self.segment_lengths)
 
     def mask(self, seq: int, is_causal: bool = False, positions: Tensor | None = None) -> Tensor:
         """How often query ``i`` is offered key ``s``: int64 ``[h, n, n]``. For small sequences: it is dense.
@@ -164,3 +178,20 @@ def _pairs_of(queries: Tensor, w: int, r: int, offset: int, seq: int, is_causal:
         return int(((inside % w) // r + 1).sum())
     length = (seq - inside // w * w).clamp(max=w)
     return int(((length - offset + r - 1) // r).sum())
+
+
+@cache
+def _warn_of_gaps(segments: tuple[int, ...], rates: tuple[int, ...], heads: int) -> None:
+    """Cached, to warn once of each pattern."""
+    # In plain Python: it may run under a default device, or in a mode, where tensors have no values.
+    branches = tuple(zip(segments, rates, strict=True))
+    seq = min(max(segments), 1024)
+    served = sum(any((p % w) % r == j % r for w, r in branches) for j in range(heads) for p in range(seq)) / (
+        seq * heads
+    )
+    warnings.warn(
+        f"The pattern serves only {100 * served:.3g} % of the (token, head) pairs (coverage {served:.3g}), "
+        f"the output of the others is 0: segment_lengths={list(segments)}, dilation_rates={list(rates)}, "
+        f"num_heads={heads}. A branch with dilation rate 1 serves all",
+        stacklevel=4,
+    )

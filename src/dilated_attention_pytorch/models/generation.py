@@ -6,6 +6,8 @@ dimension, (w, r) a branch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,24 @@ class KVCache:
         return out[:, None].to(query.dtype)
 
 
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, seed: int | None) -> None:
+    """Raise TypeError or ValueError, naming the argument of ``LongNetLM.generate`` and its value."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("top_k", top_k), ("seed", seed)):
+        may_be_none = name != "max_new_tokens"
+        if isinstance(value, bool) or not isinstance(value, int | None if may_be_none else int):
+            raise TypeError(f"{name} must be int{' or None' if may_be_none else ''}, got {value!r}")
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number, got {temperature!r}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1 (or None for all), got {top_k}")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")
+
+
 def sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
     """Draw one id from each row of ``logits [b, vocab]``: int64 ``[b, 1]``.
 
@@ -87,7 +107,12 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, generator: tor
         temperature: they are divided by it; 0 takes the largest.
         top_k: draw among the ``top_k`` largest only; None for all.
         generator: the source of randomness, on the device of ``logits``.
+
+    Raises:
+        FloatingPointError: a row holds NaN or inf; a -inf beside finite numbers is never drawn.
     """
+    if not logits.amax(dim=-1).isfinite().all():
+        raise FloatingPointError("the logits are not finite")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits, ids = logits.double().topk(min(top_k or logits.shape[-1], logits.shape[-1]))

@@ -206,9 +206,31 @@ def test_bad_arguments(model, arguments, message):
         model.generate(**{"tokens": torch.tensor([[1, 2]]), "max_new_tokens": 1, **arguments})
 
 
-def test_tokens_of_another_dtype(model):
-    with pytest.raises(TypeError, match=r"tokens must be an int64 tensor, got torch\.int32"):
-        model.generate(torch.zeros(1, 2, dtype=torch.int32), 1)
+@pytest.mark.parametrize("name", ["generate", "stream"])  # a stream raises before its first token
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_new_tokens": 3.0}, TypeError, "max_new_tokens must be int, got 3.0"),
+        ({"max_new_tokens": True}, TypeError, "max_new_tokens must be int, got True"),
+        ({"max_new_tokens": None}, TypeError, "max_new_tokens must be int, got None"),
+        ({"temperature": True}, TypeError, "temperature must be a number, got True"),
+        ({"temperature": "1"}, TypeError, "temperature must be a number, got '1'"),
+        ({"top_k": 5.0}, TypeError, "top_k must be int or None, got 5.0"),
+        ({"seed": 1.0}, TypeError, "seed must be int or None, got 1.0"),
+        ({"seed": 2**64}, ValueError, r"seed must be in \[-2\*\*63, 2\*\*64\), got 18446744073709551616"),
+        ({"seed": -(2**63) - 1}, ValueError, "seed must be in .* got -9223372036854775809"),
+        ({"tokens": torch.zeros(1, 2, dtype=torch.int32)}, TypeError, "an int64 tensor, got torch.int32"),
+        ({"tokens": torch.zeros(1, 0, dtype=torch.int64)}, ValueError, "tokens must hold a prompt"),
+    ],
+)
+def test_arguments_of_another_type_or_range(model, name, arguments, error, message):
+    with pytest.raises(error, match=message):
+        getattr(model, name)(**{"tokens": torch.tensor([[1, 2]]), "max_new_tokens": 1, **arguments})
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**64 - 1])
+def test_seeds_at_the_ends_of_their_range(model, seed):
+    assert model.generate(torch.tensor([[1, 2]]), 2, seed=seed).shape == (1, 4)
 
 
 def test_a_stream_has_the_tokens_of_generate_one_step_at_a_time(model):
@@ -216,9 +238,10 @@ def test_a_stream_has_the_tokens_of_generate_one_step_at_a_time(model):
     handle = model.head.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
     drawn = []
     for token in model.stream(tokens, 6, temperature=0.7, top_k=5, seed=2):
-        drawn.append(token)
+        drawn.append(token.clone())
         assert len(steps) == len(drawn)
         assert torch.is_grad_enabled()
+        token += 1  # the caller's own
     handle.remove()
     assert not any(steps)
     expected = model.generate(tokens, 6, temperature=0.7, top_k=5, seed=2)
@@ -226,8 +249,58 @@ def test_a_stream_has_the_tokens_of_generate_one_step_at_a_time(model):
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_logits_that_are_not_finite_are_refused(temperature):
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_logits_that_are_not_finite_are_refused(temperature, value):
     spoilt = LongNetLM(LongNetConfig(vocab_size=13, embed_dim=16, num_layers=1, num_heads=2))
-    spoilt.head.weight.data[3, 0] = math.nan
-    with pytest.raises(ArithmeticError, match="the logits are not finite"):
+    spoilt.head.weight.data[3] = value
+    with pytest.raises(FloatingPointError, match="the logits are not finite"):
         spoilt.generate(torch.zeros(1, 4, dtype=torch.int64), 2, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_token_with_a_logit_of_minus_infinity_is_never_drawn(model, temperature):
+    # A hook may forbid tokens.
+    handle = model.head.register_forward_hook(
+        lambda _module, _inputs, logits: logits.masked_fill(torch.arange(13) % 2 == 0, -math.inf)
+    )
+    out = model.generate(torch.zeros(20, 1, dtype=torch.int64), 20, temperature=temperature, seed=0)
+    handle.remove()
+    assert (out[:, 1:] % 2 == 1).all()
+
+
+PADDING = torch.tensor(
+    [
+        [0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1],
+        [1, 0, 1, 0, 0, 1, 0],
+        [1, 1, 1, 1, 1, 1, 0],
+    ]
+)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_padded_row_is_continued_as_it_is_alone(model, temperature):
+    torch.manual_seed(1)
+    # What is ignored need not be a token.
+    tokens = torch.randint(13, PADDING.shape).where(PADDING == 0, -100)
+    how = {"temperature": temperature, "seed": 3}
+    out = model.generate(tokens, 30, **how, key_padding_mask=PADDING)
+    assert torch.equal(out[:, :7], tokens)
+    for length, rows in {7: [0], 4: [1, 2, 3], 1: [4]}.items():
+        prompts = torch.stack([tokens[row][PADDING[row] == 0] for row in rows])
+        assert torch.equal(out[rows, 7:], model.generate(prompts, 30, **how)[:, length:])
+    assert len({tuple(row) for row in out[:, 7:].tolist()}) > 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.tensor([[1, 0], [1, 1]]), ValueError, "must leave every row a token, got row 1 without one"),
+        (torch.zeros(2, 3), ValueError, r"key_padding_mask must be \[batch, seq\] = \[2, 2\], got \[2, 3\]"),
+        ([[1, 0], [1, 1]], TypeError, "key_padding_mask must be .* got list"),
+    ],
+)
+def test_bad_masks(model, mask, error, message):
+    with pytest.raises(error, match=message):
+        model.generate(torch.ones(2, 2, dtype=torch.int64), 1, key_padding_mask=mask)

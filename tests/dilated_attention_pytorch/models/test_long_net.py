@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM
+from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, long_net
 
 SMALL = LongNetConfig(
     vocab_size=11,
@@ -32,10 +33,17 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.double()
 
 
-def by_hand(model: LongNetLM | LongNetEncoder, x: Tensor, is_causal: bool, ignored: Tensor | None) -> Tensor:
+def by_hand(
+    model: LongNetLM | LongNetEncoder,
+    x: Tensor,
+    is_causal: bool,
+    ignored: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
     """The last hidden state, with rotary positions as complex numbers and the oracle's attention."""
     c = model.config
-    seq, d = x.shape[1], x.shape[2] // c.num_heads
+    batch, seq, d = *x.shape[:2], x.shape[2] // c.num_heads
+    positions = torch.arange(seq).expand(batch, seq) if positions is None else positions.expand(batch, seq)
     branches = list(zip(c.segment_lengths, c.dilation_rates, strict=True))
 
     def norm(of: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -47,16 +55,18 @@ def by_hand(model: LongNetLM | LongNetEncoder, x: Tensor, is_causal: bool, ignor
 
     def rotated(x: Tensor) -> Tensor:
         turned = torch.complex(*x.unflatten(-1, (2, d // 2)).unbind(-2)).clone()
-        for position in range(seq):
+        for b, i in itertools.product(range(batch), range(seq)):
             for channel in range(d // 2):
-                angle = position / c.rotary_base ** (2 * channel / d)
-                turned[:, position, :, channel] *= complex(math.cos(angle), math.sin(angle))
+                angle = positions[b, i].item() / c.rotary_base ** (2 * channel / d)
+                turned[b, i, :, channel] *= complex(math.cos(angle), math.sin(angle))
         return torch.cat((turned.real, turned.imag), dim=-1)
 
     for block in model.blocks:
         a, y = block.attention, norm(block.attention_norm, x)
         q, k, v = (projection(y).unflatten(2, (-1, d)) for projection in (a.q_proj, a.k_proj, a.v_proj))
-        y, _ = oracle.attention(rotated(q), rotated(k), v, branches, is_causal=is_causal, padding=ignored)
+        y, _ = oracle.attention(
+            rotated(q), rotated(k), v, branches, is_causal=is_causal, padding=ignored, positions=positions
+        )
         x = x + a.out_proj(norm(a.norm, y.flatten(2)))
         f = block.feed_forward
         x = x + f.down(norm(f.norm, F.gelu(f.up(norm(block.feed_forward_norm, x)))))
@@ -67,20 +77,54 @@ def test_lm_equals_computation_by_hand():
     torch.manual_seed(0)
     model = randomised(LongNetLM(SMALL))
     tokens = torch.randint(11, (2, 21))
-    expected = by_hand(model, model.embedding.weight[tokens], True, None) @ model.head.weight.T
+    expected = by_hand(model, model.embedding.weight[tokens], True) @ model.head.weight.T
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("embedded", [False, True], ids=["tokens", "embeddings"])
-def test_encoder_equals_computation_by_hand(embedded, padded):
+def test_encoder_equals_computation_by_hand(embedded):
     torch.manual_seed(0)
     model = randomised(LongNetEncoder(SMALL))
     tokens = torch.randint(11, (2, 21))
     x = torch.randn(2, 21, 16, dtype=torch.float64) if embedded else model.embedding.weight[tokens]
+    out = model(x if embedded else tokens)
+    torch.testing.assert_close(out, by_hand(model, x, False), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("rows", [False, True], ids=["one-order", "by-row"])
+def test_given_positions_equal_computation_by_hand(rows, padded, model_class):
+    torch.manual_seed(0)
+    model = randomised(model_class(SMALL))
+    tokens = torch.randint(11, (2, 21))
+    positions = torch.stack([torch.randperm(40)[:21] for _ in range(2)]) if rows else torch.randperm(40)[:21]
     ignored = torch.rand(2, 21) < 0.3 if padded else None
-    out = model(x if embedded else tokens, key_padding_mask=ignored)
-    torch.testing.assert_close(out, by_hand(model, x, False, ignored), rtol=0, atol=1e-10)
+    out = model(tokens, positions=positions, key_padding_mask=ignored)
+    x = model.embedding.weight[tokens]
+    if padded:
+        x = x.masked_fill(ignored[..., None], 0)
+    expected = by_hand(model, x, model_class is LongNetLM, ignored, positions)
+    if model_class is LongNetLM:
+        expected = expected @ model.head.weight.T
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_positions_0_to_n_do_not_gather(monkeypatch):
+    model, tokens = LongNetLM(SMALL), torch.randint(11, (2, 21))
+    seen = []
+
+    def attention(*args, positions, **kwargs):
+        seen.append(positions)
+        return dilated_attention(*args, positions=positions, **kwargs)
+
+    monkeypatch.setattr(long_net, "dilated_attention", attention)
+    right = torch.arange(21) >= torch.tensor([[13], [21]])
+    outputs = [model(tokens), model(tokens, torch.arange(21)), model(tokens, key_padding_mask=right)]
+    assert seen == [None] * 6
+    assert torch.equal(outputs[0], outputs[1])
+    model(tokens, torch.arange(21) + 1)
+    assert seen[-1] is not None
 
 
 @settings(max_examples=25)
@@ -128,8 +172,8 @@ def test_positions_far_out_keep_their_distances():
     config = dataclasses.replace(SMALL, segment_lengths=(16,), dilation_rates=(1,))
     model = randomised(LongNetLM(config)).float()
     x = torch.randn(1, 16, 16)
-    near = model.hidden(x, torch.arange(16), model._attend)
-    far = model.hidden(x, torch.arange(16) + 10_000_000, model._attend)
+    near = model.hidden(x, torch.arange(16))
+    far = model.hidden(x, torch.arange(16) + 16_000_000)
     torch.testing.assert_close(near, far, rtol=0, atol=1e-4)
 
 
