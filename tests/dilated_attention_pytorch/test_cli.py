@@ -23,7 +23,7 @@ LOADING = """
 import sys, time
 from dilated_attention_pytorch.cli import main
 from dilated_attention_pytorch.train import setup
-def read_corpus(*arguments):
+def read_corpus(*arguments, **keywords):
     print("reading", flush=True)
     while True:
         time.sleep(60)
@@ -66,3 +66,35 @@ def test_sigterm_ends_the_first_process_of_a_container(tmp_path, monkeypatch):
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (143, "", "longnet train: terminated\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("importing", ["torch", "dilated_attention_pytorch.train.command"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, importing):
+    """The console script, stopped in the import of a module that never ends."""
+    script = f"""
+import sys, time
+class Endless:
+    def find_spec(self, name, path=None, target=None):
+        if name == {importing!r}:
+            print("importing", flush=True)
+            time.sleep(600)
+sys.meta_path.insert(0, Endless())
+from _longnet import main
+sys.argv = ["longnet", "train"]
+sys.exit(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err.count("\n")) == (130, 1)
+    assert err in ("longnet: interrupted\n", "longnet train: interrupted\n")

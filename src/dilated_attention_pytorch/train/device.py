@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
@@ -26,6 +27,19 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).split("\n")[0]
         raise CommandError(f"--device {name} cannot be used: {reason}") from error
     return device
+
+
+def set_threads(threads: int) -> None:
+    """Compute with so many threads on the CPU, for the rest of the process.
+
+    Raises:
+        ValueError: more than a process can start. OpenMP would end the process when it tries.
+    """
+    cpus = os.cpu_count() or 1
+    most = max(256, 16 * cpus)
+    if threads > most:
+        raise ValueError(f"threads must be at most {most} on this machine of {cpus} CPUs, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

@@ -13,11 +13,12 @@ from torch import Tensor
 from kernel_pytorch.cli.shell import add_json, print_json
 
 from ..models import LongNetConfig, LongNetLM
-from .data import held_out_windows, read_corpus
+from .data import held_out_windows, read_corpus, read_text
 from .device import resolve_device
 from .errors import CommandError
 from .options import TrainOptions, length
 from .progress import say
+from .text_files import Text
 from .weights import read_weights
 
 _EXAMPLE = """\
@@ -115,10 +116,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _text(data: str | None, options: TrainOptions, seq_len: int) -> tuple[Tensor, str]:
+def _text(data: str | None, options: TrainOptions, seq_len: int) -> tuple[Text, str]:
     """The bytes to evaluate on, and what they are."""
-    if data is None:
-        corpus = read_corpus(options.data, seq_len)
-        return corpus.held_out, f"the text held out of {corpus.source}"
-    corpus = read_corpus(data, seq_len)
-    return torch.cat([corpus.train, corpus.held_out]), corpus.source
+    if data is not None:
+        return read_text(data, seq_len)
+    corpus = read_corpus(options.data, seq_len, options.held_out)
+    return corpus.held_out, f"the text held out of {corpus.source}"

@@ -15,7 +15,7 @@ from .batch_parts import part_of_batch
 from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
 from .data import read_corpus
-from .device import keep_freed_memory, resolve_device
+from .device import keep_freed_memory, resolve_device, set_threads
 from .errors import CommandError, raise_if_out_of_memory
 from .options import SHAPE, TrainOptions, flag, given_options, in_flags
 from .parallel import Parallel
@@ -111,16 +111,17 @@ def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> 
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    if (threads := options.threads) is not None:
+        checked(lambda: set_threads(threads))
     names = [field.name for field in dataclasses.fields(LongNetConfig)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
     config = checked(lambda: LongNetConfig(vocab_size=256, **chosen))
-    corpus = read_corpus(options.data, options.seq_len)
+    corpus = read_corpus(options.data, options.seq_len, options.held_out, tell=say)
     # Resuming elsewhere, or later, means the same text, device and number of threads.
     options = dataclasses.replace(
         options,
         data=None if options.data is None else corpus.source,
+        held_out=corpus.held_out_source or options.held_out,
         device=device.type if ranks.size > 1 else str(device),
         threads=torch.get_num_threads(),
     )
@@ -190,13 +191,12 @@ def describe(run: Run) -> None:
     """Print the data, the model, the ranks and the folder."""
     options, corpus, part = run.options, run.corpus, run.part
     files = f"{corpus.num_files} file{'s' * (corpus.num_files != 1)}"
-    skipped = f", {corpus.num_skipped} with NUL bytes skipped" if corpus.num_skipped else ""
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     threads = f", {options.threads} threads" if options.device == "cpu" else ""
-    say(
-        f"data   {corpus.source}: {files}{skipped}, {len(corpus.train):,} bytes to train on, "
-        f"{len(corpus.held_out):,} held out"
-    )
+    say(f"data   {corpus.source}: {files}, {len(corpus.train):,} bytes to train on")
+    say(f"       held out: {corpus.held_out_in_words()}")
+    if (skipped := corpus.skipped_in_words()) is not None:
+        say(f"       {skipped}")
     say(
         f"model  {parameters:,} parameters, context {options.seq_len:,}, segments "
         f"{shown(options.segment_lengths)}, dilation {shown(options.dilation_rates)}; "

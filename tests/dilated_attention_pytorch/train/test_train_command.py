@@ -204,13 +204,6 @@ def only_binary(folder):
     return folder / "binary"
 
 
-def unreadable_file_in_folder(folder):
-    (folder / "link").mkdir()
-    (folder / "link" / "a.txt").write_text("text " * 1000)
-    (folder / "link" / "b.txt").symlink_to("nowhere")
-    return folder / "link"
-
-
 def device(folder):
     return "/dev/zero"
 
@@ -232,9 +225,8 @@ def one_byte(folder):
         (empty_folder, "no text in {}: give --data a text file or a folder of them"),
         (
             only_binary,
-            "no text in {} (1 with NUL bytes skipped): give --data a text file or a folder of them",
+            "no text in {} (1 skipped: a.bin (binary)): give --data a text file or a folder of them",
         ),
-        (unreadable_file_in_folder, "cannot read {}/b.txt: No such file or directory"),
         (device, "--data must be a file or a folder, {} is neither"),
         (
             short,
@@ -256,10 +248,44 @@ def test_bad_data_is_one_line_and_status_2(longnet, tmp_path, make, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_held_out_and_skipped_is_printed(longnet, text, tmp_path):
+    (text / "broken").symlink_to("nowhere")
+    (text / "again").symlink_to("json.py")
+    size = sum(path.stat().st_size for path in text.glob("*.py"))
+    status, out, err = longnet("train", "--data", text, "--run", "x", "--steps", 1, *TINY)
+    assert (status, err) == (0, "")
+    held_out = round(size / 20)
+    assert out.splitlines()[:3] == [
+        f"data   {text}: 5 files, {size - held_out:,} bytes to train on",
+        f"       held out: the last 5% of each of 5 files, {held_out:,} bytes",
+        "       1 skipped: broken (dangling link)",
+    ]
+    other = text.rename(tmp_path / "other") / "random.py"
+    status, out, err = longnet(
+        "train", "--data", "other", "--held-out", other, "--run", "y", "--steps", 1, *TINY
+    )
+    assert (status, err) == (0, "")
+    assert f"       held out: {other}, 1 file, {other.stat().st_size:,} bytes\n" in out
+    assert f": 4 files, {size - other.stat().st_size:,} bytes to train on\n" in out
+    assert longnet("train", "--resume", "runs/y")[0] == 0
+
+
 def test_proposed_context_is_the_longest_that_works(longnet, tmp_path):
     data = short(tmp_path)
     assert longnet("train", "--data", data, *TINY, "--seq-len", 63, "--steps", 1)[0] == 0
     assert longnet("train", "--data", data, *TINY, "--seq-len", 64, "--steps", 1)[0] == 2
+
+
+def test_more_threads_than_can_start_are_refused(longnet, text):
+    most, cpus = max(256, 16 * os.cpu_count()), os.cpu_count()
+    for threads in (most + 1, 100_000, 2**64):
+        status, out, err = longnet("train", "--data", text, *TINY, "--threads", threads)
+        assert (status, out) == (2, "")
+        assert err == (
+            f"longnet train: error: --threads must be at most {most} on this machine of {cpus} CPUs, "
+            f"got {threads}\n"
+        )
+    assert longnet("train", "--data", text, *TINY, "--threads", most, "--steps", 1)[0] == 0
 
 
 def test_existing_folder_is_left_alone(tiny_run, text, longnet):
@@ -383,11 +409,11 @@ def test_two_processes_do_not_train_in_one_folder(tiny_run, longnet):
 def test_a_process_that_trained_during_the_start_of_another_loses_nothing(tiny_run, longnet, monkeypatch):
     path = tiny_run / "checkpoint.pt"
 
-    def meanwhile(*arguments):
+    def meanwhile(*arguments, **keywords):
         save_checkpoint(path, {**load_checkpoint(path), "step": 7})
         with lock_metrics(tiny_run / "metrics.jsonl") as file:
             append_row(file, {"step": 7})
-        return read_corpus(*arguments)
+        return read_corpus(*arguments, **keywords)
 
     monkeypatch.setattr(setup, "read_corpus", meanwhile)
     status, _, err = longnet("train", "--resume", "runs/tiny")
@@ -401,44 +427,3 @@ def test_output_that_the_terminal_cannot_show_is_replaced(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     say("caf\u00e9 \udcff")
     assert out.buffer.getvalue() == b"caf? ?\n"
-
-
-def test_generate(tiny_run, longnet):
-    def generate(*arguments):
-        status, out, err = longnet("generate", "runs/tiny", "--prompt", "def ", *arguments)
-        assert (status, err) == (0, "")
-        return out
-
-    out = generate("--bytes", 30, "--seed", 3)
-    assert out == generate("--bytes", 30, "--seed", 3)
-    assert out != generate("--bytes", 30, "--seed", 4)
-    result = json.loads(generate("--bytes", 30, "--seed", 3, "--json"))
-    assert result == {
-        "checkpoint": "runs/tiny/checkpoint.pt",
-        "step": 6,
-        "prompt": "def ",
-        "continuation": out[:-1],
-    }
-    assert generate("--temperature", 0, "--bytes", 5) == generate("--top-k", 1, "--seed", 9, "--bytes", 5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["tiny", "--prompt", ""], "--prompt must have at least one byte"),
-        (["tiny", "--prompt", "a", "--bytes", "0"], "--bytes must be at least 1, got 0"),
-        (
-            ["tiny", "--prompt", "a", "--temperature", "-1"],
-            "--temperature must be at least 0 and finite, got -1.0",
-        ),
-        (["tiny", "--prompt", "a", "--top-k", "0"], "--top-k must be at least 1, got 0"),
-        (["tiny", "--prompt", "a", "--seed", "-1"], "--seed must be at least 0 and below 2**63, got -1"),
-        (["nothing", "--prompt", "a"], "no run nothing"),
-        (["tiny"], "the following arguments are required: --prompt"),
-    ],
-)
-def test_generate_refuses(tiny_run, longnet, arguments, message):
-    status, out, err = longnet("generate", *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith(f"longnet generate: error: {message}")
-    assert err.count("\n") == 1

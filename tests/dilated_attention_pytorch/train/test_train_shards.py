@@ -89,13 +89,13 @@ def test_run_whose_checkpoint_fails_keeps_the_one_before(run, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         trained.save()
     monkeypatch.undo()
-    loaded, step = load_model(run / "checkpoint.pt", torch.device("cpu"))
-    assert step == trained.saved_step == 0
+    loaded, checkpoint = load_model(run / "checkpoint.pt", torch.device("cpu"))
+    assert checkpoint["step"] == trained.saved_step == 0
     assert all(torch.equal(weight, first[name]) for name, weight in loaded.state_dict().items())
 
     trained.save()
-    loaded, step = load_model(run / "checkpoint.pt", torch.device("cpu"))
-    assert step == 1
+    loaded, checkpoint = load_model(run / "checkpoint.pt", torch.device("cpu"))
+    assert checkpoint["step"] == 1
     assert all(torch.equal(weight, first[name] + 1) for name, weight in loaded.state_dict().items())
     assert len(list(run.iterdir())) == 2
 
