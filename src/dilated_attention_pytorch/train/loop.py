@@ -43,11 +43,12 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=fused)
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=fused)
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
-    """Linear warmup, then a cosine down to ``final_lr_fraction``: a function of the step, never of the clock.
+    """Linear warmup, then down to ``final_lr_fraction`` as ``schedule`` says: a function of the step.
 
     Args:
         step: 1 to ``options.steps``.
@@ -56,9 +57,16 @@ def learning_rate(step: int, options: TrainOptions) -> float:
     warmup = options.warmup_steps or 0
     if step <= warmup:
         return options.lr * step / warmup
-    done = (step - warmup) / max(options.steps - warmup, 1)
     fraction = options.final_lr_fraction
-    return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+    start = warmup
+    if options.schedule == "wsd":
+        start = max(warmup, options.steps - (options.decay_steps or 0))
+    done = max(step - start, 0) / max(options.steps - start, 1)
+    if options.schedule == "cosine":
+        return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+    if options.schedule == "constant":
+        return options.lr
+    return options.lr * (1 - (1 - fraction) * done)
 
 
 def training_steps(

@@ -31,7 +31,24 @@ Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoin
 was given, 1 a failure of the computation.
 """
 
+_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_duration(text: str) -> int:
+    """The seconds of a duration such as ``2h``, ``90m``, ``45s`` or ``1h30m``.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else, or nothing at all.
+    """
+    seconds = 0
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text, re.ASCII):
+        seconds = sum(int(n) * _UNITS_S[unit] for n, unit in re.findall(r"(\d+)(\w)", text))
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a duration above 0 such as 2h, 90m, 45s or 1h30m, got {text!r}"
+        )
+    return seconds
 
 
 def _length(text: str) -> int:
