@@ -179,11 +179,15 @@ def test_duration(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0s", "90", "h", "30m1h", "1.5h", "-2h", "2 h", "2H", "1h1h", "\u0662h"])
+@pytest.mark.parametrize(
+    "text", ["", "0s", "90", "h", "30m1h", "1.5h", "-2h", "2 h", "2H", "1h1h", "\u0662h"]
+)
 def test_what_is_no_duration(text):
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--time-limit", type=parse_duration)
-    message = f"argument --time-limit: expected a duration above 0 such as 2h, 90m, 45s or 1h30m, got {text!r}"
+    message = (
+        f"argument --time-limit: expected a duration above 0 such as 2h, 90m, 45s or 1h30m, got {text!r}"
+    )
     with pytest.raises(argparse.ArgumentError) as caught:
         parser.parse_args([f"--time-limit={text}"])
-    assert str(caught.value) == message
+    assert str(caught.value) == f"{message}, got {text!r}"
