@@ -185,9 +185,7 @@ def test_duration(text, seconds):
 def test_what_is_no_duration(text):
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--time-limit", type=parse_duration)
-    message = (
-        f"argument --time-limit: expected a duration above 0 such as 2h, 90m, 45s or 1h30m, got {text!r}"
-    )
+    message = "argument --time-limit: expected a duration above 0 such as 2h, 90m, 45s or 1h30m"
     with pytest.raises(argparse.ArgumentError) as caught:
         parser.parse_args([f"--time-limit={text}"])
     assert str(caught.value) == f"{message}, got {text!r}"
