@@ -15,6 +15,11 @@ PROGRAM = Program(
     (
         Command("train", "train a model on text", "dilated_attention_pytorch.train.command"),
         Command(
+            "evaluate",
+            "bits per byte of a trained model, by position in the context",
+            "dilated_attention_pytorch.train.evaluate",
+        ),
+        Command(
             "generate", "continue a prompt with a trained model", "dilated_attention_pytorch.train.generate"
         ),
     ),

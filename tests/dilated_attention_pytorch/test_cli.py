@@ -22,12 +22,12 @@ LONGNET = [
 LOADING = """
 import sys, time
 from dilated_attention_pytorch.cli import main
-from dilated_attention_pytorch.train import command
+from dilated_attention_pytorch.train import setup
 def read_corpus(*arguments):
     print("reading", flush=True)
     while True:
         time.sleep(60)
-command.read_corpus = read_corpus
+setup.read_corpus = read_corpus
 sys.exit(main(["train"]))
 """
 

@@ -46,8 +46,8 @@ class BatchPart:
             ``IGNORED`` as targets, and the positions of the columns in the context.
         """
         rows, beyond = shard_sequence(tokens, self.data_rank, self.num_data, dim=0)
-        places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
-        positions, _ = shard_sequence(places, self.context_rank, self.num_context, self.sharding, dim=0)
+        columns = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        positions, _ = shard_sequence(columns, self.context_rank, self.num_context, self.sharding, dim=0)
         # The target of a shard's last byte is in another shard.
         inputs, targets = rows[:, positions], rows[:, positions + 1]
         return inputs, targets.masked_fill(beyond[:, None], IGNORED), positions

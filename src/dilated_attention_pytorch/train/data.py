@@ -11,6 +11,7 @@ import stat
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ class Corpus:
     """Files of the folder left out because they hold NUL bytes, as text files do not."""
     digest: str
     """BLAKE2b of both parts; equal digests mean equal batches."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the text it was trained on."""
+        return {
+            "train_bytes": len(self.train),
+            "held_out_bytes": len(self.held_out),
+            "digest": self.digest,
+        }
 
 
 def read_corpus(data: str | None, seq_len: int) -> Corpus:

@@ -17,41 +17,26 @@ examples:
   longnet train                                   on the Python standard library, context 8192
   longnet train --data books --seq-len 65536 --run books-64k --steps 2000
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
+  longnet train --resume runs/books-64k --checkpoint best --lr 1e-3 --steps 4000
+  longnet train --init-from runs/books-64k --data letters --run letters --lr 5e-4 --steps 300
   torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
 Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
 of each context; the numbers are those of one process. Any number of processes, one too, resumes the run.
 The -- keeps torchrun from taking --run for one of its own options.
 
-A run folder has config.json, metrics.jsonl, loss.png, sample.txt and checkpoint.pt (and, of several
-processes, the folder with its tensors: shards-0 or shards-1).
---resume takes the options from there; of them --data, --checkpoint-every, --prompt, --sample-bytes,
---device and --threads may be given anew.
-Exit status: 0 trained, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint, 2 a mistake in what
-was given, 1 a failure of the computation.
+A run folder has config.json, metrics.jsonl, loss.png, sample.txt, checkpoint.pt, best.pt (the checkpoint
+with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several processes the folders with
+their tensors, shards-STEP.
+--resume takes the options from there. New values are printed, and noted in config.json by step.
+Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
+checkpoint; 2 a mistake in what was given; 1 a failure of the computation.
 """
 
-_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def parse_duration(text: str) -> int:
-    """The seconds of a duration such as ``2h``, ``90m``, ``45s`` or ``1h30m``.
-
-    Raises:
-        argparse.ArgumentTypeError: anything else, or nothing at all.
-    """
-    seconds = 0
-    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text, re.ASCII):
-        seconds = sum(int(n) * _UNITS_S[unit] for n, unit in re.findall(r"(\d+)(\w)", text))
-    if seconds == 0:
-        raise argparse.ArgumentTypeError(
-            f"expected a duration above 0 such as 2h, 90m, 45s or 1h30m, got {text!r}"
-        )
-    return seconds
-
-
-def _length(text: str) -> int:
+def length(text: str) -> int:
     """A number of bytes or tokens, such as 32768 or 32K."""
     factor = _SUFFIXES.get(text[-1:].upper())
     try:
@@ -62,8 +47,8 @@ def _length(text: str) -> int:
         ) from None
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(_length(part) for part in text.split(","))
+def lengths(text: str) -> tuple[int, ...]:
+    return tuple(length(part) for part in text.split(","))
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -73,7 +58,7 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}") from None
 
 
-_METAVARS = {int: "N", _length: "N", float: "X", _lengths: "W,W,...", _integers: "R,R,..."}
+_METAVARS = {int: "N", length: "N", float: "X", lengths: "W,W,...", _integers: "R,R,..."}
 
 
 def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
@@ -106,7 +91,7 @@ class TrainOptions:
         str,
         metavar="FILE|FRACTION",
     )
-    seq_len: int = _option(8192, "context, bytes", _length)
+    seq_len: int = _option(8192, "context, bytes", length)
     batch_size: int = _option(1, "contexts per step")
     grad_accumulation: int = _option(
         1, "parts of a batch, a divisor of --batch-size, whose gradients add up before a step: less memory"
@@ -138,7 +123,7 @@ class TrainOptions:
         None,
         "segment length of each branch; default: 256, then 8 times longer each up to half of --seq-len, "
         "then --seq-len itself: 256,2048,8192 for 8192",
-        _lengths,
+        lengths,
     )
     dilation_rates: tuple[int, ...] | None = _option(
         None, "dilation rate of each branch; default: 1, 4, 16, ...: 1,4,16 for 8192", _integers
@@ -153,7 +138,7 @@ class TrainOptions:
     prompt: str | None = _option(
         None, "text that the sample continues; default: the first 100 bytes of the held-out text", str
     )
-    sample_bytes: int = _option(500, "length of the sample; 0 for none", _length)
+    sample_bytes: int = _option(500, "length of the sample; 0 for none", length)
     device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", str)
     dtype: str = _option(
         "float32",
@@ -161,7 +146,9 @@ class TrainOptions:
         str,
         choices=("float32", "bfloat16", "float16"),
     )
-    recompute: bool = _switch("compute each block's activations anew in the backward: less memory, more time")
+    recompute: bool = _switch(
+        "compute each block's activations again in the backward: less memory, more time"
+    )
     compile: bool = _switch(
         "compile the blocks with torch.compile: half a minute at the start; no gain on a CPU"
     )
@@ -246,6 +233,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _duration(text: str) -> float:
+    """Seconds of a time such as 90m, 2h, 1h30m or 45s."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or found is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 90m, 2h, 1h30m or 45s, got {text!r}")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
 def in_flags(message: str) -> str:
     """A message about options by their names in Python, with their names on the command line."""
     names = [field.name for field in dataclasses.fields(TrainOptions)]
@@ -281,7 +277,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--run", help="name of the new run below runs/, or its folder; default: the time")
     where.add_argument(
-        "--resume", metavar="RUN", help="go on with this run: its folder, or its name below runs/"
+        "--resume",
+        metavar="RUN",
+        help="go on with this run, its folder or its name below runs/; every option may be given a new value "
+        "but those of the model's shape",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start with the weights of this run; the options of the model's shape are taken from there, "
+        "but for the branches",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        help="which one to --resume or --init-from: last, best (by held-out loss) or a step (default: last)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_duration,
+        metavar="TIME",
+        help="save and stop, with exit status 0, after this time: 90m, 2h, 1h30m, 45s",
     )
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)

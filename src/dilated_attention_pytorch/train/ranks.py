@@ -69,9 +69,9 @@ class Ranks:
             answers = tell_all(answer, self.group)
         except RankFailed as error:
             raise CommandError(str(error), status=1) from None
-        for told in answers:
-            if told:
-                raise pickle.loads(told)
+        for answered in answers:
+            if answered:
+                raise pickle.loads(answered)
         return results[0]
 
     def on_first(self, action: Callable[[], T]) -> T | None:
@@ -97,7 +97,7 @@ class Ranks:
         """Every rank's ``value``, by rank."""
         if self.group is None:
             return [value]
-        return [pickle.loads(told) for told in tell_all(lambda: pickle.dumps(value), self.group)]
+        return [pickle.loads(answer) for answer in tell_all(lambda: pickle.dumps(value), self.group)]
 
     def launcher(self, size: int | None = None) -> str:
         """The command line that starts ``size`` ranks, by default as many as these are."""

@@ -1,4 +1,4 @@
-"""A run: what is trained, how far it is, and its checkpoint."""
+"""A run: what is trained, how far it is, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,78 +12,119 @@ from typing import Any
 import torch
 
 from ..models import LongNetConfig, LongNetLM
+from .batch_parts import BatchPart
 from .checkpoint import VERSION, save_checkpoint, write_atomically
+from .checkpoint_files import keep_as, numbered_checkpoints, remove_unnamed_shards
+from .data import Corpus
 from .errors import CommandError
+from .loop import make_optimizer
 from .options import TrainOptions
+from .parallel import Parallel, parallelize
 from .ranks import Ranks
-from .run_folder import CHECKPOINT, CONFIG, remove_other_shards
+from .run_folder import BEST, CHECKPOINT, CONFIG
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
-    """The state of a training run and its way to disk and back."""
+    """A training run on one rank, and its way to disk and back. All ranks call the methods together."""
 
-    folder: Path
-    """Where it is written."""
     options: TrainOptions
-    """What it was started with."""
+    """What it is trained with now."""
     config: LongNetConfig
     """The shape of ``model``."""
-    data: dict[str, Any]
-    """Sizes and digest of the text."""
+    corpus: Corpus
+    """The text."""
     model: LongNetLM
     """What is trained."""
-    optimizer: torch.optim.Optimizer
-    """The optimizer of its parameters."""
-    ranks: Ranks = field(default_factory=Ranks)
-    """Who trains it; each has a run of its own, and calls its methods when the others do."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How a step is spread over ranks."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    """The optimizer of the parameters; made by :meth:`distribute`."""
+    folder: Path = field(init=False)
+    """Where it is written; set before anything is."""
     step: int = 0
     """Steps taken."""
     saved_step: int | None = None
     """The step of the checkpoint on disk; None if there is none."""
     shards: str | None = None
     """The folder with the tensors of the checkpoint on disk; None if they are in its file."""
+    best: dict[str, Any] | None = None
+    """``step`` and ``val_bits_per_byte`` of the lowest loss on held-out text; None before there is one."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """For each time that the run was resumed ``step`` and ``changed``: options as [before, after]."""
 
-    def save(self) -> None:
-        """Replace the checkpoint by one of now, in shards if there are several ranks.
+    @property
+    def ranks(self) -> Ranks:
+        """Who trains it."""
+        return self.parallel.ranks
+
+    @property
+    def part(self) -> BatchPart:
+        """The part of each batch that this rank computes."""
+        return self.parallel.part
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return next(self.model.parameters()).device
+
+    def distribute(self) -> None:
+        """Spread the model over the ranks, and make the optimizer of what this rank has of it."""
+        self.parallel = parallelize(self.model, self.ranks, self.part, self.device)
+        self.optimizer = make_optimizer(self.model, self.options)
+
+    def evaluated(self, val_bits_per_byte: float) -> bool:
+        """Take note of the loss on held-out text after this step; whether it is the lowest so far."""
+        if self.best is not None and not val_bits_per_byte < self.best["val_bits_per_byte"]:
+            return False
+        self.best = {"step": self.step, "val_bits_per_byte": val_bits_per_byte}
+        return True
+
+    def save(self, is_best: bool = False) -> None:
+        """Replace the checkpoint by one of now, in shards if there are several ranks, and keep older ones.
+
+        Args:
+            is_best: whether it is to be kept as the best as well.
 
         Raises:
             CommandError, OSError: the one before is untouched.
         """
         rng = {"cpu": torch.get_rng_state()}
-        device = torch.device(self.options.device)
-        if device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(device)
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors: dict[str, Any]
         if self.ranks.size > 1:
             from .shards import tensors_of, write_shards
 
-            shards = write_shards(
-                self.folder, self.shards, tensors_of(self.model, self.optimizer), self.ranks
-            )
+            shards = write_shards(self.folder, self.step, tensors_of(self.model, self.optimizer), self.ranks)
             tensors, named = {"shards": shards}, shards["folder"]
         else:
             tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             named = None
-        checkpoint = {
-            "step": self.step,
-            "options": dataclasses.asdict(self.options),
-            "model_config": dataclasses.asdict(self.config),
-            "data": self.data,
-            "rng": rng,
-            **tensors,
-        }
+        checkpoint = {**self._facts(), "step": self.step, "rng": rng, "best": self.best, **tensors}
         self.ranks.on_first(lambda: save_checkpoint(self.folder / CHECKPOINT, checkpoint))
         self.shards, self.saved_step = named, self.step
-        self.ranks.on_first(lambda: remove_other_shards(self.folder, named))
+        self.ranks.on_first(lambda: self._keep(is_best))
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of this run, whatever number of ranks wrote it.
+    def _keep(self, is_best: bool) -> None:
+        if is_best:
+            keep_as(self.folder, BEST)
+        if self.options.keep > 1:
+            keep_as(self.folder, f"checkpoint-{self.step}.pt")
+        numbered = numbered_checkpoints(self.folder)
+        # Those of later steps belong to what was left when the run went back to an earlier one.
+        kept = [step for step in numbered if step <= self.step]
+        kept = kept[-self.options.keep :] if self.options.keep > 1 else []
+        for step in numbered.keys() - set(kept):
+            numbered[step].unlink()
+        remove_unnamed_shards(self.folder)
+
+    def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Go on from a checkpoint of this run, read from ``path``, whatever number of ranks wrote it.
 
         Raises:
             CommandError: its tensors are not those of its options, or not whole.
         """
-        device = torch.device(self.options.device)
         try:
             if "shards" in checkpoint:
                 from .shards import make_adam_state, read_shards, tensors_of
@@ -96,11 +137,11 @@ class Run:
             else:
                 self._load_whole(checkpoint["model"], checkpoint["optimizer"])
             torch.set_rng_state(checkpoint["rng"]["cpu"])
-            if device.type == "cuda" and "cuda" in checkpoint["rng"]:
-                torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+            if self.device.type == "cuda" and "cuda" in checkpoint["rng"]:
+                torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self.device)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CommandError(f"{self.folder / CHECKPOINT} does not fit its own options: {error}") from error
-        self.step = self.saved_step = checkpoint["step"]
+            raise CommandError(f"{path} does not fit its own options: {error}") from error
+        self.step = checkpoint["step"]
 
     def _load_whole(self, weights: Mapping[str, Any], optimizer: dict[str, Any]) -> None:
         if self.ranks.size > 1:
@@ -114,17 +155,20 @@ class Run:
                 for index, state in optimizer["state"].items()
             }
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
+        state = {"state": optimizer["state"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(state)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "options": dataclasses.asdict(self.options),
+            "model_config": dataclasses.asdict(self.config),
+            "data": self.corpus.facts(),
+            "history": self.history,
+        }
 
     def write_config(self) -> None:
         """Write ``config.json``: for people and scripts, what the checkpoint says about the run."""
-        content = {
-            "version": VERSION,
-            "options": dataclasses.asdict(self.options),
-            "model_config": dataclasses.asdict(self.config),
-            "data": self.data,
-        }
-        text = json.dumps(content, indent=2) + "\n"
+        text = json.dumps({"version": VERSION, **self._facts()}, indent=2) + "\n"
         self.ranks.on_first(
             lambda: write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +12,7 @@ from typing import Any, BinaryIO
 from .errors import CommandError
 
 CHECKPOINT = "checkpoint.pt"
-SHARDS = ("shards-0", "shards-1")
+BEST = "best.pt"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 PLOT = "loss.png"
@@ -116,16 +115,9 @@ def cut_metrics(file: BinaryIO, last_step: int) -> list[dict[str, Any]]:
 
 
 def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    """Append one line to the metrics; whoever reads them sees it at once."""
+    """Append one line to the metrics and flush it."""
     file.write(json.dumps(row).encode() + b"\n")
     file.flush()
-
-
-def remove_other_shards(folder: Path, named: str | None) -> None:
-    """Remove the folders of shards that the checkpoint does not name."""
-    for name in SHARDS:
-        if name != named:
-            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _path_of(run: str) -> Path:

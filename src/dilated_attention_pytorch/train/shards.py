@@ -1,8 +1,7 @@
 """The tensors of a checkpoint in shards: each rank writes its own, any number of ranks reads them.
 
 They are files of torch.distributed.checkpoint, in a folder next to ``checkpoint.pt``, which names the folder
-and has a digest of each file. There are two such folders in turn: the one that ``checkpoint.pt`` does not
-name may be written, and becomes part of the checkpoint when ``checkpoint.pt`` is replaced.
+and has a digest of each file. A new folder becomes part of the checkpoint when ``checkpoint.pt`` is replaced.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .checkpoint import sync_folder
+from .checkpoint_files import is_shards_folder, new_shards_folder
 from .errors import CommandError
 from .ranks import Ranks
-from .run_folder import SHARDS
 
 _METADATA = ".metadata"
 _DCP = "torch.distributed.checkpoint.metadata"
@@ -78,25 +77,26 @@ def sharded_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def write_shards(run: Path, named: str | None, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Any]:
+def write_shards(run: Path, step: int, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Any]:
     """Write the tensors of all ranks below ``run``, and return what ``checkpoint.pt`` says of them.
 
     Args:
         run: the folder of the run, on a file system that all ranks share.
-        named: the folder that ``checkpoint.pt`` names now, which stays as it is.
+        step: of the checkpoint.
         tensors: this rank's.
         ranks: all of them call this.
 
     Raises:
         CommandError, OSError: on all ranks.
     """
-    name = SHARDS[named == SHARDS[0]]
+    folder = ranks.gather(ranks.on_first(lambda: new_shards_folder(run, step)))[0]
+    assert folder is not None
     try:
-        digests = _write(run / name, tensors, ranks)
+        digests = _write(folder, tensors, ranks)
     except (CommandError, OSError):
-        ranks.on_first(lambda: shutil.rmtree(run / name, ignore_errors=True))
+        ranks.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
         raise
-    return {"folder": name, "digests": digests}
+    return {"folder": folder.name, "digests": digests}
 
 
 def read_shards(run: Path, shards: Mapping[str, Any], tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -111,9 +111,7 @@ def read_shards(run: Path, shards: Mapping[str, Any], tensors: Mapping[str, Tens
     Raises:
         CommandError: on all ranks: missing, damaged, or other tensors than these.
     """
-    folder = run / shards["folder"]
-    if shards["folder"] not in SHARDS:
-        raise CommandError(f"{run} has no shards in a folder {shards['folder']!r}")
+    folder = _folder_of(run, shards)
 
     def check() -> None:
         files = sorted(shards["digests"])[ranks.rank :: ranks.size]
@@ -140,12 +138,29 @@ def read_shards(run: Path, shards: Mapping[str, Any], tensors: Mapping[str, Tens
             raise _first_failure(error, f"cannot read {folder}") from None
 
 
+def read_metadata(run: Path, shards: Mapping[str, Any]) -> Metadata:
+    """What the shards that a checkpoint describes hold, executing nothing in them.
+
+    Raises:
+        CommandError: missing or damaged.
+    """
+    folder = _folder_of(run, shards)
+    try:
+        return _Reader(folder).read_metadata()
+    except OSError as error:
+        raise CommandError(f"cannot read {error.filename}: {error.strerror}") from error
+    except Exception as error:  # of a pickle, damage is any exception
+        raise CommandError(f"{folder / _METADATA} is damaged: {error}") from error
+
+
+def _folder_of(run: Path, shards: Mapping[str, Any]) -> Path:
+    if not is_shards_folder(shards["folder"]):
+        raise CommandError(f"{run} has no shards in a folder {shards['folder']!r}")
+    return run / str(shards["folder"])
+
+
 def _write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, str]:
     """Write and sync the files, and return the digest of each."""
-
-    def make() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
 
     def find() -> None:
         if not folder.is_dir():
@@ -154,7 +169,6 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[st
                 "the run must be on a file system that all ranks share"
             )
 
-    ranks.on_first(make)
     ranks.together(find)
     try:
         save(
@@ -167,7 +181,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[st
         raise _first_failure(error, f"cannot write {folder}") from None
     files = ranks.gather(ranks.on_first(lambda: sorted(path.name for path in folder.iterdir())))[0] or []
     digests: dict[str, str] = {}
-    # Each rank reads some of the files that are there, whoever wrote them.
+    # Each rank reads some of the files in the folder, not only those it wrote itself.
     for part in ranks.gather(ranks.together(lambda: _digests(folder, files[ranks.rank :: ranks.size]))):
         digests.update(part)
     ranks.on_first(lambda: sync_folder(folder))

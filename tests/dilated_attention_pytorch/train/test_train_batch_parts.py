@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dilated_attention_pytorch.train.batch_parts import IGNORED, BatchPart, part_of_batch
-from dilated_attention_pytorch.train.command import check_same_on_all_ranks
 from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.options import TrainOptions, add_split_arguments
 from dilated_attention_pytorch.train.ranks import Ranks, launched
+from dilated_attention_pytorch.train.setup import check_same_on_all_ranks
 
 
 @pytest.mark.parametrize("sharding", ["contiguous", "zigzag"])
@@ -141,7 +141,8 @@ def test_ranks_that_were_started_differently(seen, message):
         def gather(self, value):
             return [value, value, {**value, **seen}]
 
-    job = SimpleNamespace(options=TrainOptions(), part=BatchPart(num_data=3), data={"digest": "a"})
+    part, corpus = BatchPart(num_data=3), SimpleNamespace(digest="a")
+    run = SimpleNamespace(options=TrainOptions(), part=part, corpus=corpus, ranks=Three(0, 3))
     with pytest.raises(CommandError) as caught:
-        check_same_on_all_ranks(job, Three(0, 3))
+        check_same_on_all_ranks(run)
     assert str(caught.value) == message

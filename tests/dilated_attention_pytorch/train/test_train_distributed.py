@@ -100,7 +100,7 @@ def test_loss_is_that_of_one_process(text, whole, processes, context_parallel, s
     assert_same_curves("spread", whole)
     assert len(re.findall("^step 50/50 ", out, re.MULTILINE)) == 1
     assert sorted(os.listdir("runs/spread")) == [
-        *("checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-1"),
+        *("best.pt", "checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-50"),
     ]
     for name in ("sample.txt", "config.json"):
         assert Path("runs/spread", name).read_bytes() == Path("runs/whole", name).read_bytes()
@@ -142,8 +142,18 @@ def test_stopped_on_one_and_resumed_on_two(text, whole, longnet, monkeypatch):
     monkeypatch.setattr(command, "append_row", append_and_stop)
     assert longnet("train", "--data", text, *OPTIONS, "--run", "parted")[0] == 143
     assert len(curves("parted")) == 40
-    finished(torchrun(2, "--resume", "parted"))
+    finished(torchrun(2, "--resume", "parted", "--keep", 2))
     assert_same_curves("parted", whole)
+
+    # Back to where two ranks began, in one process; what no checkpoint names any more is removed.
+    folder = Path("runs/parted")
+    assert sorted(path.name for path in folder.glob("shards-*")) == ["shards-40", "shards-50"]
+    status, out, err = longnet("train", "--resume", "parted", "--checkpoint", 40, "--keep", 1)
+    assert (status, err) == (0, "")
+    assert "resumed after step 40" in out
+    assert_same_curves("parted", whole)
+    assert sorted(path.name for path in folder.glob("checkpoint*")) == ["checkpoint.pt"]
+    assert not list(folder.glob("shards-*"))
 
 
 def test_mistakes_are_one_line_of_all_ranks(text):

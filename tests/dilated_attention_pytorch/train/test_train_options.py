@@ -14,7 +14,6 @@ from dilated_attention_pytorch.train.options import (
     default_pattern,
     flag,
     given_options,
-    parse_duration,
 )
 
 
@@ -170,22 +169,3 @@ def test_lengths_take_suffixes():
         "dilation_rates": (1, 4),
         "recompute": True,
     }
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("45s", 45), ("1h30m", 5400), ("1d0h0m1s", 86401)]
-)
-def test_duration(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0s", "90", "h", "30m1h", "1.5h", "-2h", "2 h", "2H", "1h1h", "\u0662h"]
-)
-def test_what_is_no_duration(text):
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--time-limit", type=parse_duration)
-    message = "argument --time-limit: expected a duration above 0 such as 2h, 90m, 45s or 1h30m"
-    with pytest.raises(argparse.ArgumentError) as caught:
-        parser.parse_args([f"--time-limit={text}"])
-    assert str(caught.value) == f"{message}, got {text!r}"

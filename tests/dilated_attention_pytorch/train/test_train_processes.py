@@ -96,7 +96,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(text, longnet, num
         assert (parted / "loss.png").exists()
     else:
         assert child.returncode == -9
-        assert step % 20 == 0
+        assert 20 <= step <= len(rows)
         assert len(rows) >= step
     assert 20 <= step < 150
     assert longnet("train", "--resume", "runs/parted")[0] == 0

@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.generate import load_model
 from dilated_attention_pytorch.train.loop import make_optimizer
 from dilated_attention_pytorch.train.options import TrainOptions
+from dilated_attention_pytorch.train.parallel import Parallel
 from dilated_attention_pytorch.train.ranks import Ranks
 from dilated_attention_pytorch.train.run import Run
 from dilated_attention_pytorch.train.shards import read_shards, write_shards
@@ -43,25 +45,23 @@ def assert_holds(run, shards, value):
 
 
 def test_new_shards_leave_the_named_ones_until_they_are_named(run):
-    first = write_shards(run, None, some_tensors(1.0), Ranks())
-    second = write_shards(run, first["folder"], some_tensors(2.0), Ranks())
+    first = write_shards(run, 0, some_tensors(1.0), Ranks())
+    second = write_shards(run, 0, some_tensors(2.0), Ranks())
     assert_holds(run, first, 1.0)
-    # As a process that was killed before it could name them would.
-    third = write_shards(run, first["folder"], some_tensors(3.0), Ranks())
-    assert second["folder"] == third["folder"] != first["folder"]
+    assert (first["folder"], second["folder"]) == ("shards-0", "shards-0-1")
     assert_holds(run, first, 1.0)
-    assert_holds(run, third, 3.0)
+    assert_holds(run, second, 2.0)
 
 
 def test_failed_write_leaves_nothing_but_the_named(run, monkeypatch):
-    first = write_shards(run, None, some_tensors(1.0), Ranks())
+    first = write_shards(run, 0, some_tensors(1.0), Ranks())
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
-        write_shards(run, first["folder"], some_tensors(2.0), Ranks())
+        write_shards(run, 0, some_tensors(2.0), Ranks())
     monkeypatch.undo()
     assert [path.name for path in run.iterdir()] == [first["folder"]]
     assert_holds(run, first, 1.0)
@@ -70,8 +70,11 @@ def test_failed_write_leaves_nothing_but_the_named(run, monkeypatch):
 def test_run_whose_checkpoint_fails_keeps_the_one_before(run, monkeypatch):
     config = LongNetConfig(embed_dim=8, num_layers=1, num_heads=2)
     model, options = LongNetLM(config), TrainOptions(device="cpu")
+    corpus = SimpleNamespace(facts=dict)
     # Two ranks write shards; one that knows of no other writes all.
-    trained = Run(run, options, config, {}, model, make_optimizer(model, options), Ranks(0, 2))
+    parallel = Parallel(ranks=Ranks(0, 2))
+    trained = Run(options=options, config=config, corpus=corpus, model=model, parallel=parallel)
+    trained.optimizer, trained.folder = make_optimizer(model, options), run
     trained.save()
     first = {name: weight.clone() for name, weight in model.state_dict().items()}
 
@@ -110,14 +113,14 @@ def flip_a_bit(path):
     ids=["flipped-bit", "missing"],
 )
 def test_damage_is_found(run, name, damage, message):
-    shards = write_shards(run, None, some_tensors(1.0), Ranks())
+    shards = write_shards(run, 0, some_tensors(1.0), Ranks())
     damage(run / shards["folder"] / name)
     with pytest.raises(CommandError, match=message) as caught:
         read_into(run, shards, some_tensors(0.0))
     assert str(run / shards["folder"] / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("folder", ["..", "/etc", "shards-2"])
+@pytest.mark.parametrize("folder", ["..", "/etc", "shards-2/..", "shards-"])
 def test_only_folders_of_shards_are_read(run, folder):
     with pytest.raises(CommandError, match="has no shards in a folder"):
         read_into(run, {"folder": folder, "digests": {}}, some_tensors(0.0))
@@ -129,7 +132,7 @@ def test_only_folders_of_shards_are_read(run, folder):
     ids=["other-name", "other-shape"],
 )
 def test_other_tensors_do_not_fit(run, tensors):
-    shards = write_shards(run, None, some_tensors(1.0), Ranks())
+    shards = write_shards(run, 0, some_tensors(1.0), Ranks())
     with pytest.raises(CommandError, match="cannot read"):
         read_into(run, shards, tensors)
 
@@ -156,7 +159,7 @@ def metadata_of_bytes_that_execute(path):
 
 @pytest.mark.parametrize("forge", [metadata_that_executes, metadata_of_bytes_that_execute])
 def test_nothing_in_the_shards_is_executed(run, forge):
-    shards = write_shards(run, None, some_tensors(1.0), Ranks())
+    shards = write_shards(run, 0, some_tensors(1.0), Ranks())
     forge(run / shards["folder"] / ".metadata")
     with pytest.raises(CommandError, match="is damaged"):
         read_into(run, shards, some_tensors(0.0))

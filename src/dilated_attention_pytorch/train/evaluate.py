@@ -1,0 +1,124 @@
+"""``longnet evaluate``: bits per byte by position in the context."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernel_pytorch.cli.shell import add_json, print_json
+
+from ..models import LongNetConfig, LongNetLM
+from .data import held_out_windows, read_corpus
+from .device import resolve_device
+from .errors import CommandError
+from .options import TrainOptions, length
+from .progress import say
+from .weights import read_weights
+
+_EXAMPLE = """\
+example:
+  longnet evaluate runs/books-64k --checkpoint best
+  longnet evaluate runs/books-64k --data letters.txt --windows 64
+
+A byte near the start of a context is predicted from few bytes before it, one near its end from many: where
+the bits stop falling, the model has no more use of a longer context.
+"""
+
+
+@torch.no_grad()
+def bits_by_position(model: LongNetLM, windows: Tensor) -> Tensor:
+    """The mean bits for the byte at each position of a context, over ``windows`` uint8 ``[m, n + 1]``.
+
+    Returns:
+        float64 ``[n]``; its mean is bits per byte.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros(windows.shape[1] - 1, dtype=torch.float64, device=device)
+    for window in windows.to(device).long():
+        logits = model(window[None, :-1])[0].float()
+        total += F.cross_entropy(logits, window[1:], reduction="none").double()
+    return (total / len(windows) / math.log(2)).cpu()
+
+
+def intervals(seq_len: int) -> list[tuple[int, int]]:
+    """Positions ``[start, stop)`` to take the mean over: 0 to 64, to 256 and so on, up to ``seq_len``."""
+    ends = [64]
+    while ends[-1] < seq_len:
+        ends.append(4 * ends[-1])
+    ends[-1] = min(ends[-1], seq_len)
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``longnet evaluate``."""
+    parser.description = "Bits per byte of a run's model on text, by position in the context."
+    parser.epilog = _EXAMPLE
+    parser.add_argument("run", metavar="RUN", help="folder of the run, or its name below runs/")
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="WHICH",
+        help="last, best (by held-out loss) or a step (default: last)",
+    )
+    parser.add_argument(
+        "--data", help="file or folder to evaluate on all of; default: what the run held out of its own"
+    )
+    parser.add_argument("--seq-len", type=length, metavar="N", help="context; default: that of the run")
+    parser.add_argument(
+        "--windows", type=int, default=16, metavar="N", help="contexts, evenly spaced (default: 16)"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    add_json(parser, "one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``longnet evaluate``: print the bits per byte of a run's model."""
+    checkpoint, weights = read_weights(args.run, args.checkpoint)
+    options = TrainOptions(**checkpoint["options"])
+    seq_len = options.seq_len if args.seq_len is None else args.seq_len
+    for name, value in (("--windows", args.windows), ("--seq-len", seq_len)):
+        if value < 1:
+            raise CommandError(f"{name} must be at least 1, got {value}")
+    device = resolve_device(args.device)
+    model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
+    model.load_state_dict(weights)
+    model.to(device)
+    text, source = _text(args.data, options, seq_len)
+    windows = held_out_windows(text, args.windows, seq_len)
+    bits = bits_by_position(model, windows)
+    rows = [
+        {"from": start, "to": stop, "bits_per_byte": bits[start:stop].mean().item()}
+        for start, stop in intervals(seq_len)
+    ]
+    result: dict[str, Any] = {
+        "run": args.run,
+        "step": checkpoint["step"],
+        "text": source,
+        "contexts": len(windows),
+        "seq_len": seq_len,
+        "bits_per_byte": bits.mean().item(),
+        "by_position": rows,
+    }
+    if args.json:
+        print_json(result)
+        return 0
+    contexts = f"{len(windows)} contexts of {seq_len:,} bytes"
+    say(f"{args.run} after step {checkpoint['step']}: {contexts} of {source}")
+    for row in rows:
+        say(f"  bytes {row['from']:>9,} to {row['to']:>9,}  {row['bits_per_byte']:.3f} bits per byte")
+    say(f"  all of them {'':>17}{result['bits_per_byte']:.3f} bits per byte")
+    return 0
+
+
+def _text(data: str | None, options: TrainOptions, seq_len: int) -> tuple[Tensor, str]:
+    """The bytes to evaluate on, and what they are."""
+    if data is None:
+        corpus = read_corpus(options.data, seq_len)
+        return corpus.held_out, f"the text held out of {corpus.source}"
+    corpus = read_corpus(data, seq_len)
+    return torch.cat([corpus.train, corpus.held_out]), corpus.source

@@ -1,0 +1,212 @@
+"""From the arguments of ``longnet train`` to a run that can take its first step, new or resumed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..models import LongNetConfig, LongNetLM
+from .batch_parts import part_of_batch
+from .checkpoint import load_checkpoint
+from .checkpoint_files import find_checkpoint
+from .data import read_corpus
+from .device import keep_freed_memory, resolve_device
+from .errors import CommandError, raise_if_out_of_memory
+from .options import SHAPE, TrainOptions, flag, given_options, in_flags
+from .parallel import Parallel
+from .progress import say
+from .ranks import Ranks
+from .run import Run
+from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
+from .weights import read_weights
+
+T = TypeVar("T")
+
+
+def start_run(args: argparse.Namespace, ranks: Ranks) -> Run:
+    """The run that ``args`` ask for, its folder made; each rank calls it.
+
+    Raises:
+        CommandError: a mistake in what was given, on all ranks.
+    """
+    given = given_options(args)
+    if args.checkpoint is not None and args.resume is None and args.init_from is None:
+        raise CommandError("--checkpoint needs --resume or --init-from, whose checkpoint it names")
+    if args.resume is not None:
+        return _resumed_run(args, given, ranks)
+    run = ranks.together(lambda: _new_run(args, given, ranks))
+    check_same_on_all_ranks(run)
+    run.distribute()
+    folder = ranks.gather(ranks.on_first(lambda: create_run_folder(args.run)))[0]
+    assert folder is not None
+    run.folder = folder
+    return run
+
+
+def _new_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
+    check_new_run(args.run)
+    if args.init_from is None:
+        return _make_run(args, checked(lambda: TrainOptions(**given)), ranks)
+    checkpoint, weights = read_weights(args.init_from, args.checkpoint or "last")
+    options = _with_shape_of(checkpoint, given, args.init_from)
+    run = _make_run(args, options, ranks)
+    run.model.load_state_dict(weights)
+    return run
+
+
+def _with_shape_of(checkpoint: Mapping[str, Any], given: Mapping[str, Any], source: str) -> TrainOptions:
+    """``given`` for the context and model of a checkpoint; the context and the branches may be others."""
+    branches = ("segment_lengths", "dilation_rates")
+    shape = {name: checkpoint["model_config"][name] for name in SHAPE}
+    _refuse_other_shape({name: given[name] for name in given if name not in branches}, shape, source)
+    if any(name in given for name in branches):
+        shape = {name: shape[name] for name in shape if name not in branches}
+    return checked(lambda: TrainOptions(**{"seq_len": checkpoint["options"]["seq_len"], **shape, **given}))
+
+
+def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
+    def prepare() -> tuple[Run, dict[str, Any], dict[str, Any], Path]:
+        folder = existing_run_folder(args.resume)
+        path = find_checkpoint(folder, args.checkpoint or "last")
+        checkpoint = load_checkpoint(path)
+        # What the run was last trained with, also where it goes back to an earlier step.
+        last = checkpoint if path == folder / CHECKPOINT else load_checkpoint(folder / CHECKPOINT)
+        try:
+            before = TrainOptions(**last["options"])
+        except (TypeError, ValueError) as error:
+            raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
+        _refuse_other_shape(given, dataclasses.asdict(before), str(folder))
+        run = _make_run(args, checked(lambda: dataclasses.replace(before, **given)), ranks)
+        text, facts = last["data"], run.corpus.facts()
+        if text != facts and not {"data", "held_out", "seq_len"} & given.keys():
+            raise CommandError(
+                f"the text in {run.corpus.source} is not the one that {folder} was trained on: {facts} now, "
+                f"{text} then; go on with this one by --data, or start a new run"
+            )
+        run.folder, run.saved_step = folder, last["step"]
+        return run, last, checkpoint, path
+
+    run, last, checkpoint, path = ranks.together(prepare)
+    check_same_on_all_ranks(run)
+    run.distribute()
+    run.load(checkpoint, path)
+    changed = _changes(last, run, given)
+    # The best stays the best when the run goes back to before it, but not when the text is another.
+    comparable = not changed.keys() & {"text", "seq_len", "eval_windows"}
+    run.best = last.get("best") if comparable else None
+    run.history = [*last.get("history", []), {"step": run.step, "changed": changed}]
+    return run
+
+
+def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> Run:
+    part = part_of_batch(ranks, options, args.context_parallel, args.sharding)
+    device = resolve_device(options.device)
+    if ranks.size > 1 and device.type == "cuda":
+        device = resolve_device(f"cuda:{ranks.local_rank}")
+        torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    names = [field.name for field in dataclasses.fields(LongNetConfig)]
+    chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    config = checked(lambda: LongNetConfig(vocab_size=256, **chosen))
+    corpus = read_corpus(options.data, options.seq_len)
+    # Resuming elsewhere, or later, means the same text, device and number of threads.
+    options = dataclasses.replace(
+        options,
+        data=None if options.data is None else corpus.source,
+        device=device.type if ranks.size > 1 else str(device),
+        threads=torch.get_num_threads(),
+    )
+    torch.manual_seed(options.seed)
+    try:
+        model = LongNetLM(config).to(device)
+    except RuntimeError as error:
+        raise_if_out_of_memory(error, options)
+        raise
+    parallel = Parallel(ranks=ranks, part=part)
+    return Run(options=options, config=config, corpus=corpus, model=model, parallel=parallel)
+
+
+def check_same_on_all_ranks(run: Run) -> None:
+    """Raise CommandError where ranks were started differently, or find another text on their machine."""
+    shape = dataclasses.replace(run.part, data_rank=0, context_rank=0)
+    mine = {**dataclasses.asdict(run.options), **dataclasses.asdict(shape), "text": run.corpus.digest}
+    first, *others = run.ranks.gather(mine)
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise CommandError(
+                    f"the ranks differ in {name}: {first[name]} on rank 0, {other[name]} on rank {rank}"
+                )
+
+
+def _refuse_other_shape(given: Mapping[str, Any], trained_with: Mapping[str, Any], source: str) -> None:
+    for name in SHAPE:
+        if name in given and given[name] != trained_with[name]:
+            raise CommandError(
+                f"{flag(name)} {shown(given[name])} contradicts {source}, whose model has {flag(name)} "
+                f"{shown(trained_with[name])}: leave it out, or start a new run"
+            )
+
+
+def _changes(checkpoint: Mapping[str, Any], run: Run, given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What the run goes on with in another way: each as [before, after]."""
+    before, after = checkpoint["options"], dataclasses.asdict(run.options)
+    changed = {name: [before.get(name), after[name]] for name in given if before.get(name) != after[name]}
+    if checkpoint["data"] != run.corpus.facts():
+        changed["text"] = [checkpoint["data"]["digest"], run.corpus.digest]
+    return changed
+
+
+def in_words(changed: Mapping[str, list[Any]]) -> str:
+    """Changes on one line, such as ``lr 0.004 -> 0.001, steps 500 -> 800``."""
+    return ", ".join(
+        "other text" if name == "text" else f"{flag(name)[2:]} {shown(before)} -> {shown(after)}"
+        for name, (before, after) in changed.items()
+    )
+
+
+def checked(make: Callable[[], T]) -> T:
+    """What ``make`` makes of options, whose mistakes are the user's."""
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise CommandError(in_flags(str(error))) from error
+
+
+def shown(value: Any) -> str:
+    """A value as it would be given on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def describe(run: Run) -> None:
+    """Print the data, the model, the ranks and the folder."""
+    options, corpus, part = run.options, run.corpus, run.part
+    files = f"{corpus.num_files} file{'s' * (corpus.num_files != 1)}"
+    skipped = f", {corpus.num_skipped} with NUL bytes skipped" if corpus.num_skipped else ""
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    threads = f", {options.threads} threads" if options.device == "cpu" else ""
+    say(
+        f"data   {corpus.source}: {files}{skipped}, {len(corpus.train):,} bytes to train on, "
+        f"{len(corpus.held_out):,} held out"
+    )
+    say(
+        f"model  {parameters:,} parameters, context {options.seq_len:,}, segments "
+        f"{shown(options.segment_lengths)}, dilation {shown(options.dilation_rates)}; "
+        f"{options.device}{threads}, {options.dtype}"
+    )
+    if run.ranks.size > 1:
+        say(
+            f"ranks  {run.ranks.size}: {part.num_data} data parallel x {part.num_context} context parallel"
+            + (f" ({part.sharding})" if part.num_context > 1 else "")
+        )
+    say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.history else ""))
+    if run.history and run.history[-1]["changed"]:
+        say(f"from step {run.step + 1}: {in_words(run.history[-1]['changed'])}")
