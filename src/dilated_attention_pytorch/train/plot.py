@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _MAX_POINTS = 2000
 """Of a curve; more than there are pixels."""
+_MAX_LABEL = 60
+"""Letters of a resume's label; as many as fit."""
 
 
 def plot_loss(
@@ -54,8 +57,10 @@ def loss_figure(
     for step, words in resumes:
         for axes in (loss, rate):
             axes.axvline(step, color="0.5", linestyle=":", linewidth=1)
+        label = shorten(words, _MAX_LABEL, placeholder=" ...")
         at = loss.get_xaxis_transform()
-        loss.text(step, 0.98, f" {words}", transform=at, rotation=90, fontsize=7, ha="right", va="top")
+        text = loss.text(step, 0.98, label, transform=at, rotation=90, fontsize=7, ha="right", va="top")
+        text.set_in_layout(False)  # it is inside of the axes
     return figure
 
 

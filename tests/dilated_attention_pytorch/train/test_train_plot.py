@@ -78,6 +78,15 @@ def test_resumes_are_marked_on_both_panels():
     assert [(text.get_position()[0], text.get_text().strip()) for text in loss.texts] == resumes
 
 
+def test_long_words_of_a_resume_are_cut_and_take_no_room(tmp_path):
+    words = f"data {'/long' * 50}.txt -> {'/longer' * 50}.txt, lr 0.004 -> 0.001"
+    figure = loss_figure(rows_of(10), "", resumes=[(3, f"lr 1 -> 2, {words}")])
+    figure.savefig(tmp_path / "x.png")
+    loss = figure.axes[0]
+    assert loss.texts[0].get_text() == "lr 1 -> 2, data ..."
+    assert loss.get_position().height > 0.5
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 501])
 def test_file_is_a_png(tmp_path, count):
     plot_loss(tmp_path / "loss.png", rows_of(count), "x", resumes=[(1, "lr 1 -> 2")])
