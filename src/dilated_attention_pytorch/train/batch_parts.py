@@ -72,6 +72,12 @@ def part_of_batch(ranks: Ranks, options: TrainOptions, num_context: int, shardin
             f"--batch-size must be a multiple of {num_data}, the {ranks.size} processes by "
             f"--context-parallel {num_context}, got {options.batch_size}"
         )
+    parts = num_data * options.grad_accumulation
+    if options.batch_size % parts:
+        raise CommandError(
+            f"--batch-size must be a multiple of {parts}, the {ranks.size} processes by --context-parallel "
+            f"{num_context} times --grad-accumulation {options.grad_accumulation}, got {options.batch_size}"
+        )
     if num_context == 1:
         sharding = "contiguous"
     chunks = 2 * num_context if sharding == "zigzag" else num_context

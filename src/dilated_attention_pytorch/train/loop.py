@@ -21,6 +21,9 @@ from .data import Corpus, batch_of_step, held_out_windows
 from .options import TrainOptions
 from .parallel import Parallel
 
+_MAX_SKIPPED = 20
+"""Steps in a row that loss scaling may skip; the scale has fallen by a million then."""
+
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient became infinite or NaN; the weights are those before ``step``.
@@ -43,11 +46,17 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=fused)
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=fused)
+
+
+def make_scaler(options: TrainOptions, device: torch.device) -> torch.amp.GradScaler | None:
+    """Loss scaling for float16, in which small gradients would become 0; None for other dtypes."""
+    return torch.amp.GradScaler(device.type) if options.dtype == "float16" else None
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
-    """Linear warmup, then a cosine down to ``final_lr_fraction``: a function of the step, never of the clock.
+    """Linear warmup, then down to ``final_lr_fraction`` as ``schedule`` says: a function of the step.
 
     Args:
         step: 1 to ``options.steps``.
@@ -56,9 +65,16 @@ def learning_rate(step: int, options: TrainOptions) -> float:
     warmup = options.warmup_steps or 0
     if step <= warmup:
         return options.lr * step / warmup
-    done = (step - warmup) / max(options.steps - warmup, 1)
     fraction = options.final_lr_fraction
-    return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+    start = warmup
+    if options.schedule == "wsd":
+        start = max(warmup, options.steps - (options.decay_steps or 0))
+    done = max(step - start, 0) / max(options.steps - start, 1)
+    if options.schedule == "cosine":
+        return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+    if options.schedule == "constant":
+        return options.lr
+    return options.lr * (1 - (1 - fraction) * done)
 
 
 def training_steps(
@@ -68,6 +84,7 @@ def training_steps(
     options: TrainOptions,
     done: int,
     parallel: Parallel | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Take the steps after ``done`` up to ``options.steps``, one for each row of metrics that is asked for.
 
@@ -79,28 +96,37 @@ def training_steps(
         options: the run's.
         done: steps taken before.
         parallel: how it is spread over ranks; default: this process alone.
+        scaler: as :func:`make_scaler` made it; its state is as after step ``done``.
 
     Yields:
-        ``step``, ``train_bits_per_byte`` of the step's batch before the step, ``tokens_per_s`` without the
-        evaluation, ``learning_rate`` and, where it was evaluated, ``val_bits_per_byte`` after the step.
+        ``step``, ``bytes`` in its batch, ``train_bits_per_byte`` of the batch before the step,
+        ``tokens_per_s`` without the evaluation, ``learning_rate``, with a scaler ``loss_scale`` after the
+        step, and, where it was evaluated, ``val_bits_per_byte`` after the step.
 
     Raises:
         NonFiniteLossError: before the step that would have spoilt the weights.
     """
     parallel = parallel or Parallel()
+    skipped = 0
     device = next(model.parameters()).device
     windows = held_out_windows(corpus.held_out, options.eval_windows, options.seq_len)
     for step in range(done + 1, options.steps + 1):
         started = time.perf_counter()
         tokens = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
         rate = learning_rate(step, options)
-        loss = _take_step(model, optimizer, tokens.to(device), step, rate, options, parallel)
+        loss, norm = _take_step(model, optimizer, tokens.to(device), rate, options, parallel, scaler)
+        skipped = 0 if math.isfinite(norm) else skipped + 1
+        if not math.isfinite(loss) or skipped == (1 if scaler is None else _MAX_SKIPPED):
+            raise NonFiniteLossError(step, loss, norm)
         row = {
             "step": step,
+            "bytes": options.batch_size * options.seq_len,
             "train_bits_per_byte": loss / math.log(2),
             "tokens_per_s": options.batch_size * options.seq_len / (time.perf_counter() - started),
             "learning_rate": rate,
         }
+        if scaler is not None:
+            row["loss_scale"] = scaler.get_scale()
         if step % options.eval_every == 0 or step == options.steps:
             row["val_bits_per_byte"] = evaluate(model, windows, options, parallel)
         yield row
@@ -115,7 +141,7 @@ def evaluate(
     device = next(model.parameters()).device
     model.eval()
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in torch.split(windows, options.batch_size):
+    for batch in torch.split(windows, options.batch_size // options.grad_accumulation):
         nats += summed_loss(model, batch.to(device).long(), options.dtype, parallel)
     model.train()
     return parallel.ranks.total(nats).item() / windows[:, 1:].numel() / math.log(2)
@@ -127,7 +153,7 @@ def summed_loss(model: nn.Module, tokens: Tensor, dtype: str, parallel: Parallel
     Each token is predicted from those before it in its row.
     """
     inputs, targets, positions = parallel.part.take(tokens)
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(tokens.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
         # Without a ring the positions are 0 to n - 1, which is faster left out: attention need not gather.
         logits = model(inputs, None if parallel.attend is None else positions, parallel.attend)
     flat = logits.flatten(0, 1).float()
@@ -138,23 +164,36 @@ def _take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tokens: Tensor,
-    step: int,
     rate: float,
     options: TrainOptions,
     parallel: Parallel,
-) -> float:
+    scaler: torch.amp.GradScaler | None,
+) -> tuple[float, float]:
+    """Take a step, if loss and gradient are finite; the loss, nats per byte, and the gradient's norm."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
-    loss = summed_loss(model, tokens, options.dtype, parallel) / tokens[:, 1:].numel()
-    # The ranks' gradients are averaged, their losses are parts of a sum.
-    (loss * parallel.ranks.size).backward()  # type: ignore[no-untyped-call]
+    parts = tokens.chunk(options.grad_accumulation)
+    losses = []
+    for index, part in enumerate(parts, 1):
+        if parallel.ranks.size > 1 and len(parts) > 1:
+            # What is sent is the sum of the parts' gradients, which each rank holds whole until then.
+            model.set_requires_gradient_sync(index == len(parts))  # type: ignore[operator]
+        loss = summed_loss(model, part, options.dtype, parallel) / tokens[:, 1:].numel()
+        losses.append(loss.detach())
+        # The ranks' gradients are averaged, their losses are parts of a sum.
+        loss = loss * parallel.ranks.size
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
     if parallel.ranks.size > 1:
         norm = norm.full_tensor()  # type: ignore[attr-defined]
     nn.utils.clip_grads_with_norm_(model.parameters(), options.grad_clip, norm)
-    nats, gradient_norm = torch.stack([parallel.ranks.total(loss.detach()), norm]).tolist()
-    if not (math.isfinite(nats) and math.isfinite(gradient_norm)):
-        raise NonFiniteLossError(step, nats, gradient_norm)
-    optimizer.step()
-    return float(nats)
+    total = parallel.ranks.total(torch.stack(losses).sum())
+    nats, gradient_norm = torch.stack([total, norm]).tolist()
+    if math.isfinite(nats) and math.isfinite(gradient_norm):
+        optimizer.step()
+    if scaler is not None:
+        scaler.update()
+    return nats, gradient_norm

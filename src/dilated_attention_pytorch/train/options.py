@@ -149,7 +149,9 @@ class TrainOptions:
     recompute: bool = _switch(
         "compute each block's activations again in the backward: less memory, more time"
     )
-    compile: bool = _switch("compile the blocks with torch.compile")
+    compile: bool = _switch(
+        "compile the blocks with torch.compile: half a minute at the start; no gain on a CPU"
+    )
     tensorboard: bool = _switch("write the metrics for TensorBoard too, below the run's folder")
     threads: int | None = _option(None, "CPU threads; default: PyTorch's choice")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.utils.checkpoint import checkpoint
 
 from ..models import LongNetConfig, LongNetLM
 from ..models.long_net import Attend
@@ -52,6 +56,36 @@ def parallelize(model: LongNetLM, ranks: Ranks, part: BatchPart, device: torch.d
     return Parallel(ranks=ranks, part=part, attend=attend)
 
 
+def wrap_blocks(model: LongNetLM, *, recompute: bool = False, backend: str | None = None) -> None:
+    """Change in place how the blocks of ``model`` compute where gradients are needed, before or after
+    :func:`parallelize`. The names of its weights stay.
+
+    Args:
+        model: what is trained.
+        recompute: keep no activations inside a block, compute them anew in the backward: the same numbers.
+        backend: of ``torch.compile``, which compiles each block, ``"inductor"`` for instance; the numbers
+            change by rounding. None: not compiled.
+    """
+    for block in model.blocks:
+        # Inside FSDP's hooks, so that a block is gathered once for its recomputation and its backward.
+        forward = plain = block.forward
+        if backend is not None:
+            forward = torch.compile(forward, backend=backend)
+        if recompute:
+            forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        if forward is not plain:
+            block.forward = _with_gradients(forward, plain)
+
+
+def _with_gradients(training: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """``training`` where gradients are needed, else ``plain``: each length of a text would be compiled."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (training if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return forward
+
+
 def _around_ring(config: LongNetConfig, part: BatchPart, group: ProcessGroup) -> Attend:
     ring = RingDilatedAttention(
         RingAttentionConfig(
@@ -65,4 +99,5 @@ def _around_ring(config: LongNetConfig, part: BatchPart, group: ProcessGroup) ->
     def attend(_layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ring(query, key, value, is_causal=True)  # type: ignore[no-any-return]
 
-    return attend
+    # Messages cannot be compiled, and what is between them need not be.
+    return torch.compiler.disable(attend)  # type: ignore[no-any-return, no-untyped-call]

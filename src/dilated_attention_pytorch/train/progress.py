@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _PLAIN_EVERY_S = 10.0
 _LIVE_EVERY_S = 0.25
+_STEPS_OF_MEAN = 20
 
 
 def say(text: str) -> None:
@@ -36,6 +39,8 @@ def minutes(seconds: float) -> str:
 class Progress:
     """Plain lines: one every ten seconds, one per evaluation.
 
+    Loss, bits per byte and speed are means of the last 20 steps; ``metrics.jsonl`` has each step's.
+
     Args:
         steps: the run's last step.
         done: steps done before, above 0 when resuming.
@@ -47,20 +52,15 @@ class Progress:
         self.steps = steps
         self.done = done
         self.started = self.shown = time.perf_counter()
-        self.bits_per_byte = math.nan
-        self.tokens_per_s = math.nan
-        self.validation = ""
+        self.recent: deque[dict[str, Any]] = deque(maxlen=_STEPS_OF_MEAN)
+        self.evaluated: tuple[int, float] | None = None
 
     def update(self, row: dict[str, Any]) -> None:
         """Take a row of the metrics, and show it if it is time to."""
-        bits, speed = row["train_bits_per_byte"], row["tokens_per_s"]
-        if math.isnan(self.bits_per_byte):
-            self.bits_per_byte, self.tokens_per_s = bits, speed
-        self.bits_per_byte += 0.1 * (bits - self.bits_per_byte)
-        self.tokens_per_s += 0.1 * (speed - self.tokens_per_s)
+        self.recent.append(row)
         evaluated = "val_bits_per_byte" in row
         if evaluated:
-            self.validation = f"{row['val_bits_per_byte']:.3f}"
+            self.evaluated = row["step"], row["val_bits_per_byte"]
         now = time.perf_counter()
         if evaluated or row["step"] == self.steps or now - self.shown >= self.interval_s:
             self.shown = now
@@ -73,16 +73,26 @@ class Progress:
         )
 
     def figures(self, step: int) -> list[tuple[str, str]]:
-        """What is shown, as (name, value); loss and speed are running means."""
+        """What is shown, as (name, value)."""
         left = (time.perf_counter() - self.started) / (step - self.done) * (self.steps - step)
+        bits = self._mean("train_bits_per_byte")
         figures = [
-            ("loss", f"{self.bits_per_byte * math.log(2):.4f}"),
-            ("bits per byte", f"{self.bits_per_byte:.3f}"),
-            ("held out", self.validation),
-            ("tokens/s", f"{self.tokens_per_s:,.0f}"),
+            ("mean loss", f"{bits * math.log(2):.4f}"),
+            ("mean bits per byte", f"{bits:.3f}"),
+            ("held out", self.held_out(step)),
+            ("tokens/s", f"{self._mean('tokens_per_s'):,.0f}"),
             ("left", minutes(left)),
         ]
         return [(name, value) for name, value in figures if value]
+
+    def held_out(self, step: int) -> str:
+        """Bits per byte of held-out text, where they are those after ``step``."""
+        if self.evaluated is None or self.evaluated[0] != step:
+            return ""
+        return f"{self.evaluated[1]:.3f}"
+
+    def _mean(self, name: str) -> float:
+        return statistics.fmean(row[name] for row in self.recent)
 
 
 class LiveProgress(Progress):
@@ -93,6 +103,12 @@ class LiveProgress(Progress):
     def __init__(self, steps: int, done: int, live: Live) -> None:
         super().__init__(steps, done)
         self.live = live
+
+    def held_out(self, step: int) -> str:
+        """The latest, with the step after which it was."""
+        if self.evaluated is None:
+            return ""
+        return f"{self.evaluated[1]:.3f} at step {self.evaluated[0]}"
 
     def show(self, step: int) -> None:
         self.live.update(self._panel(step), refresh=True)

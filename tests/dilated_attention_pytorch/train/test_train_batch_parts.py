@@ -76,6 +76,17 @@ def test_what_cannot_be_cut(size, num_context, sharding, message):
     assert caught.value.status == 2
 
 
+def test_parts_that_accumulate_are_cut_too():
+    options = TrainOptions(seq_len=64, batch_size=4, grad_accumulation=4)
+    with pytest.raises(CommandError) as caught:
+        part_of_batch(Ranks(0, 4), options, 2, "contiguous")
+    assert str(caught.value) == (
+        "--batch-size must be a multiple of 8, the 4 processes by --context-parallel 2 "
+        "times --grad-accumulation 4, got 4"
+    )
+    assert part_of_batch(Ranks(0, 4), options, 4, "contiguous").num_data == 1
+
+
 def test_zigzag_asks_nothing_of_a_context_in_one_piece():
     options = TrainOptions(seq_len=65, batch_size=2)
     assert part_of_batch(Ranks(1, 2), options, 1, "zigzag").take(torch.zeros(2, 66).long())[0].shape == (

@@ -51,7 +51,7 @@ def test_run_folder(text, longnet):
         "sample.txt",
     ]
     rows = rows_of(folder)
-    always = {"step", "train_bits_per_byte", "tokens_per_s", "learning_rate"}
+    always = {"step", "bytes", "train_bits_per_byte", "tokens_per_s", "learning_rate"}
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     for row in rows:
         evaluated = {"val_bits_per_byte"} if row["step"] in (3, 6, 7) else set()

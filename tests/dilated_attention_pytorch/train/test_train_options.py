@@ -17,12 +17,34 @@ from dilated_attention_pytorch.train.options import (
 )
 
 
+def falls(schedule, optimizer, steps, warmup, final):
+    """torch's scheduler of the steps after the warmup, the index of the first being 0."""
+    schedulers = torch.optim.lr_scheduler
+    after = steps - warmup
+    if schedule == "cosine":
+        return schedulers.CosineAnnealingLR(optimizer, T_max=after, eta_min=0.5 * final)
+    if schedule == "constant":
+        return schedulers.ConstantLR(optimizer, factor=1.0, total_iters=after)
+    decay = min(after, steps // 4) if schedule == "wsd" else after
+    stable = schedulers.ConstantLR(optimizer, factor=1.0, total_iters=after - decay)
+    down = schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=final, total_iters=decay)
+    return schedulers.SequentialLR(optimizer, [stable, down], milestones=[after - decay])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize(("steps", "warmup", "final"), [(100, 10, 0.1), (7, 1, 0.0), (30, 29, 1.0)])
-def test_learning_rate_is_torchs_warmup_then_cosine(steps, warmup, final):
-    options = TrainOptions(steps=steps, warmup_steps=warmup, final_lr_fraction=final, lr=0.5)
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+def test_learning_rate_is_torchs(schedule, steps, warmup, final):
+    options = TrainOptions(
+        steps=steps,
+        warmup_steps=warmup,
+        final_lr_fraction=final,
+        lr=0.5,
+        schedule=schedule,
+        decay_steps=steps // 4,
+    )
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
     schedulers = torch.optim.lr_scheduler
-    after = schedulers.CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=0.5 * final)
     before = schedulers.LambdaLR(optimizer, lambda index: (index + 1) / warmup)
     ours = [learning_rate(step, options) for step in range(1, steps + 1)]
     theirs = []
@@ -30,14 +52,23 @@ def test_learning_rate_is_torchs_warmup_then_cosine(steps, warmup, final):
         theirs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         before.step()
-    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    after = falls(schedule, optimizer, steps, warmup, final)
     for _ in range(steps - warmup):
         optimizer.step()
         after.step()
         theirs.append(optimizer.param_groups[0]["lr"])
     assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
     assert ours[warmup - 1] == 0.5
-    assert ours[-1] == pytest.approx(0.5 * final)
+    assert ours[-1] == pytest.approx(0.5 if schedule == "constant" else 0.5 * final)
+
+
+def test_wsd_that_decays_from_the_warmup_on_does_not_jump():
+    options = TrainOptions(steps=10, warmup_steps=4, decay_steps=9, lr=1.0, schedule="wsd")
+    rates = [learning_rate(step, options) for step in range(4, 11)]
+    assert rates == pytest.approx([1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1])
+    flat = TrainOptions(steps=10, warmup_steps=4, decay_steps=0, lr=1.0, schedule="wsd")
+    assert learning_rate(10, flat) == 1.0
 
 
 def test_learning_rate_without_warmup_and_with_nothing_else():
