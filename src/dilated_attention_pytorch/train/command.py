@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,8 +28,9 @@ from .progress import minutes, say, show_progress
 from .ranks import Ranks
 from .run import Run
 from .run_folder import BEST, CHECKPOINT, CONFIG, METRICS, PLOT, SAMPLE, append_row, cut_metrics, lock_metrics
-from .setup import describe, start_run
+from .setup import describe, in_words, start_run
 from .stop import StopRequest
+from .tensorboard import TensorBoard
 
 __all__ = ["add_arguments", "run"]
 
@@ -111,11 +112,15 @@ def _take_steps(
     options, ranks = run.options, run.ranks
     measured = run.step
     started = time.monotonic()
+    board_wanted = options.tensorboard and ranks.first
     with (
         show_progress(options.steps, run.step) as progress,
         TokenEnergy(run.device, ranks) as energy,
+        closing(TensorBoard(run.folder / "tensorboard")) if board_wanted else nullcontext() as board,
     ):
-        for row in training_steps(run.model, run.optimizer, run.corpus, options, run.step, run.parallel):
+        for row in training_steps(
+            run.model, run.optimizer, run.corpus, options, run.step, run.parallel, run.scaler
+        ):
             run.step = row["step"]
             is_best = False
             if "val_bits_per_byte" in row:
@@ -130,6 +135,8 @@ def _take_steps(
             def record(row: dict[str, Any] = row) -> None:
                 if metrics is not None:
                     append_row(metrics, row)
+                if board is not None:
+                    board.add(row)
 
             def sync() -> None:
                 if metrics is not None:
@@ -179,7 +186,8 @@ def _plot(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     o = run.options
     title = f"{run.folder.name}: {o.num_layers} layers, width {o.embed_dim}, context {o.seq_len}"
     try:
-        plot_loss(run.folder / PLOT, rows, title)
+        resumes = [(entry["step"], in_words(entry["changed"]) or "resumed") for entry in run.history]
+        plot_loss(run.folder / PLOT, rows, title, resumes=resumes)
     except ImportError:
         return []
     return [PLOT]

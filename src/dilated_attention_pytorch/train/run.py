@@ -17,9 +17,9 @@ from .checkpoint import VERSION, save_checkpoint, write_atomically
 from .checkpoint_files import keep_as, numbered_checkpoints, remove_unnamed_shards
 from .data import Corpus
 from .errors import CommandError
-from .loop import make_optimizer
+from .loop import make_optimizer, make_scaler
 from .options import TrainOptions
-from .parallel import Parallel, parallelize
+from .parallel import Parallel, parallelize, wrap_blocks
 from .ranks import Ranks
 from .run_folder import BEST, CHECKPOINT, CONFIG
 
@@ -40,6 +40,8 @@ class Run:
     """How a step is spread over ranks."""
     optimizer: torch.optim.Optimizer = field(init=False)
     """The optimizer of the parameters; made by :meth:`distribute`."""
+    scaler: torch.amp.GradScaler | None = field(init=False, default=None)
+    """Loss scaling, for float16; made by :meth:`distribute`."""
     folder: Path = field(init=False)
     """Where it is written; set before anything is."""
     step: int = 0
@@ -70,8 +72,11 @@ class Run:
 
     def distribute(self) -> None:
         """Spread the model over the ranks, and make the optimizer of what this rank has of it."""
+        backend = "inductor" if self.options.compile else None
+        wrap_blocks(self.model, recompute=self.options.recompute, backend=backend)
         self.parallel = parallelize(self.model, self.ranks, self.part, self.device)
         self.optimizer = make_optimizer(self.model, self.options)
+        self.scaler = make_scaler(self.options, self.device)
 
     def evaluated(self, val_bits_per_byte: float) -> bool:
         """Take note of the loss on held-out text after this step; whether it is the lowest so far."""
@@ -102,6 +107,8 @@ class Run:
             tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             named = None
         checkpoint = {**self._facts(), "step": self.step, "rng": rng, "best": self.best, **tensors}
+        if self.scaler is not None:
+            checkpoint["scaler"] = self.scaler.state_dict()
         self.ranks.on_first(lambda: save_checkpoint(self.folder / CHECKPOINT, checkpoint))
         self.shards, self.saved_step = named, self.step
         self.ranks.on_first(lambda: self._keep(is_best))
@@ -136,6 +143,8 @@ class Run:
                 self.shards = checkpoint["shards"]["folder"]
             else:
                 self._load_whole(checkpoint["model"], checkpoint["optimizer"])
+            if self.scaler is not None and "scaler" in checkpoint:
+                self.scaler.load_state_dict(checkpoint["scaler"])
             torch.set_rng_state(checkpoint["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in checkpoint["rng"]:
                 torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self.device)

@@ -15,7 +15,15 @@ from .batch_parts import part_of_batch
 from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
 from .data import read_corpus
-from .device import keep_freed_memory, resolve_device, set_threads
+from .device import (
+    check_compile,
+    check_dtype,
+    dtype_notice,
+    keep_freed_memory,
+    resolve_device,
+    return_freed_memory,
+    set_threads,
+)
 from .errors import CommandError, raise_if_out_of_memory
 from .options import SHAPE, TrainOptions, flag, given_options, in_flags
 from .parallel import Parallel
@@ -23,6 +31,7 @@ from .progress import say
 from .ranks import Ranks
 from .run import Run
 from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
+from .tensorboard import TensorBoard
 from .weights import read_weights
 
 T = TypeVar("T")
@@ -109,8 +118,13 @@ def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> 
     if ranks.size > 1 and device.type == "cuda":
         device = resolve_device(f"cuda:{ranks.local_rank}")
         torch.cuda.set_device(device)
+    check_dtype(device, options.dtype)
+    if options.compile:
+        check_compile(device)
+    if options.tensorboard:
+        TensorBoard(Path())  # here it says that it is not installed
     if device.type == "cpu":
-        keep_freed_memory()
+        (return_freed_memory if options.recompute else keep_freed_memory)()
     if (threads := options.threads) is not None:
         checked(lambda: set_threads(threads))
     names = [field.name for field in dataclasses.fields(LongNetConfig)]
@@ -202,6 +216,9 @@ def describe(run: Run) -> None:
         f"{shown(options.segment_lengths)}, dilation {shown(options.dilation_rates)}; "
         f"{options.device}{threads}, {options.dtype}"
     )
+    notice = dtype_notice(run.device, options.dtype)
+    if notice is not None:
+        say(f"note   {notice}")
     if run.ranks.size > 1:
         say(
             f"ranks  {run.ranks.size}: {part.num_data} data parallel x {part.num_context} context parallel"

@@ -146,6 +146,34 @@ def test_bfloat16_trains(text, longnet):
     assert {weight.dtype for weight in weights_of(Path("runs/x")).values()} == {torch.float32}
 
 
+def test_recomputed_in_parts_and_shown_on_tensorboard(text, longnet):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ("--data", text, *TINY, "--steps", 4, "--batch-size", 4, "--eval-every", 2)
+    assert longnet("train", *options, "--run", "plain")[0] == 0
+    ways = ("--recompute", "--grad-accumulation", 2, "--tensorboard")
+    status, _, err = longnet("train", *options, "--run", "x", *ways)
+    assert (status, err) == (0, "")
+    rows, expected = rows_of(Path("runs/x")), rows_of(Path("runs/plain"))
+    for name in ("train_bits_per_byte", "val_bits_per_byte"):
+        values = [row[name] for row in rows if name in row]
+        assert values == pytest.approx([row[name] for row in expected if name in row], rel=1e-5)
+    shown = EventAccumulator("runs/x/tensorboard").Reload()
+    assert [x.step for x in shown.Scalars("val_bits_per_byte")] == [2, 4]
+    assert [x.value for x in shown.Scalars("train_bits_per_byte")] == pytest.approx(
+        [row["train_bits_per_byte"] for row in rows], rel=1e-6
+    )
+
+
+def test_float16_on_a_cpu_is_one_line_and_makes_no_run(text, longnet):
+    status, out, err = longnet("train", "--data", text, *TINY, "--run", "x", "--dtype", "float16")
+    assert (status, out) == (2, "")
+    assert err.startswith("longnet train: error: --dtype float16 needs CUDA: ")
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
 def test_not_finite_loss_stops_with_the_last_checkpoint(text, longnet):
     options = ("--steps", 50, "--lr", "1e30", "--warmup-steps", 0)
     status, _, err = longnet("train", "--data", text, "--run", "x", *TINY, *options)
