@@ -135,6 +135,7 @@ FOLDERS = (
 
 def test_no_arrow_points_upwards():
     height = {f"kernel_pytorch.{name}": number for number, name in enumerate(FOLDERS)}
+    height["kernel_pytorch"] = 0  # the version
 
     def folder(module: str) -> str:
         return ".".join(module.split(".")[:2])
