@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import dilated_attention_pytorch
 
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
@@ -52,19 +50,6 @@ def test_exported_names():
     ]
     for name in dilated_attention_pytorch.__all__:
         assert hasattr(dilated_attention_pytorch, name)
-
-
-def test_factories():
-    pattern = {"segment_lengths": [4], "dilation_rates": [2]}
-    attention = dilated_attention_pytorch.create_dilated_attention(softmax_scale=0.5, **pattern)
-    assert isinstance(attention, dilated_attention_pytorch.DilatedAttention)
-    assert (attention.segment_lengths, attention.softmax_scale) == ((4,), 0.5)
-    multihead = dilated_attention_pytorch.create_multihead_dilated_attention(
-        "standard", embed_dim=8, num_heads=2, **pattern
-    )
-    assert isinstance(multihead, dilated_attention_pytorch.MultiheadDilatedAttention)
-    with pytest.raises(ValueError, match="type must be 'auto' or 'standard', got 'ring'"):
-        dilated_attention_pytorch.create_dilated_attention("ring", **pattern)
 
 
 def test_import_is_silent_and_light():
