@@ -33,7 +33,11 @@ setup: .venv/.installed
 		{ echo "error: Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "error: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "setup: making .venv with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv .venv
+	@echo "setup: installing PyTorch and the rest of requirements.txt into .venv: up to 0.5 GB to download" \
+		"with PyTorch's CPU build, several GB with its CUDA build"
+	@$(BIN)/pip install --quiet -r requirements.txt
+	@echo "setup: installing this checkout into .venv"
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

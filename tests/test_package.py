@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import dilated_attention_pytorch
 
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
@@ -54,19 +52,6 @@ def test_exported_names():
     ]
     for name in dilated_attention_pytorch.__all__:
         assert hasattr(dilated_attention_pytorch, name)
-
-
-def test_factories():
-    pattern = {"segment_lengths": [4], "dilation_rates": [2]}
-    attention = dilated_attention_pytorch.create_dilated_attention(softmax_scale=0.5, **pattern)
-    assert isinstance(attention, dilated_attention_pytorch.DilatedAttention)
-    assert (attention.segment_lengths, attention.softmax_scale) == ((4,), 0.5)
-    multihead = dilated_attention_pytorch.create_multihead_dilated_attention(
-        "standard", embed_dim=8, num_heads=2, **pattern
-    )
-    assert isinstance(multihead, dilated_attention_pytorch.MultiheadDilatedAttention)
-    with pytest.raises(ValueError, match="type must be 'auto' or 'standard', got 'ring'"):
-        dilated_attention_pytorch.create_dilated_attention("ring", **pattern)
 
 
 def test_import_is_silent_and_light():
@@ -137,6 +122,7 @@ FOLDERS = (
 
 def test_no_arrow_points_upwards():
     height = {f"kernel_pytorch.{name}": number for number, name in enumerate(FOLDERS)}
+    height["kernel_pytorch"] = 0  # the version
 
     def folder(module: str) -> str:
         return ".".join(module.split(".")[:2])

@@ -2,6 +2,8 @@
 
 import sys
 
+from kernel_pytorch import __version__ as __version__
+
 from . import attention
 from .attention import DilatedAttention, dilated_attention
 from .core.memory import UnifiedMemoryPool

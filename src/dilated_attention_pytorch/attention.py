@@ -95,6 +95,9 @@ def dilated_attention(
         out ``[b, n, h, d]`` in the dtype of ``query``; with ``return_lse`` also lse ``[b, h, n]``, float32
         (float64 for float64), -inf where nothing is served, not differentiable.
 
+    What ignored keys and their values hold, NaN and inf included, reaches no result. A padded query is
+    computed like any other; if its output gets no gradient, it adds none.
+
     Under ``torch.autocast`` the inputs are cast to its dtype, as for ``scaled_dot_product_attention``.
 
     It works under ``torch.func.grad``, ``vmap``, ``jacrev`` and their compositions (not traced by
@@ -105,6 +108,8 @@ def dilated_attention(
     Raises:
         TypeError, ValueError: naming the argument and its values.
         NotImplementedError: forward mode through a fused backend.
+        ValueError: in the backward on a CPU, scores beyond 2^20 (float64: 2^49), whose gradients would be
+            wrong. On a GPU this is not checked.
     """
     query, key, value = autocast(query, key, value)
     check_qkv(query, key, value)

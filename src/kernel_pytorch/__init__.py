@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ._lazy import lazy
 
+__version__ = "0.2.0"  # of the distribution longnet-pytorch, and so of both packages
+
 if TYPE_CHECKING:
     from .errors import KernelPytorchError as KernelPytorchError
     from .errors import Unavailable as Unavailable

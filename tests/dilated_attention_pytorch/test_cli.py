@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 from processes import first_process
 
+from dilated_attention_pytorch import __version__
 from dilated_attention_pytorch.cli import main
 
 LONGNET = [
@@ -34,9 +34,11 @@ sys.exit(main(["train"]))
 
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr() == (f"longnet {version('dilated-attention-pytorch')}\n", "")
+    assert capsys.readouterr() == (f"longnet {__version__}\n", "")
     assert main(["--help"]) == 0
     out, _ = capsys.readouterr()
+    assert main([]) == 0
+    assert capsys.readouterr() == (out, "")
     for line in ("train     train a model on text", "generate  continue a prompt with a trained model"):
         assert line in out
 

@@ -1,24 +1,117 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import dilated_attention_pytorch
-from dilated_attention_pytorch import legacy, ring_attention
+from dilated_attention_pytorch import (
+    LongNetConfig,
+    LongNetEncoder,
+    LongNetLM,
+    RingAttentionConfig,
+    RingDilatedAttention,
+    UnifiedMemoryPool,
+    core,
+    legacy,
+    long_net,
+    models,
+    ring_attention,
+)
+
+# By old name: the modules that had it, and what it is there.
+RING = (dilated_attention_pytorch, ring_attention)
+OLD = {
+    "RingDilatedAttentionProduction": (RING, RingDilatedAttention),
+    "RingDilatedAttentionHybrid": (RING, RingDilatedAttention),
+    "RingDilatedAttentionTrue": (RING, RingDilatedAttention),
+    "RingDilatedAttentionHilbertOptimized": (RING, ring_attention.RingDilatedAttentionHilbert),
+    "MemoryPool": ((*RING, core), UnifiedMemoryPool),
+    "get_global_memory_pool": ((dilated_attention_pytorch, core), None),
+    "LongNet": ((dilated_attention_pytorch, long_net), None),
+    "LongNetLM": ((long_net,), None),
+}
+CASES = [(module, old) for old, (modules, _) in OLD.items() for module in modules]
+
+
+def test_every_old_name_is_tested():
+    assert set(OLD) == set(legacy.RENAMED)
+
+
+@pytest.mark.parametrize(("module", "old"), CASES, ids=[f"{m.__name__}.{old}" for m, old in CASES])
+def test_an_old_name_is_the_new_one_and_warns_where_it_is_used(module, old: str):
+    home, new = legacy.RENAMED[old]
+    message = rf"^{old} is now {new} \(from {home} import {new}\); the old name is removed in v0\.3\.0$"
+    with pytest.warns(DeprecationWarning, match=message) as caught:
+        found = getattr(module, old)
+    assert [one.filename for one in caught] == [__file__]
+    assert found is OLD[old][1] or old in legacy.STOOD_IN
+    assert old not in getattr(module, "__all__", ())
+
+
+def old_name(module: object, name: str):
+    with pytest.warns(DeprecationWarning, match=f"^{name} is now "):
+        return getattr(module, name)
+
+
+def test_the_global_pool_is_one_pool():
+    pool = old_name(core, "get_global_memory_pool")()
+    assert isinstance(pool, UnifiedMemoryPool)
+    assert pool is old_name(dilated_attention_pytorch, "get_global_memory_pool")()
+
+
+@pytest.mark.parametrize("strategy", [None, "simple"])
+@pytest.mark.parametrize("method", legacy.METHODS)
+def test_an_old_method_is_the_pools(method: str, strategy: str | None):
+    ring = RingDilatedAttention(
+        RingAttentionConfig(segment_lengths=[4], dilation_rates=[1], memory_pool_strategy=strategy)
+    )
+    if ring.memory_pool is not None:
+        ring.memory_pool.return_buffer(ring.memory_pool.get_buffer((8,), torch.float32))
+        assert ring.memory_pool.get_stats()["bytes_cached"] > 0
+    message = rf"^{method}\(\) is now {re.escape(legacy.METHODS[method])}; .*removed in v0\.3\.0$"
+    with pytest.warns(DeprecationWarning, match=message) as caught:
+        given = getattr(ring, method)()
+    assert [one.filename for one in caught] == [__file__]
+    if method == "get_memory_stats":
+        assert given == ({} if ring.memory_pool is None else {"memory_pool": ring.memory_pool.get_stats()})
+    elif ring.memory_pool is not None:
+        assert ring.memory_pool.get_stats()["bytes_cached"] == 0
+
+
+SMALL = {"num_encoder_layers": 2, "num_decoder_layers": 1, "dim_feedforward": 32, "segment_lengths": [8, 16]}
 
 
 @pytest.mark.parametrize(
-    "module", [dilated_attention_pytorch, ring_attention], ids=["package", "ring_attention"]
+    ("name", "arguments", "new", "vocab_size"),
+    [
+        ("LongNet", (16, 2), LongNetEncoder, None),
+        ("LongNetLM", (50, 16, 2), LongNetLM, 50),
+    ],
 )
-@pytest.mark.parametrize(("old", "new"), [(old, new) for old, (_, new) in legacy.RENAMED.items()])
-def test_an_old_name_is_the_new_one_and_warns_where_it_is_used(module, old: str, new: str):
-    with pytest.warns(DeprecationWarning, match=rf"^{old} is now {new} .*removed in v0\.3\.0$") as caught:
-        found = getattr(module, old)
-    assert found is getattr(ring_attention, new)
-    assert caught[0].filename == __file__
-    assert old not in module.__all__
+def test_an_old_model_is_refused_with_the_call_of_a_new_one(name, arguments, new, vocab_size):
+    old = old_name(long_net, name)
+    with pytest.raises(TypeError, match=f"^{name} of earlier versions, .* nearest is ") as caught:
+        old(*arguments, **SMALL, dilation_rates=[1, 2], dropout=0.1)
+    model = eval(str(caught.value).rpartition("nearest is ")[2], vars(models).copy())
+    assert type(model) is new
+    assert model.config == LongNetConfig(
+        vocab_size=vocab_size,
+        embed_dim=16,
+        num_layers=3,
+        num_heads=2,
+        segment_lengths=(8, 16),
+        dilation_rates=(1, 2),
+        ffn_dim=32,
+    )
+    with pytest.raises(TypeError, match=r"embed_dim=768, num_layers=24, num_heads=12, .*ffn_dim=3072"):
+        old()
+    for again in (old(model.config), old(config=model.config)):
+        assert isinstance(again, new)
+        assert again.config is model.config
 
 
 def test_other_names_are_not_there():
@@ -26,7 +119,13 @@ def test_other_names_are_not_there():
         _ = dilated_attention_pytorch.Nothing
 
 
-@pytest.mark.parametrize("module", ["dilated_attention_pytorch", "dilated_attention_pytorch.ring_attention"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "dilated_attention_pytorch",
+        *(f"dilated_attention_pytorch.{name}" for name in ("ring_attention", "core", "long_net")),
+    ],
+)
 def test_importing_everything_is_silent(module: str):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"from {module} import *"], capture_output=True, text=True

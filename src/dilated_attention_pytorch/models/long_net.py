@@ -7,6 +7,7 @@ width of the feed-forward.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -209,6 +210,28 @@ class LongNetLM(_LongNet):
         # Logits of variance 1: the first loss is log(vocab_size) + 1/2. Smaller logits learn more slowly,
         # and so does a head that shares the embedding's weight.
         initialize(self.head, config.embed_dim**-0.5)
+
+    @classmethod
+    def load(cls, run: str | os.PathLike[str], checkpoint: str | int = "last") -> LongNetLM:
+        """The model of a run of ``longnet train``, on the CPU, of one process or of several.
+
+        Args:
+            run: the run's folder, or its name below ``runs``.
+            checkpoint: ``"last"``, ``"best"`` (by held-out loss), or the step of one that was kept.
+
+        Raises:
+            ValueError: there is no such run or checkpoint, or it is damaged, or of another model.
+        """
+        from ..train.errors import CommandError  # training is the upper floor
+        from ..train.weights import read_weights
+
+        try:
+            found, weights = read_weights(os.fspath(run), str(checkpoint))
+            model = cls(LongNetConfig(**found["model_config"]))
+            model.load_state_dict(weights)
+        except (CommandError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"LongNetLM.load({os.fspath(run)!r}, {checkpoint!r}): {error}") from error
+        return model
 
     def forward(
         self,

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from ..core.memory.unified_pool import UnifiedMemoryPool
+from ..legacy import OldMethods
 from .config import RingAttentionConfig
 
 
-class BaseRingAttention(nn.Module, ABC):
+class BaseRingAttention(OldMethods, nn.Module, ABC):
     """Attention whose sequence is spread over ranks. Abstract: subclasses say how.
 
     Args:

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from .. import __version__
 from ..errors import KernelPytorchError
 from .errors import CommandError
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGTERM, 141
-_DISTRIBUTION = "dilated-attention-pytorch"
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,10 +73,10 @@ class Program:
         """Run a command and return its exit status.
 
         Args:
-            argv: the arguments; default: ``sys.argv[1:]``.
+            argv: the arguments; default: ``sys.argv[1:]``. Without any, the help is printed.
             peers: the processes that run the same command with the same arguments.
         """
-        arguments = list(sys.argv[1:] if argv is None else argv)
+        arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
         command = self._command(arguments)
         name = self.name if command is None else f"{self.name} {command.name}"
         quiet = peers is not None and not peers.first
@@ -161,18 +161,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version of the installed distribution."""
+    """Print the version; argparse's own action ignores errors of writing."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{parser.prog} {version(_DISTRIBUTION)}")
-        except PackageNotFoundError as error:
-            raise CommandError(f"no version: {_DISTRIBUTION} is not installed (pip install .)") from error
+        print(f"{parser.prog} {__version__}")
         parser.exit()
 
 

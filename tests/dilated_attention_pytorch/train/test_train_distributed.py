@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY
 
+from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.train import command
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint
 
@@ -27,6 +29,7 @@ OPTIONS = [
 STOPPED = """
 import os, signal, sys, time
 from dilated_attention_pytorch.cli import main
+from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.train import command
 append_row = command.append_row
 def append_and_stop(file, row):
@@ -102,6 +105,10 @@ def test_loss_is_that_of_one_process(text, whole, processes, context_parallel, s
     assert sorted(os.listdir("runs/spread")) == [
         *("best.pt", "checkpoint.pt", "config.json", "loss.png", "metrics.jsonl", "sample.txt", "shards-50"),
     ]
+    loaded, single = (LongNetLM.load(run, "best").state_dict() for run in ("spread", "whole"))
+    assert loaded.keys() == single.keys()
+    for name, weight in single.items():
+        torch.testing.assert_close(loaded[name], weight, rtol=1e-3, atol=1e-5)
     for name in ("sample.txt", "config.json"):
         assert Path("runs/spread", name).read_bytes() == Path("runs/whole", name).read_bytes()
 

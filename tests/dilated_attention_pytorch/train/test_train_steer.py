@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import TINY
 
+from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint
 from dilated_attention_pytorch.train.checkpoint_files import find_checkpoint, keep_as
 from dilated_attention_pytorch.train.errors import CommandError
@@ -222,3 +223,16 @@ def test_weights_are_read_by_name_of_the_run_or_its_folder(tiny_run):
 def test_options_of_a_checkpoint_make_the_same_options():
     options = TrainOptions(steps=200, schedule="wsd")
     assert TrainOptions(**dataclasses.asdict(options)) == options
+
+
+def test_a_run_is_loaded_in_python(tiny_run):
+    for run in ("tiny", tiny_run):
+        for which in ("last", "best", 6):
+            model = LongNetLM.load(run, checkpoint=which)
+            assert same(model.state_dict(), weights_of(tiny_run / "checkpoint.pt"))
+    for arguments, message in (
+        (("nothing",), "no run nothing"),
+        (("tiny", 7), "runs/tiny has no checkpoint 7: it has last, best"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LongNetLM.load(*arguments)

@@ -70,9 +70,7 @@ def serve(machine: Machine, address: str, interval_s: float) -> int:
     try:
         from prometheus_client import make_wsgi_app
     except ImportError as error:
-        raise CommandError(
-            "--serve needs prometheus-client: pip install 'dilated-attention-pytorch[metrics]'"
-        ) from error
+        raise CommandError("--serve needs prometheus-client: pip install prometheus-client") from error
     watch = NodeWatch(machine.node.devices, machine, interval_s=interval_s)
     try:
         server = _listen(host.strip("[]"), int(port))

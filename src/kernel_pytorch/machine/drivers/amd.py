@@ -29,9 +29,7 @@ class AmdDriver:
         try:
             import amdsmi
         except ImportError as error:
-            raise DriverAbsentError(
-                "amdsmi is not installed", "pip install 'dilated-attention-pytorch[amd]'"
-            ) from error
+            raise DriverAbsentError("amdsmi is not installed", "pip install amdsmi") from error
         except Exception as error:  # whatever the binding meets in a library of another version
             # A library that lacks a function is there, and of another version.
             kind = DriverAbsentError if isinstance(error, (OSError, KeyError)) else DriverUnavailableError

@@ -38,9 +38,7 @@ class Nvml:
         try:
             import pynvml
         except ImportError as error:
-            raise DriverAbsentError(
-                "nvidia-ml-py is not installed", "pip install 'dilated-attention-pytorch[nvidia]'"
-            ) from error
+            raise DriverAbsentError("nvidia-ml-py is not installed", "pip install nvidia-ml-py") from error
         self.api: Any = pynvml
         self.missing: list[Missing] = []
         try:
