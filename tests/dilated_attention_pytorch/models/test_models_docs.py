@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tiny import TINY
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from worlds import World
 
 from dilated_attention_pytorch import LongNetEncoder
+from dilated_attention_pytorch.cli import main
 
 PAGE = Path(__file__).parents[3] / "docs/models.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -28,8 +30,10 @@ def run(blocks: list[str]) -> dict[str, object]:
 
 def test_the_pages_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "books.txt").write_text("All happy families are alike. " * 100)
+    assert main(["train", "--data", "books.txt", "--run", "books", "--steps", "1", *TINY]) == 0
     blocks = [block for block in BLOCKS if not block.startswith("# torchrun")]
-    assert len(blocks) == len(BLOCKS) - 1 == 7
+    assert len(blocks) == len(BLOCKS) - 1 == 8
     names = run(blocks)
     assert names["loss"].item() == pytest.approx(math.log(256) + 0.5, abs=0.3)
     assert len(names["continuation"]) == 20

@@ -29,7 +29,6 @@ OPTIONS = [
 STOPPED = """
 import os, signal, sys, time
 from dilated_attention_pytorch.cli import main
-from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.train import command
 append_row = command.append_row
 def append_and_stop(file, row):
