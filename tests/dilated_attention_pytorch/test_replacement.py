@@ -1,5 +1,6 @@
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,3 +268,11 @@ def test_bad_arguments(model, arguments, error, message):
     with pytest.raises(error, match=message):
         replace_attention(model, **{**WHOLE, **arguments})
     assert not before or list(model.modules()) == before
+
+
+def test_the_swap_of_the_readme_prints_what_it_says(capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("`replace_attention` puts")[1]
+    exec(section.split("```python\n")[1].split("```")[0], {"torch": torch})
+    printed = capsys.readouterr().out.split("\n")[:2]
+    assert [f"`{line}`" in section for line in printed] == [True, True]
