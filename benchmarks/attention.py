@@ -50,7 +50,7 @@ class Section:
     "attention",
     numerics=(
         "tests/dilated_attention_pytorch/kernels",
-        "tests/dilated_attention_pytorch/test_dilated_attention.py",
+        "tests/dilated_attention_pytorch/test_attention.py",
     ),
 )
 def attention(options: Options) -> list[Table]:
