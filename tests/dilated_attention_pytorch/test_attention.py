@@ -116,7 +116,12 @@ QKV = dict.fromkeys(("query", "key", "value"), torch.zeros(2, 6, 4, 8))
         ),
         ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
         ({"query": torch.zeros(2, 6, 4, 8, device="meta")}, ValueError, "one device, got meta, cpu, cpu"),
-        ({"key_padding_mask": torch.zeros(2, 6)}, TypeError, r"key_padding_mask must be a bool .*float32"),
+        ({"key_padding_mask": torch.full((2, 6), -0.5)}, ValueError, r"must hold only 0 .*, got -0\.5"),
+        (
+            {"key_padding_mask": torch.zeros(2, 6).cfloat()},
+            TypeError,
+            r"key_padding_mask must be .*complex64",
+        ),
         ({"key_padding_mask": torch.zeros(2, 5, dtype=torch.bool)}, ValueError, r"\[2, 6\], got \[2, 5\]"),
         ({"positions": torch.zeros(6)}, TypeError, r"positions must be an int64 tensor, got torch\.float32"),
         ({"positions": torch.arange(5)}, ValueError, r"positions must be \[6\] .*, got \[5\]"),

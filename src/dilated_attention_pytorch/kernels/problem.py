@@ -29,8 +29,12 @@ def largest_score(dtype: torch.dtype) -> float:
     return 0.125 / torch.finfo(dtype).eps
 
 
+class HugeScoresError(ValueError):
+    """Scores so large that float rounding leaves nothing right of their gradients."""
+
+
 def check_scores(grad_out: Tensor, lse: Tensor) -> None:
-    """Raise ValueError if a finite ``lse [b, h, n]`` is too large where ``grad_out [b, n, h, d]`` is not 0.
+    """Raise HugeScoresError where a finite ``lse [b, h, n]`` is too large and ``grad_out [b, n, h, d]`` not 0.
 
     On the CPU only: elsewhere the host would have to wait for the answer.
     """
@@ -42,7 +46,7 @@ def check_scores(grad_out: Tensor, lse: Tensor) -> None:
         return
     beyond &= (grad_out != 0).any(-1).transpose(1, 2)
     if bool(beyond.any()):
-        raise ValueError(
+        raise HugeScoresError(
             f"query and key have scores of {lse[beyond].abs().max():.1e}: above {limit:.1e} their gradients "
             f"would be wrong in {str(lse.dtype).removeprefix('torch.')}; "
             "normalise query and key, lower softmax_scale, or use backend='reference' (on one device)"

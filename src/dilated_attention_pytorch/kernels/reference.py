@@ -48,7 +48,7 @@ def reference_attention(
         # A weight or a gradient of 0 times NaN is NaN.
         ignored = key_padding_mask[..., None, None]
         k, v = k.masked_fill(ignored, 0.0), v.masked_fill(ignored, 0.0)
-        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(query.device.type):
             finite = torch.einsum("bihd,bjhd->bhij", q, k).isfinite().all(-1)
         spoilt = ignored & ~finite.transpose(1, 2)[..., None]
         q = q.masked_fill(spoilt, 0.0)

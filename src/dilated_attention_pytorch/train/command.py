@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
+from ..kernels.problem import HugeScoresError
 from ..ring_attention.utils.communication import RingError
 from .batch_parts import BatchPart
 from .checkpoint import load_checkpoint, write_atomically
@@ -70,7 +71,7 @@ def _train(run: Run, time_limit: float | None) -> int:
             "" if run.saved_step is None else f"; the checkpoint of step {run.saved_step} is whole: {again}"
         )
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}{kept}") from error
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, HugeScoresError) as error:
         raise CommandError(f"{error}; {_way_back(run, again)}", status=1) from error
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, options)

@@ -106,7 +106,7 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
     assert "--resume" in out
     status, out, err = longnet("generate", "--help")
     assert (status, err) == (0, "")
-    assert "example:" in out
+    assert "examples:" in out
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_nothing_inside_a_block_is_kept_for_the_backward():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            hidden = model.hidden(model.embedding(tokens), torch.arange(64), model._attend)
+            hidden = model.hidden(model.embedding(tokens), torch.arange(64))
         assert hidden.requires_grad
         return sum(saved.values())
 

@@ -102,7 +102,7 @@ def test_the_best_and_the_last_are_kept(text, longnet):
     # It learns with a small rate, then spoils what it learnt with a large one.
     options = ("--data", text, *TINY, "--steps", 4, "--eval-every", 1, "--warmup-steps", 0)
     assert longnet("train", "--run", "x", *options, "--schedule", "constant")[0] == 0
-    more = ("--lr", 10, "--weight-decay", 0, "--steps", 9, "--checkpoint-every", 2, "--keep", 2)
+    more = ("--lr", 3, "--weight-decay", 0, "--steps", 9, "--checkpoint-every", 2, "--keep", 2)
     assert longnet("train", "--resume", "x", *more)[0] == 0
     losses = {row["step"]: row["val_bits_per_byte"] for row in rows_of("runs/x")}
     step = min(losses, key=losses.get)
@@ -171,6 +171,14 @@ def test_divergence_names_the_way_back_and_it_works(text, longnet):
     status, _, err = longnet(*arguments)
     assert (status, err) == (0, "")
     assert rows_of("runs/x")[-1]["step"] == 9
+
+
+def test_scores_too_large_for_a_gradient_are_divergence(text, longnet):
+    options = ("--data", text, *TINY, "--steps", 9, "--warmup-steps", 0, "--lr", 10, "--weight-decay", 0)
+    status, _, err = longnet("train", "--run", "x", *options)
+    assert status == 1
+    assert err.startswith("longnet train: error: query and key have scores of ")
+    assert err.endswith("go back to it with a lower rate: longnet train --resume runs/x --lr 5\n")
 
 
 def test_init_from_takes_the_weights_and_nothing_else(tiny_run, longnet):
