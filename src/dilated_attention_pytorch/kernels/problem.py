@@ -34,7 +34,7 @@ class HugeScoresError(ValueError):
 
 
 def check_scores(grad_out: Tensor, lse: Tensor) -> None:
-    """Raise HugeScoresError where a finite ``lse [b, h, n]`` is too large and ``grad_out [b, n, h, d]`` not 0.
+    """Raise HugeScoresError where ``lse [b, h, n]`` is too large and ``grad_out [b, n, h, d]`` is not 0.
 
     On the CPU only: elsewhere the host would have to wait for the answer.
     """
