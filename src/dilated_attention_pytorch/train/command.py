@@ -55,10 +55,12 @@ def _train(run: Run, time_limit: float | None) -> int:
     again = _resume_command(run)
     try:
         with ExitStack() as opened:
-            metrics, rows = ranks.on_first(lambda: _open_metrics(run, again, opened)) or (None, [])
+            metrics = ranks.on_first(lambda: _open_metrics(run, again, opened))
             stop = opened.enter_context(StopRequest(quiet=not ranks.first))
             run.write_config()
             run.save()
+            # Only now: rows are never lost that the checkpoint on disk still has.
+            rows = ranks.on_first(lambda: [] if metrics is None else cut_metrics(metrics, run.step)) or []
             started = time.perf_counter()
             why = _take_steps(run, metrics, rows, stop, time_limit)
         trained = minutes(time.perf_counter() - started)
@@ -93,13 +95,13 @@ def _way_back(run: Run, again: str) -> str:
     )
 
 
-def _open_metrics(run: Run, again: str, opened: ExitStack) -> tuple[BinaryIO, list[dict[str, Any]]]:
-    """The metrics, locked until ``opened`` is closed, and their rows up to the run's step."""
+def _open_metrics(run: Run, again: str, opened: ExitStack) -> BinaryIO:
+    """The metrics, locked until ``opened`` is closed."""
     metrics = opened.enter_context(lock_metrics(run.folder / METRICS))
     # Until they were locked, another process could have gone on from here.
     if run.saved_step is not None and load_checkpoint(run.folder / CHECKPOINT)["step"] != run.saved_step:
         raise CommandError(f"another process went on training in {run.folder} meanwhile: {again}")
-    return metrics, cut_metrics(metrics, run.step)
+    return metrics
 
 
 def _take_steps(

@@ -15,14 +15,13 @@ import torch
 from kernel_pytorch.cli.shell import add_json, print_json
 
 from ..models import LongNetConfig, LongNetLM
-from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
 from .device import resolve_device
 from .errors import CommandError
 from .options import length
-from .ranks import Ranks
 from .run_folder import existing_run_folder
 from .tokenizer import Tokenizer, tokenizer_of_run
+from .weights import weights_at
 
 _EXAMPLES = """\
 examples:
@@ -35,20 +34,15 @@ Bytes are printed as they are drawn. Ctrl-C ends it, with exit status 130.
 
 
 def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, dict[str, Any]]:
-    """The model of a checkpoint, and the checkpoint.
+    """The model of a checkpoint, and what else the checkpoint says.
 
     Raises:
-        CommandError: as :func:`load_checkpoint`, or the weights do not fit the model.
+        CommandError: as :func:`weights_at`, or the weights do not fit the model.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint, weights = weights_at(path)
     try:
         model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
-        if "shards" in checkpoint:
-            from .shards import read_shards, tensors_of
-
-            read_shards(path.parent, checkpoint["shards"], tensors_of(model), Ranks())
-        else:
-            model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CommandError(f"{path} does not fit this version's LongNetLM: {error}") from error
     return model.to(device), checkpoint

@@ -26,7 +26,11 @@ def read_weights(run: str | Path, which: str = "last") -> tuple[dict[str, Any], 
     Raises:
         CommandError: not there, not readable, damaged.
     """
-    path = find_checkpoint(existing_run_folder(str(run)), which)
+    return weights_at(find_checkpoint(existing_run_folder(str(run)), which))
+
+
+def weights_at(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As :func:`read_weights`, of the checkpoint in the file ``path``."""
     checkpoint = load_checkpoint(path)
     checkpoint.pop("optimizer", None)
     if "shards" not in checkpoint:

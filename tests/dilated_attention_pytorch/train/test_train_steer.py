@@ -10,6 +10,7 @@ import torch
 from tiny import TINY
 
 from dilated_attention_pytorch.models import LongNetLM
+from dilated_attention_pytorch.train import run as run_module
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint
 from dilated_attention_pytorch.train.checkpoint_files import find_checkpoint, keep_as
 from dilated_attention_pytorch.train.errors import CommandError
@@ -134,6 +135,21 @@ def test_the_best_stays_when_the_run_goes_back_to_before_it(text, longnet):
     assert longnet("train", "--resume", "x", "--checkpoint", 2, "--lr", 1e-9)[0] == 0
     assert rows_of("runs/x")[-1]["val_bits_per_byte"] > best["best"]["val_bits_per_byte"]
     assert same(load_checkpoint(Path("runs/x/best.pt"))["model"], best["model"])
+
+
+def test_a_run_that_cannot_go_back_loses_nothing(text, longnet, monkeypatch):
+    options = ("--data", text, *TINY, "--steps", 4, "--checkpoint-every", 1, "--keep", 4)
+    assert longnet("train", "--run", "x", *options)[0] == 0
+    before = Path("runs/x/metrics.jsonl").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_checkpoint", full)
+    status, _, err = longnet("train", "--resume", "x", "--checkpoint", 2)
+    assert (status, "No space left on device; the checkpoint of step 4 is whole" in err) == (2, True)
+    assert Path("runs/x/metrics.jsonl").read_bytes() == before
+    assert load_checkpoint(Path("runs/x/checkpoint.pt"))["step"] == 4
 
 
 def test_a_checkpoint_that_is_not_there(tiny_run, longnet):
