@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, long_net
+from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, blocks
 
 SMALL = LongNetConfig(
     vocab_size=11,
@@ -118,7 +118,7 @@ def test_positions_0_to_n_do_not_gather(monkeypatch):
         seen.append(positions)
         return dilated_attention(*args, positions=positions, **kwargs)
 
-    monkeypatch.setattr(long_net, "dilated_attention", attention)
+    monkeypatch.setattr(blocks, "dilated_attention", attention)
     right = torch.arange(21) >= torch.tensor([[13], [21]])
     outputs = [model(tokens), model(tokens, torch.arange(21)), model(tokens, key_padding_mask=right)]
     assert seen == [None] * 6
