@@ -9,28 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import SMALL, initial, randomised
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, blocks
-
-SMALL = LongNetConfig(
-    vocab_size=11,
-    embed_dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    segment_lengths=(4, 16),
-    dilation_rates=(1, 3),
-    ffn_dim=24,
-)
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Away from the initial zeros and ones, which would hide a parameter that is not used."""
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return model.double()
 
 
 def by_hand(
@@ -74,8 +57,7 @@ def by_hand(
 
 
 def test_lm_equals_computation_by_hand():
-    torch.manual_seed(0)
-    model = randomised(LongNetLM(SMALL))
+    model = randomised(LongNetLM)
     tokens = torch.randint(11, (2, 21))
     expected = by_hand(model, model.embedding.weight[tokens], True) @ model.head.weight.T
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-10)
@@ -83,8 +65,7 @@ def test_lm_equals_computation_by_hand():
 
 @pytest.mark.parametrize("embedded", [False, True], ids=["tokens", "embeddings"])
 def test_encoder_equals_computation_by_hand(embedded):
-    torch.manual_seed(0)
-    model = randomised(LongNetEncoder(SMALL))
+    model = randomised(LongNetEncoder)
     tokens = torch.randint(11, (2, 21))
     x = torch.randn(2, 21, 16, dtype=torch.float64) if embedded else model.embedding.weight[tokens]
     out = model(x if embedded else tokens)
@@ -95,8 +76,7 @@ def test_encoder_equals_computation_by_hand(embedded):
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("rows", [False, True], ids=["one-order", "by-row"])
 def test_given_positions_equal_computation_by_hand(rows, padded, model_class):
-    torch.manual_seed(0)
-    model = randomised(model_class(SMALL))
+    model = randomised(model_class)
     tokens = torch.randint(11, (2, 21))
     positions = torch.stack([torch.randperm(40)[:21] for _ in range(2)]) if rows else torch.randperm(40)[:21]
     ignored = torch.rand(2, 21) < 0.3 if padded else None
@@ -111,7 +91,7 @@ def test_given_positions_equal_computation_by_hand(rows, padded, model_class):
 
 
 def test_positions_0_to_n_do_not_gather(monkeypatch):
-    model, tokens = LongNetLM(SMALL), torch.randint(11, (2, 21))
+    model, tokens = initial(LongNetLM), torch.randint(11, (2, 21))
     seen = []
 
     def attention(*args, positions, **kwargs):
@@ -136,10 +116,8 @@ def test_positions_0_to_n_do_not_gather(monkeypatch):
     seed=st.integers(0, 2**32),
 )
 def test_later_tokens_change_no_earlier_logit(seq, cut, branches, dtype, seed):
-    torch.manual_seed(seed)
     segment_lengths, dilation_rates = zip(*branches, strict=True)
-    config = dataclasses.replace(SMALL, segment_lengths=segment_lengths, dilation_rates=dilation_rates)
-    model = LongNetLM(config).to(dtype)
+    model = initial(LongNetLM, seed, segment_lengths=segment_lengths, dilation_rates=dilation_rates).to(dtype)
     tokens = torch.randint(11, (2, seq))
     kept = round(cut * (seq - 1)) + 1
     other = tokens.clone()
@@ -148,8 +126,7 @@ def test_later_tokens_change_no_earlier_logit(seq, cut, branches, dtype, seed):
 
 
 def test_encoder_sees_later_tokens():
-    torch.manual_seed(0)
-    model = LongNetEncoder(SMALL)
+    model = initial(LongNetEncoder)
     tokens = torch.randint(10, (1, 4))
     other = tokens.clone()
     other[:, 3] = 10
@@ -157,8 +134,7 @@ def test_encoder_sees_later_tokens():
 
 
 def test_padding_of_encoder_is_not_seen():
-    torch.manual_seed(0)
-    model = LongNetEncoder(SMALL)
+    model = initial(LongNetEncoder)
     tokens = torch.randint(11, (2, 24))
     ignored = torch.zeros(2, 24, dtype=torch.bool)
     ignored[0, 17:] = ignored[1, 5:9] = True
@@ -168,9 +144,7 @@ def test_padding_of_encoder_is_not_seen():
 
 def test_positions_far_out_keep_their_distances():
     # A rotary score depends on the distance alone; angles in float32 would be off by 0.06 at a million.
-    torch.manual_seed(0)
-    config = dataclasses.replace(SMALL, segment_lengths=(16,), dilation_rates=(1,))
-    model = randomised(LongNetLM(config)).float()
+    model = randomised(LongNetLM, segment_lengths=(16,), dilation_rates=(1,)).float()
     x = torch.randn(1, 16, 16)
     near = model.hidden(x, torch.arange(16))
     far = model.hidden(x, torch.arange(16) + 16_000_000)
@@ -178,8 +152,7 @@ def test_positions_far_out_keep_their_distances():
 
 
 def test_tokens_in_another_order_with_their_positions_and_attention():
-    torch.manual_seed(0)
-    model = randomised(LongNetLM(SMALL))
+    model = randomised(LongNetLM)
     tokens = torch.randint(11, (2, 21))
     order = torch.randperm(21)
     layers = []
@@ -197,8 +170,7 @@ def test_tokens_in_another_order_with_their_positions_and_attention():
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_gradient_reaches_every_parameter(model_class):
-    torch.manual_seed(0)
-    model = model_class(SMALL)
+    model = initial(model_class)
     model(torch.arange(11).repeat(2, 2)).square().sum().backward()
     # Adding a constant to every key's score changes nothing, so but for rotation k_proj.bias would have none.
     reached = {name: p.grad is not None and p.grad.abs().max() > 0 for name, p in model.named_parameters()}
@@ -207,8 +179,7 @@ def test_gradient_reaches_every_parameter(model_class):
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_state_dict_round_trip(model_class, tmp_path):
-    torch.manual_seed(0)
-    model, other = model_class(SMALL), model_class(SMALL)
+    model, other = initial(model_class), initial(model_class, seed=1)
     tokens = torch.randint(11, (1, 9))
     assert not torch.equal(model(tokens), other(tokens))
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -229,9 +200,7 @@ def test_initial_loss_is_little_above_guessing(size):
 
 
 def test_encoder_without_a_token_table():
-    torch.manual_seed(0)
-    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
-    with_table = LongNetEncoder(SMALL)
+    model, with_table = initial(LongNetEncoder, vocab_size=None), initial(LongNetEncoder, seed=1)
     assert list(model.state_dict()) == [name for name in with_table.state_dict() if "embedding" not in name]
     with_table.load_state_dict(model.state_dict(), strict=False)
     x = torch.randn(2, 9, 16)
@@ -241,7 +210,7 @@ def test_encoder_without_a_token_table():
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_meta_tensors_give_shapes(model_class):
     with torch.device("meta"):
-        model = model_class(SMALL)
+        model = initial(model_class)
         tokens = torch.zeros(2, 9, dtype=torch.int64)
         width = 11 if model_class is LongNetLM else 16
         for mask in (None, torch.zeros(2, 9, dtype=torch.bool)):
@@ -251,13 +220,12 @@ def test_meta_tensors_give_shapes(model_class):
 
 
 def test_empty_sequence():
-    assert LongNetLM(SMALL)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
-    assert LongNetEncoder(SMALL)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
+    assert initial(LongNetLM)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
+    assert initial(LongNetEncoder)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
 
 
 def test_autocast():
-    torch.manual_seed(0)
-    model = LongNetLM(SMALL)
+    model = initial(LongNetLM)
     tokens = torch.randint(11, (2, 20))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens)
@@ -319,14 +287,14 @@ def test_bad_config(field, value, error, message):
 )
 def test_bad_inputs(model_class, inputs, error, message):
     with pytest.raises(error, match=message):
-        model_class(SMALL)(inputs)
+        initial(model_class)(inputs)
 
 
 @pytest.mark.parametrize(
     ("inputs", "got"), [(torch.zeros(1, 4, dtype=torch.int64), "torch.int64"), ([[1, 2]], "list")]
 )
 def test_tokens_without_a_token_table(inputs, got):
-    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
+    model = initial(LongNetEncoder, vocab_size=None)
     with pytest.raises(TypeError, match=rf"inputs must be embeddings .* vocab_size=None .* got {got}"):
         model(inputs)
 
