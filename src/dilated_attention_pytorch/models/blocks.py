@@ -22,8 +22,8 @@ from ..core.validation import check_positions
 from ..multihead_dilated_attention import MultiheadDilatedAttention
 from .config import LongNetConfig
 
-# attend(layer, query [b, n, h, d], key, value [b, n, h_kv, d]) -> [b, n, h, d]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Number of a layer, query ``[b, n, h, d]``, key and value ``[b, n, h_kv, d]`` to ``[b, n, h, d]``."""
 
 
 class _FeedForward(nn.Module):
@@ -64,9 +64,13 @@ class _Block(nn.Module):
 
 
 class LongNetStack(nn.Module):
+    """A table of tokens, unless ``config.vocab_size`` is None, and the blocks."""
+
     is_causal: ClassVar[bool]
 
     def __init__(self, config: LongNetConfig) -> None:
+        if not isinstance(config, LongNetConfig):
+            raise TypeError(f"config must be a LongNetConfig, got {config!r}")
         super().__init__()
         self.config = config
         self.embedding: nn.Embedding | None = None
@@ -79,27 +83,37 @@ class LongNetStack(nn.Module):
 
     def hidden(
         self,
-        x: Tensor,
+        inputs: Tensor,
         positions: Tensor | None = None,
         attend: Attend | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """The normed last hidden state ``[b, n, e]`` of ``x [b, n, e]``; the rest is as for ``forward``."""
+        """The normed last hidden state ``[b, n, e]`` of tokens int64 ``[b, n]`` or embeddings ``[b, n, e]``.
+
+        The other arguments are those of ``forward``.
+        """
         c = self.config
+        ignored = None
         if key_padding_mask is not None:
             if attend is not None:
                 raise ValueError(
                     "attend decides about masks itself: beside it key_padding_mask must be None, "
                     "and positions must say where the tokens are"
                 )
-            key_padding_mask = ignored_keys(key_padding_mask, x)
+            ignored = ignored_keys(key_padding_mask, inputs)
+        x = inputs
+        if not inputs.is_floating_point():
+            assert self.embedding is not None
+            x = self.embedding(inputs if ignored is None else inputs.masked_fill(ignored, 0))
+        if ignored is not None:
             # NaN there would be harmless to attention, but not to the gradients of the weights.
-            x = x.masked_fill(key_padding_mask[..., None], 0)
+            x = x.masked_fill(ignored[..., None], 0)
+
         if positions is not None:
             check_positions(positions, x)
-        elif key_padding_mask is not None:
+        elif ignored is not None:
             # A row's tokens are numbered as if they were alone, what it ignores comes after them.
-            positions = key_padding_mask.argsort(dim=1, stable=True).argsort(dim=1)
+            positions = ignored.argsort(dim=1, stable=True).argsort(dim=1)
         ranks = positions
         if attend is None and positions is not None and _are_indices(positions):
             ranks = None
@@ -112,7 +126,7 @@ class LongNetStack(nn.Module):
                 c.segment_lengths,
                 c.dilation_rates,
                 is_causal=self.is_causal,
-                key_padding_mask=key_padding_mask,
+                key_padding_mask=ignored,
                 positions=ranks,
             )
 
@@ -124,13 +138,23 @@ class LongNetStack(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def check_tokens(tokens: Tensor) -> None:
-    """Raise unless ``tokens`` is an int64 tensor ``[b, n]``."""
+def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
+    """Raise unless ``tokens``, given as the argument ``name``, is an int64 tensor ``[b, n]``."""
+    check_dense(tokens, name)
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
         got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens must be an int64 tensor, got {got}")
+        raise TypeError(f"{name} must be an int64 tensor, got {got}")
     if tokens.dim() != 2:
-        raise ValueError(f"tokens must be [batch, seq], got {list(tokens.shape)}")
+        raise ValueError(f"{name} must be [batch, seq], got {list(tokens.shape)}")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raise TypeError if ``x``, given as the argument ``name``, is a nested tensor."""
+    if isinstance(x, Tensor) and x.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) and "
+            "mark the padding in key_padding_mask"
+        )
 
 
 def _are_indices(positions: Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .blocks import Attend, LongNetStack, check_tokens
+from .blocks import Attend, LongNetStack, check_dense, check_tokens
 
 
 class LongNetEncoder(LongNetStack):
@@ -47,20 +47,17 @@ class LongNetEncoder(LongNetStack):
         Raises:
             TypeError, ValueError: naming the argument and its values.
         """
-        c = self.config
+        shape = f"[batch, seq, embed_dim={self.config.embed_dim}]"
+        check_dense(inputs, "inputs")
         if isinstance(inputs, Tensor) and inputs.is_floating_point():
-            if inputs.dim() != 3 or inputs.shape[2] != c.embed_dim:
-                raise ValueError(
-                    f"inputs must be [batch, seq, embed_dim={c.embed_dim}], got {list(inputs.shape)}"
-                )
-            x = inputs
+            if inputs.dim() != 3 or inputs.shape[2] != self.config.embed_dim:
+                raise ValueError(f"inputs must be {shape}, got {list(inputs.shape)}")
         elif self.embedding is None:
             got = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(
-                f"inputs must be embeddings [batch, seq, embed_dim={c.embed_dim}], floating point, since "
-                f"vocab_size=None means no token table; got {got}"
+                f"inputs must be embeddings {shape}, floating point, since vocab_size=None means no token "
+                f"table; got {got}"
             )
         else:
-            check_tokens(inputs)
-            x = self.embedding(inputs)
-        return self.hidden(x, positions, attend, key_padding_mask)
+            check_tokens(inputs, "inputs")
+        return self.hidden(inputs, positions, attend, key_padding_mask)

@@ -26,6 +26,7 @@ class LongNetLM(LongNetStack):
         config: its shape.
 
     Raises:
+        TypeError: ``config`` is no :class:`LongNetConfig`.
         ValueError: ``config.vocab_size`` is None.
     """
 
@@ -33,11 +34,11 @@ class LongNetLM(LongNetStack):
     embedding: nn.Embedding
 
     def __init__(self, config: LongNetConfig) -> None:
+        super().__init__(config)
         if config.vocab_size is None:
             raise ValueError(
                 "vocab_size must be the number of token ids, got None: a LongNetEncoder takes embeddings"
             )
-        super().__init__(config)
         self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         # Logits of variance 1: the first loss is log(vocab_size) + 1/2. Smaller logits learn more slowly,
         # and so does a head that shares the embedding's weight.
@@ -57,12 +58,13 @@ class LongNetLM(LongNetStack):
         from ..train.errors import CommandError  # training is the upper floor
         from ..train.weights import read_weights
 
+        path = os.fspath(run)
         try:
-            found, weights = read_weights(os.fspath(run), str(checkpoint))
+            found, weights = read_weights(path, str(checkpoint))
             model = cls(LongNetConfig(**found["model_config"]))
             model.load_state_dict(weights)
         except (CommandError, KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"LongNetLM.load({os.fspath(run)!r}, {checkpoint!r}): {error}") from error
+            raise ValueError(f"LongNetLM.load({path!r}, {checkpoint!r}): {error}") from error
         return model
 
     def forward(
@@ -74,8 +76,8 @@ class LongNetLM(LongNetStack):
     ) -> Tensor:
         """Logits of the token after each of ``tokens``.
 
-        With ``key_padding_mask`` each row gets what its tokens get alone, wherever the padding is. The
-        logits of ignored tokens mean nothing.
+        With ``key_padding_mask`` each row gets what its tokens get alone, wherever the padding is. Ignored
+        tokens may be any number, and their logits mean nothing.
 
         Args:
             tokens: int64 ``[b, n]``; the whole sequence, or with ``positions`` and ``attend`` a shard of it.
@@ -94,7 +96,7 @@ class LongNetLM(LongNetStack):
             TypeError, ValueError: naming the argument and its values.
         """
         check_tokens(tokens)
-        return self.head(self.hidden(self.embedding(tokens), positions, attend, key_padding_mask))  # type: ignore[no-any-return]
+        return self.head(self.hidden(tokens, positions, attend, key_padding_mask))  # type: ignore[no-any-return]
 
     def generate(
         self,
@@ -110,8 +112,8 @@ class LongNetLM(LongNetStack):
         A step costs ``sum(w / r)`` keys a layer however long the text is. The global random state is
         neither read nor written.
 
-        Rows of different lengths, told by ``key_padding_mask``, are continued as without their padding:
-        those of one length together, and each length with the same ``seed``.
+        Each row is continued as it would be without its padding: the rows of one length together, and each
+        length with the same ``seed``.
 
         Args:
             tokens: int64 ``[b, n]``, n at least 1.
@@ -136,13 +138,13 @@ class LongNetLM(LongNetStack):
         lengths = kept.sum(dim=1)
         check_sampling(max_new_tokens, temperature, top_k, seed)
         new = tokens.new_empty(len(tokens), max_new_tokens)
+        empty = (lengths == 0).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"key_padding_mask must leave every row a token, got row {empty[0].item()} without one"
+            )
         for length in set(lengths.tolist()):
             rows = lengths == length
-            if length == 0:
-                raise ValueError(
-                    f"key_padding_mask must leave every row a token, got row {rows.nonzero()[0].item()} "
-                    "without one"
-                )
             prompts = tokens[rows][kept[rows]].view(-1, length)
             new[rows] = self.generate(prompts, max_new_tokens, temperature, top_k, seed)[:, length:]
         return torch.cat([tokens, new], dim=1)
@@ -155,10 +157,13 @@ class LongNetLM(LongNetStack):
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Iterator[Tensor]:
-        """The new tokens of :meth:`generate`, each int64 ``[b]``, as they are drawn."""
+        """The new tokens of :meth:`generate`, each int64 ``[b]``, as they are drawn.
+
+        Arguments are checked, and memory for all of ``max_new_tokens`` is taken, at the start.
+        """
         c, vocab_size = self.config, self.head.out_features
         check_tokens(tokens)
-        if tokens.numel() == 0:
+        if tokens.shape[1] == 0:
             raise ValueError(f"tokens must hold a prompt of at least one token, got {list(tokens.shape)}")
         outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
         if outside.numel():
@@ -177,7 +182,7 @@ class LongNetLM(LongNetStack):
             for length in range(prompt, prompt + max_new_tokens):
                 with torch.no_grad():  # not beyond the yield, where the caller goes on
                     positions = torch.arange(start, length, device=new.device)
-                    x = self.hidden(self.embedding(new), positions, attend)
+                    x = self.hidden(new, positions, attend)
                     new = sample(self.head(x[:, -1]), temperature, top_k, generator)
                 yield new[:, 0].clone()
                 start, attend = length, partial(cache.step, length)

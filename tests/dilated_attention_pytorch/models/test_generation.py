@@ -155,6 +155,12 @@ def test_no_new_tokens(model):
     assert not torch.equal(out, tokens)
 
 
+@pytest.mark.parametrize("mask", [None, torch.zeros(0, 5)], ids=["whole", "masked"])
+def test_no_rows(model, mask):
+    tokens = torch.zeros(0, 5, dtype=torch.int64)
+    assert model.generate(tokens, 3, key_padding_mask=mask).shape == (0, 8)
+
+
 def test_a_step_costs_w_over_r_keys_however_long_the_text():
     batch, heads, kv_heads, d = 2, 4, 2, 8
     pattern = DilatedPattern((8, 32), (1, 4), heads, num_kv_heads=kv_heads)

@@ -282,7 +282,8 @@ def test_bad_config(field, value, error, message):
         ),
         (LongNetEncoder, torch.zeros(1, 4, 8), ValueError, r"inputs .* embed_dim=16\], got \[1, 4, 8\]"),
         (LongNetEncoder, torch.zeros(4, 16), ValueError, r"inputs .* embed_dim=16\], got \[4, 16\]"),
-        (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "tokens .* got torch.int32"),
+        (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "inputs .* got torch.int32"),
+        (LongNetEncoder, [[1, 2]], TypeError, "inputs must be an int64 tensor, got list"),
     ],
 )
 def test_bad_inputs(model_class, inputs, error, message):
@@ -297,6 +298,27 @@ def test_tokens_without_a_token_table(inputs, got):
     model = initial(LongNetEncoder, vocab_size=None)
     with pytest.raises(TypeError, match=rf"inputs must be embeddings .* vocab_size=None .* got {got}"):
         model(inputs)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "rows"),
+    [
+        (LongNetLM, "tokens", [torch.arange(3), torch.arange(5)]),
+        (LongNetEncoder, "inputs", [torch.arange(3), torch.arange(5)]),
+        (LongNetEncoder, "inputs", [torch.zeros(3, 16), torch.zeros(5, 16)]),
+    ],
+    ids=["lm", "encoder", "embeddings"],
+)
+def test_nested_tensors_are_refused_by_name(model_class, name, rows):
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one: pad it"):
+        initial(model_class)(nested)
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_a_dictionary_is_no_config(model_class):
+    with pytest.raises(TypeError, match=r"config must be a LongNetConfig, got \{'embed_dim': 16\}"):
+        model_class({"embed_dim": 16})
 
 
 def test_a_language_model_needs_a_vocabulary():

@@ -48,6 +48,24 @@ def test_sharded_modules_have_the_numbers_of_one_process(two_ranks: World, what,
             torch.testing.assert_close(result[name], value, rtol=0, atol=1e-10, msg=name)
 
 
+def sharded_generation(group: ProcessGroup) -> Tensor:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh, model = init_device_mesh("cpu", (group.size(),)), initial(LongNetLM).double()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "generate")
+    return model.generate(TOKENS, 4, seed=0)
+
+
+def test_a_sharded_model_generates(two_ranks: World):
+    expected = initial(LongNetLM).double().generate(TOKENS, 4, seed=0)
+    for result in two_ranks.results(sharded_generation):
+        assert torch.equal(result, expected)
+
+
 def train_on_embeddings(model: nn.Module, x: Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):

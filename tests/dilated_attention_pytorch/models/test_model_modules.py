@@ -110,6 +110,16 @@ def test_a_copy_is_equal_and_independent(model_class, copied):
 
 
 @pytest.mark.parametrize("model_class", MODELS)
+def test_a_pickle_of_the_time_when_all_classes_were_in_one_module(model_class):
+    model = initial(model_class)
+    stream = pickle.dumps(model, protocol=2)  # names in plain text
+    for module in (b"config", b"blocks", b"encoder", b"language_model"):
+        stream = stream.replace(b".models.%s\n" % module, b".models.long_net\n")
+    assert b".models.long_net\n_Block\n" in stream
+    assert torch.equal(pickle.loads(stream)(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("model_class", MODELS)
 def test_deferred_initialisation_gives_the_distribution_of_a_new_model(model_class):
     large = {"vocab_size": 300, "embed_dim": 128, "num_layers": 3, "num_heads": 8, "ffn_dim": 512}
     with torch.device("meta"):

@@ -58,6 +58,21 @@ def test_nothing_that_padding_holds_reaches_outputs_or_gradients(held):
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+@pytest.mark.parametrize("held", [-100, 11])
+def test_what_is_ignored_need_not_be_a_token(held, model_class):
+    model, tokens = randomised(model_class), torch.randint(11, (3, 9))
+    ignored = padding("anywhere", [9, 6, 0], 9)
+    results = []
+    for held_tokens in (tokens.masked_fill(ignored, held), tokens):
+        model.zero_grad()
+        out = model(held_tokens, key_padding_mask=ignored)
+        out[~ignored].square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in model.parameters())])
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 @pytest.mark.parametrize(
     "form",
     [
