@@ -57,8 +57,9 @@ class LongNetConfig:
                 "embed_dim must be a multiple of 2 * num_heads (rotary positions turn pairs of channels), "
                 f"got embed_dim={self.embed_dim}, num_heads={self.num_heads}"
             )
-        object.__setattr__(self, "segment_lengths", self.pattern.segment_lengths)
-        object.__setattr__(self, "dilation_rates", self.pattern.dilation_rates)
+        pattern = self.pattern
+        object.__setattr__(self, "segment_lengths", pattern.segment_lengths)
+        object.__setattr__(self, "dilation_rates", pattern.dilation_rates)
 
     @property
     def pattern(self) -> DilatedPattern:

@@ -63,7 +63,7 @@ class LongNetLM(LongNetStack):
             found, weights = read_weights(path, str(checkpoint))
             model = cls(LongNetConfig(**found["model_config"]))
             model.load_state_dict(weights)
-        except (CommandError, KeyError, RuntimeError, TypeError) as error:
+        except (CommandError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"LongNetLM.load({path!r}, {checkpoint!r}): {error}") from error
         return model
 

@@ -1,6 +1,4 @@
-import dataclasses
 import itertools
-import json
 import math
 
 import oracle
@@ -10,9 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import SMALL, initial, randomised
+from tiny import TINY
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import dilated_attention
+from dilated_attention_pytorch.cli import main
 from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, blocks
 
 
@@ -219,6 +219,24 @@ def test_meta_tensors_give_shapes(model_class):
             assert out.shape == (2, 9, width)
 
 
+def test_a_run_of_another_model_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 100)
+    run = tmp_path / "run"
+    arguments = ["--data", str(tmp_path / "text.txt"), "--run", str(run), "--steps", "1", *TINY]
+    assert main(["train", *arguments]) == 0
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    for change, message in (
+        ({"num_heads": 3}, "embed_dim must be a multiple of 2"),
+        ({"ffn_dim": 16}, "size mismatch for blocks.0.feed_forward"),
+        ({"depth": 3}, "unexpected keyword argument 'depth'"),
+    ):
+        changed = {**checkpoint, "model_config": {**checkpoint["model_config"], **change}}
+        torch.save(changed, run / "checkpoint.pt")
+        with pytest.raises(ValueError, match=message) as caught:
+            LongNetLM.load(run)
+        assert str(caught.value).startswith(f"LongNetLM.load({str(run)!r}, 'last'): ")
+
+
 def test_empty_sequence():
     assert initial(LongNetLM)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
     assert initial(LongNetEncoder)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
@@ -232,41 +250,6 @@ def test_autocast():
     assert logits.dtype == torch.bfloat16
     expected = model(tokens)
     assert (logits - expected).norm() / expected.norm() < 0.02
-
-
-@pytest.mark.parametrize(
-    "config",
-    [SMALL, LongNetConfig(), LongNetConfig(vocab_size=None)],
-    ids=["all-set", "default", "no-vocabulary"],
-)
-def test_config_through_json(config):
-    again = LongNetConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
-    assert again == config
-    assert again.segment_lengths == config.segment_lengths
-    assert hash(again) == hash(config)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "error", "message"),
-    [
-        ("vocab_size", 0, ValueError, "vocab_size must be at least 1, got 0"),
-        ("embed_dim", 256.0, TypeError, "embed_dim must be int, got 256.0"),
-        ("embed_dim", 20, ValueError, "embed_dim=20, num_heads=4"),
-        ("num_layers", True, TypeError, "num_layers must be int, got True"),
-        ("num_layers", None, TypeError, "num_layers must be int, got None"),
-        ("num_heads", 0, ValueError, "num_heads must be at least 1, got 0"),
-        ("num_kv_heads", 3, ValueError, "num_heads=4, num_kv_heads=3"),
-        ("ffn_dim", -1, ValueError, "ffn_dim must be at least 1, got -1"),
-        ("segment_lengths", [8], ValueError, r"segment_lengths=\[8\], dilation_rates=\[1, 2, 4\]"),
-        ("dilation_rates", [1, 2, 0], ValueError, r"dilation_rates .* got \[1, 2, 0\]"),
-        ("layer_norm_eps", 0, ValueError, "layer_norm_eps must be positive and finite, got 0"),
-        ("rotary_base", math.inf, ValueError, "rotary_base must be positive and finite, got inf"),
-        ("rotary_base", "1e4", TypeError, "rotary_base must be a number, got '1e4'"),
-    ],
-)
-def test_bad_config(field, value, error, message):
-    with pytest.raises(error, match=message):
-        LongNetConfig(**{field: value})
 
 
 @pytest.mark.parametrize(
