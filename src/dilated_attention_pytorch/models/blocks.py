@@ -192,4 +192,8 @@ def _attend_rotated(
     key: Tensor,
     value: Tensor,
 ) -> Tensor:
-    return attend(_rotate(query, *rotary), _rotate(key, *rotary), value)
+    out = attend(_rotate(query, *rotary), _rotate(key, *rotary), value)
+    if not isinstance(out, Tensor) or out.shape != query.shape:
+        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"attend must return a tensor {list(query.shape)} like the query, got {got}")
+    return out

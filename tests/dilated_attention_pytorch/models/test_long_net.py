@@ -169,6 +169,23 @@ def test_tokens_in_another_order_with_their_positions_and_attention():
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda query: (query, None), "tuple"),  # with its lse
+        (lambda query: query[:1], r"\[1, 9, 4, 4\]"),  # it would be broadcast
+        (lambda query: query.transpose(1, 2), r"\[2, 4, 9, 4\]"),
+    ],
+    ids=["tuple", "one-row", "heads-first"],
+)
+def test_attention_of_another_shape_is_refused(returned, got, model_class):
+    with pytest.raises(ValueError, match=rf"attend must return a tensor \[2, 9, 4, 4\] .* got {got}"):
+        initial(model_class)(
+            torch.zeros(2, 9, dtype=torch.int64), attend=lambda _layer, query, _key, _value: returned(query)
+        )
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_gradient_reaches_every_parameter(model_class):
     model = initial(model_class)
     model(torch.arange(11).repeat(2, 2)).square().sum().backward()
