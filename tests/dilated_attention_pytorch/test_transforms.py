@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import (
     functional_call,
+    functionalize,
     grad,
     hessian,
     jacfwd,
@@ -47,6 +48,7 @@ CONFIG = LongNetConfig(
     vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, segment_lengths=(4, 16), dilation_rates=(1, 2)
 )
 NO_SECOND_DERIVATIVE = r"differentiated twice with backend='sdpa'; backend='reference' can"
+NOT_IN_A_GRAPH = "do not go through dilated_attention in an exported program or beside functionalize"
 NO_FORWARD_MODE = r"no forward-mode derivative.*backend='sdpa'; backend='reference' has"
 
 
@@ -395,6 +397,82 @@ def test_an_exported_module_computes_the_same():
     x = torch.randn(2, 7, 8)
     exported = torch.export.export(_First(module), (x,)).module()
     assert torch.equal(exported(x), module(x)[0])
+
+
+def exported(x: Tensor, **arguments: Any) -> Callable[[Tensor], Tensor]:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return of_one(attend, **arguments)(x)
+
+    return torch.export.export(Module(), (x,)).module()
+
+
+def test_an_exported_program_under_transforms():
+    """Its graph calls the operator, whatever the function of the package would choose."""
+    x = torch.randn(1, 5, 2, 2, dtype=torch.float64)
+    program = exported(x)
+    for forward_mode in (lambda: jvp(program, (x,), (x,)), lambda: jacfwd(program)(x)):
+        with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            forward_mode()
+    for reverse_mode in (grad(lambda x: program(x).sum()), jacrev(program), hessian(program)):
+        with pytest.raises(NotImplementedError, match=NOT_IN_A_GRAPH):
+            reverse_mode(x)
+    with forward_ad.dual_level():
+        for leaf in (x, x.clone().requires_grad_()):
+            with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+                program(forward_ad.make_dual(leaf, x))
+        with torch.no_grad(), pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            program(forward_ad.make_dual(x, x))
+        close(program(x), of_one(exact)(x))  # nothing to differentiate
+    close(
+        gradients(lambda x: program(x).sin().sum(), x), gradients(lambda x: of_one(exact)(x).sin().sum(), x)
+    )
+    with torch.inference_mode():
+        close(program(x), of_one(exact)(x))
+    program = exported(x, backend="reference")
+    tangent = torch.randn_like(x)
+    jacobian = torch.autograd.functional.jacobian(of_one(exact), x)
+    close(jvp(program, (x,), (tangent,))[1], (jacobian * tangent).sum((-4, -3, -2, -1)))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_operators_refuse_forward_mode(backend: str):
+    query, key, value = (x.float() for x in draw())
+    arguments = ([4, 16], [1, 3], False, 0.5, None, None)
+    operators = torch.ops.dilated_attention_pytorch
+    forward, backward = (getattr(operators, name) for name in (backend, f"{backend}_backward"))
+    lse = torch.zeros(2, 4, 7)
+    refusal = f"no forward-mode derivative.*backend='{backend}'"
+    with pytest.raises(NotImplementedError, match=refusal):
+        jvp(lambda value: forward(query, key, value, *arguments)[0], (value,), (value,))
+    with pytest.raises(NotImplementedError, match=refusal):
+        jvp(lambda g: backward(g, query, key, value, query, lse, *arguments)[0], (query,), (query,))
+
+
+def test_functionalize():
+    x = torch.randn(2, 7, 4, 2, dtype=torch.float64)
+    function, expected = of_one(attend, **renamed(MASKED)), of_one(exact, **MASKED)
+    close(functionalize(function)(x), expected(x))
+    close(functionalize(vmap(function))(x[None]), expected(x)[None])
+    close(
+        gradients(lambda x: functionalize(function)(x).sin().sum(), x),
+        gradients(lambda x: expected(x).sin().sum(), x),
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        return function(x).sum()
+
+    for reverse_mode in (functionalize(grad(loss)), grad(functionalize(loss))):
+        with pytest.raises(NotImplementedError, match=NOT_IN_A_GRAPH):
+            reverse_mode(x)
+    for forward_mode in (
+        lambda x: jvp(functionalize(function), (x,), (x,)),
+        functionalize(lambda x: jvp(function, (x,), (x,))[1]),
+    ):
+        with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            forward_mode(x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+        functionalize(function)(forward_ad.make_dual(x, x))
 
 
 class _First(nn.Module):
