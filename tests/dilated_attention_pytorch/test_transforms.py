@@ -37,6 +37,13 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.core.masks import _ignored_by_value
 from dilated_attention_pytorch.core.validation import checked_positions
 from dilated_attention_pytorch.kernels.operator import refuse_transforms
+from dilated_attention_pytorch.ring_attention import (
+    RingAttentionConfig,
+    RingDilatedAttention,
+    RingDilatedAttentionHilbert,
+    shard_sequence,
+    unshard_sequence,
+)
 
 # torch itself warns the first time that a tensor gets a tangent.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -370,6 +377,47 @@ def test_nested_tensors_are_refused(layout: torch.layout, name: str):
     inputs[name] = torch.nested.nested_tensor([torch.randn(n, 2, 4) for n in (5, 3)], layout=layout)
     with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one: pad it"):
         attend(**inputs)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_everywhere(layout: torch.layout):
+    def nested(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        rows = [torch.ones(n, *shape, dtype=dtype) for n in (5, 3)]
+        return torch.nested.nested_tensor(rows, layout=layout)
+
+    ids, dense = nested(dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
+    attention = MultiheadDilatedAttention(8, 2, segment_lengths=[4], dilation_rates=[1])
+    ring = RingAttentionConfig(segment_lengths=[4], dilation_rates=[1], ring_size=2)
+    hilbert = RingDilatedAttentionHilbert(ring, grid_shape=(5,))
+    x = torch.randn(2, 5, 2, 4)
+    calls: dict[str, list[Callable[[], Any]]] = {
+        "tokens": [
+            lambda: LongNetLM(CONFIG)(ids),
+            lambda: LongNetLM(CONFIG).generate(ids, 2),
+            lambda: LongNetEncoder(CONFIG)(ids),
+        ],
+        "inputs": [lambda: LongNetEncoder(CONFIG)(nested(8))],
+        "positions": [lambda: attend(x, x, x, positions=ids), lambda: LongNetLM(CONFIG)(dense, ids)],
+        "key_padding_mask": [
+            lambda: attend(x, x, x, key_padding_mask=ids),
+            lambda: attention(torch.ones(2, 5, 8), key_padding_mask=nested()),
+            lambda: LongNetLM(CONFIG)(dense, key_padding_mask=ids),
+        ],
+        "attn_mask": [lambda: attention(torch.ones(2, 5, 8), attn_mask=nested(5))],
+        "query": [
+            lambda: attention(nested(8)),
+            lambda: RingDilatedAttention(ring)(*[nested(2, 4)] * 3),
+            lambda: hilbert(*[nested(2, 4)] * 3),
+        ],
+        "key": [lambda: attention(torch.ones(2, 5, 8), nested(8))],
+        "x": [lambda: shard_sequence(nested(8), 0, 2)],
+        "shard": [lambda: unshard_sequence(nested(8), "local")],
+    }
+    for name, refused in calls.items():
+        for call in refused:
+            with pytest.raises(TypeError, match=f"^{name} must be a .*tensor, got a nested one"):
+                call()
 
 
 def test_transforms_inside_torch_compile():
