@@ -485,11 +485,12 @@ def test_an_exported_program_under_transforms():
 
 @pytest.mark.parametrize("backend", ["sdpa", "triton"])
 def test_operators_refuse_forward_mode(backend: str):
-    query, key, value = (x.float() for x in draw())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    query, key, value = (x.to(device, torch.float32) for x in draw())
     arguments = ([4, 16], [1, 3], False, 0.5, None, None)
     operators = torch.ops.dilated_attention_pytorch
     forward, backward = (getattr(operators, name) for name in (backend, f"{backend}_backward"))
-    lse = torch.zeros(2, 4, 7)
+    lse = torch.zeros(2, 4, 7, device=device)
     refusal = f"no forward-mode derivative.*backend='{backend}'"
     with pytest.raises(NotImplementedError, match=refusal):
         jvp(lambda value: forward(query, key, value, *arguments)[0], (value,), (value,))
