@@ -25,7 +25,8 @@ class DilatedPattern:
     key does not come later. A key offered by several branches counts once for each.
 
     A pattern that leaves some (position, head) pairs without a branch, and so without an output, is warned of
-    once; ``warnings.filterwarnings("ignore", "The pattern serves only")`` silences it.
+    once in a process, around a ring on every rank. To silence it:
+    ``warnings.filterwarnings("ignore", "The pattern serves only")``.
 
     Args:
         segment_lengths: ``w`` of each branch, at least 1; it may exceed the sequence.

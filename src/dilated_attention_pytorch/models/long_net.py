@@ -21,7 +21,7 @@ from ..attention import dilated_attention
 from ..core.linear import initialize, xavier_std
 from ..core.masks import ignored_keys
 from ..core.pattern import DilatedPattern
-from ..core.validation import check_positions
+from ..core.validation import check_dense, check_positions
 from ..multihead_dilated_attention import MultiheadDilatedAttention
 from .generation import KVCache, check_sampling, sample
 
@@ -392,6 +392,7 @@ class LongNetEncoder(_LongNet):
         """
         c = self.config
         if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            check_dense("inputs", inputs)
             if inputs.dim() != 3 or inputs.shape[2] != c.embed_dim:
                 raise ValueError(
                     f"inputs must be [batch, seq, embed_dim={c.embed_dim}], got {list(inputs.shape)}"
@@ -414,6 +415,7 @@ def _check_tokens(tokens: Tensor) -> None:
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
         got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise TypeError(f"tokens must be an int64 tensor, got {got}")
+    check_dense("tokens", tokens)
     if tokens.dim() != 2:
         raise ValueError(f"tokens must be [batch, seq], got {list(tokens.shape)}")
 

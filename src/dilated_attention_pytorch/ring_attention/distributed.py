@@ -12,7 +12,7 @@ from ..core.autocast import autocast
 from ..core.masks import ignored_keys
 from ..core.validation import check_qkv
 from .base import BaseRingAttention
-from .call import agree_on_call, device_of, ring_attention
+from .call import agree_on_call, device_of, ring_attention, warn_of_gaps
 from .config import RingAttentionConfig
 from .group import Shared
 from .utils.communication import RingError, all_to_all, tell
@@ -92,7 +92,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                         f"the number of {name} heads must be a multiple of the mesh's second dimension, "
                         f"got {heads} heads for {size} ranks"
                     )
-        except (TypeError, ValueError) as error:
+            warn_of_gaps(self.config, q)
+        except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
             for others in (group, ring):
                 tell(others, device_of(q), error)
             raise
