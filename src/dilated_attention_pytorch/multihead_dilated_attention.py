@@ -36,7 +36,7 @@ class _NotFused:
 
 
 def _only_finite(x: Tensor, where: Tensor) -> Tensor:
-    """``x`` with 0 for infinities and NaN at places that are True in ``where``."""
+    """``x`` with 0 for infinities and NaN where ``where`` is True."""
     return x.masked_fill(where & ~x.isfinite(), 0)
 
 
@@ -184,7 +184,7 @@ class MultiheadDilatedAttention(nn.Module):
                 tokens must be finite.
 
         Returns:
-            The output in the shape of ``query``, and None in the place of the weights.
+            The output in the shape of ``query``, and None instead of the weights.
 
         Raises:
             TypeError, ValueError: naming the argument and its values.
