@@ -85,8 +85,8 @@ def dilated_attention(
         softmax_scale: factor on the dot products; default ``d ** -0.5``.
         key_padding_mask: ``[b, n]``, keys that nobody sees: bool or integer, True or not 0 = ignore, or
             floating point, 0 = keep, -inf (or -1e9 and the like) = ignore.
-        positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership in
-            place of the index. Causality stays with the order in the tensor.
+        positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership
+            instead of the index. Causality stays with the order in the tensor.
         backend: ``"triton"`` kernels for GPUs, ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense
             mask, ``"auto"`` the first of these that can run and suits the pattern.
         return_lse: also return the log-sum-exp of the scores.

@@ -1,4 +1,4 @@
-"""Multi-head dilated attention, to stand in the place of ``nn.MultiheadAttention``.
+"""Multi-head dilated attention, a replacement for ``nn.MultiheadAttention``.
 
 Letters: b batch, n sequence, e embedding, h query heads, h_kv key/value heads, d head dimension (e / h).
 """
@@ -52,8 +52,8 @@ class MultiheadDilatedAttention(nn.Module):
     ``nn.MultiheadAttention`` too.
 
     **batch_first is True by default**, in ``nn.MultiheadAttention`` and torch's transformer layers it is
-    False. Both layouts have three dimensions, so a wrong one cannot be told from the input: attention would
-    run along the batch. Give the module the ``batch_first`` of the layer that it is put into.
+    False. Both layouts have three dimensions, so a wrong one cannot be detected: attention would run along
+    the batch. Give the module the ``batch_first`` of the layer that it is put into.
 
     Args:
         embed_dim: e, a multiple of ``num_heads``.

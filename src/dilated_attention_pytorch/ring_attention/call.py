@@ -24,7 +24,7 @@ from .computation import Kernels, Part, SdpaKernels
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
 from .sharding import check_shard_length
-from .utils.communication import tell
+from .utils.communication import report_failure
 
 
 def ring_attention(
@@ -72,7 +72,7 @@ def ring_attention(
         )
     except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
         if group is not None and around_ring:
-            tell(group, device_of(query), error)
+            report_failure(group, device_of(query), error)
         raise
     seq = query.shape[1] * world
     if group is not None and around_ring:
@@ -133,7 +133,7 @@ def _kernels(backend: str) -> Kernels:
 
 
 def device_of(query: object) -> torch.device:
-    """Where messages about a call may be."""
+    """The device for messages about a call, CPU if ``query`` is not a tensor."""
     return query.device if isinstance(query, Tensor) else torch.device("cpu")
 
 
@@ -156,9 +156,13 @@ def agree_on_call(
     key_padding_mask: Tensor | None,
     **more: object,
 ) -> Tensor | None:
-    """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key.
+    """Raise RingError unless all ranks make the same call.
 
-    ``more`` is what else must be the same on all of them.
+    Args:
+        more: further values that must be the same on all ranks.
+
+    Returns:
+        None if no rank ignores a key; else the mask, all False on a rank without one.
     """
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
     headers = agree(

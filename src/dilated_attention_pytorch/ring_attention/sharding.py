@@ -27,7 +27,7 @@ def shard_sequence(
 
     Args:
         x: the whole sequence, n along ``dim``; batch first.
-        rank, world_size: place in the ring and its size P.
+        rank, world_size: rank in the ring, and its size P.
         sharding: ``"contiguous"`` or ``"zigzag"``.
         dim: where the sequence runs.
 
@@ -66,16 +66,16 @@ def unshard_sequence(
     """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`.
 
     Differentiable, as ``torch.distributed.nn.functional.all_gather`` is: a shard's gradient is that of the
-    *sum* of all ranks' losses. Where every rank computes the same loss from the whole sequence, that is P
-    times its gradient: divide the loss by P, unless DDP or FSDP2, which average over ranks, do so. All ranks
-    must call the backward as well, or none.
+    *sum* of all ranks' losses. If every rank computes the same loss from the whole sequence, that is P times
+    the gradient of the loss: divide the loss by P, unless DDP or FSDP2 average over the ranks anyway. Either
+    all ranks call the backward, or none.
 
     Args:
         shard: this rank's, n/P along ``dim``.
-        process_group: the ring, all of whose ranks call this; ``"local"``, or None in a process alone, for a
-            ring of one.
-        sharding: as it was cut.
-        length: n before padding; default: do not cut.
+        process_group: the ring, all of whose ranks call this; ``"local"`` for a ring of one; None means
+            ``"local"`` where no other ranks exist.
+        sharding: that of :func:`shard_sequence`.
+        length: n before padding, to which the result is cut. Default: not cut.
         dim: where the sequence runs.
 
     Raises:
