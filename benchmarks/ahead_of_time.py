@@ -159,29 +159,29 @@ def _source(kernel: Any, configuration: Configuration, constants: dict[str, Any]
     fixed: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     aligned = [["tt.divisibility", 16]]
-    for place, name in enumerate(kernel.arg_names):
-        if place < matrices or name in ("lse", "delta"):
-            signature[name] = f"*{configuration.dtype}" if place < matrices else "*fp32"
-            attributes[place,] = aligned
+    for index, name in enumerate(kernel.arg_names):
+        if index < matrices or name in ("lse", "delta"):
+            signature[name] = f"*{configuration.dtype}" if index < matrices else "*fp32"
+            attributes[index,] = aligned
         elif name == "padding" and configuration.is_padded:
             signature[name] = "*u8"
         elif name == "index" and configuration.is_indexed:
             signature[name] = Tables(*["*i32"] * len(Tables._fields))  # type: ignore[arg-type]
         elif name in ("padding", "index", "times"):
-            signature[name], fixed[place,] = "constexpr", None
+            signature[name], fixed[index,] = "constexpr", None
         elif name == "strides":
             signature[name] = (("i32", "i32"),) * matrices
-            attributes |= {(place, i, j): aligned for i in range(matrices) for j in range(2)}
+            attributes |= {(index, i, j): aligned for i in range(matrices) for j in range(2)}
         elif name in Extent._fields:
             signature[name] = "i32"
         elif name == "scale":
             signature[name] = "fp32"
         elif name in ("lse_row", "delta_row"):
-            signature[name], fixed[place,] = "constexpr", 1
+            signature[name], fixed[index,] = "constexpr", 1
         elif name not in constants:
             signature[name] = "i64"  # strides that grow with the length
         else:
-            signature[name], fixed[place,] = "constexpr", constants[name]
+            signature[name], fixed[index,] = "constexpr", constants[name]
     return ASTSource(kernel, signature, fixed, attributes)
 
 

@@ -76,7 +76,7 @@ class Step:
 
 
 class _NoMessages:
-    """In the place of ``Pending``: what would have come is zeros."""
+    """Replaces ``Pending``: sends nothing, and "receives" zeros."""
 
     def __init__(self, group: ProcessGroup, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         for _, x in receives:

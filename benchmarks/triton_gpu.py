@@ -80,8 +80,8 @@ def triton(options: Options) -> list[Table]:
     tables = [_numerics(options)]
     peak = _matmul_peak(options)
     rows = []
-    for place, name in enumerate(names, 1):
-        progress(f"[{place}/{len(names)}] {name}")
+    for number, name in enumerate(names, 1):
+        progress(f"[{number}/{len(names)}] {name}")
         rows.append([name, *_timing(options, cases[name], peak)])
         progress("  " + ", ".join(rows[-1][1:]))
     tables.append(
@@ -118,10 +118,10 @@ def _numerics(options: Options) -> Table:
     segments, rates = zip(*PROOF_BRANCHES, strict=True)
     pattern = DilatedPattern(segments, rates, 4, num_kv_heads=2)
     rows = []
-    for place, (dtype, head_dim, is_causal, kind) in enumerate(
+    for number, (dtype, head_dim, is_causal, kind) in enumerate(
         product(LIMITS, HEAD_DIMS, (False, True), ("plain", "padded", "positions"))
     ):
-        *inputs, grad = _draw(options, seq, 4, head_dim, dtype, seed + place)
+        *inputs, grad = _draw(options, seq, 4, head_dim, dtype, seed + number)
         random = torch.Generator(options.device).manual_seed(seed)
         padding = (
             torch.rand(1, seq, generator=random, device=options.device) < 0.2 if kind == "padded" else None
@@ -163,7 +163,7 @@ def _numerics(options: Options) -> Table:
         rows.append([name, *(f"{error:.1e}" for error in errors), f"{LIMITS[dtype]:.0e}"])
         if not max(errors) <= LIMITS[dtype]:
             raise NumericsError(
-                f"{name}, seed {seed + place}: errors {rows[-1][1:-1]}, at most {LIMITS[dtype]}"
+                f"{name}, seed {seed + number}: errors {rows[-1][1:-1]}, at most {LIMITS[dtype]}"
             )
     return Table(
         title=f"Errors against a dense float64 softmax, {seq} tokens, 4 heads on 2",

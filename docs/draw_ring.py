@@ -55,8 +55,8 @@ def draw_work(axes: plt.Axes) -> None:
         for rank in range(SIZE):
             held = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, SIZE, SEQ, sharding)])
             work.append(pattern.flops(1, SEQ, 1, is_causal=True, query_positions=held) / 4)
-        places = [rank + 0.4 * number for rank in range(SIZE)]
-        axes.bar(places, work, 0.36, label=sharding, color=("#888888", "#4477aa")[number])
+        x = [rank + 0.4 * number for rank in range(SIZE)]
+        axes.bar(x, work, 0.36, label=sharding, color=("#888888", "#4477aa")[number])
     axes.set_xticks([rank + 0.2 for rank in range(SIZE)], [f"rank {rank}" for rank in range(SIZE)])
     axes.set(title=f"Causal, one segment of {SEQ}:\n(query, key) pairs of each rank")
     axes.spines[["top", "right"]].set_visible(False)

@@ -85,8 +85,8 @@ def dilated_attention(
         softmax_scale: factor on the dot products; default ``d ** -0.5``.
         key_padding_mask: ``[b, n]``, keys that nobody sees: bool or integer, True or not 0 = ignore, or
             floating point, 0 = keep, -inf (or -1e9 and the like) = ignore.
-        positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership in
-            place of the index. Causality stays with the order in the tensor.
+        positions: int64 ``[n]`` or ``[b, n]``, distinct, not negative: the rank that decides membership
+            instead of the index. Causality stays with the order in the tensor.
         backend: ``"triton"`` kernels for GPUs, ``"sdpa"`` PyTorch's fused kernels, ``"reference"`` a dense
             mask, ``"auto"`` the first of these that can run and suits the pattern.
         return_lse: also return the log-sum-exp of the scores.
@@ -103,11 +103,13 @@ def dilated_attention(
     It works under ``torch.func.grad``, ``vmap``, ``jacrev`` and their compositions (not traced by
     ``torch.compile``: its graph breaks there), and gives shapes for tensors on the device "meta". The fused
     backends have no forward mode (``jvp``, ``jacfwd``) and no second derivative, and say so;
-    ``backend="reference"`` has both.
+    ``backend="reference"`` has both. In a program of ``torch.export``, and under ``functionalize``, the fused
+    backends are differentiated by ``backward`` and ``torch.autograd.grad`` only; ``torch.func.grad`` is
+    refused.
 
     Raises:
         TypeError, ValueError: naming the argument and its values.
-        NotImplementedError: forward mode through a fused backend.
+        NotImplementedError: forward mode through a fused backend; ``torch.func.grad`` of an exported program.
         ValueError: in the backward on a CPU, scores beyond 2^20 (float64: 2^49), whose gradients would be
             wrong. On a GPU this is not checked.
     """

@@ -1,4 +1,4 @@
-"""Multi-head dilated attention, to stand in the place of ``nn.MultiheadAttention``.
+"""Multi-head dilated attention, a replacement for ``nn.MultiheadAttention``.
 
 Letters: b batch, n sequence, e embedding, h query heads, h_kv key/value heads, d head dimension (e / h).
 """
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .attention import dilated_attention
+from .core.autocast import autocast
 from .core.linear import initialize, xavier_std
-from .core.masks import mask_is_causal
+from .core.masks import ignored_keys, mask_is_causal
 from .core.pattern import DilatedPattern
 from .core.validation import check_branches, check_no_dropout
 
@@ -34,6 +35,11 @@ class _NotFused:
         return NotImplemented
 
 
+def _only_finite(x: Tensor, where: Tensor) -> Tensor:
+    """``x`` with 0 for infinities and NaN where ``where`` is True."""
+    return x.masked_fill(where & ~x.isfinite(), 0)
+
+
 class MultiheadDilatedAttention(nn.Module):
     """Dilated self-attention between learned projections; called like ``nn.MultiheadAttention``.
 
@@ -46,8 +52,8 @@ class MultiheadDilatedAttention(nn.Module):
     ``nn.MultiheadAttention`` too.
 
     **batch_first is True by default**, in ``nn.MultiheadAttention`` and torch's transformer layers it is
-    False. Both layouts have three dimensions, so a wrong one cannot be told from the input: attention would
-    run along the batch. Give the module the ``batch_first`` of the layer that it is put into.
+    False. Both layouts have three dimensions, so a wrong one cannot be detected: attention would run along
+    the batch. Give the module the ``batch_first`` of the layer that it is put into.
 
     Args:
         embed_dim: e, a multiple of ``num_heads``.
@@ -161,7 +167,10 @@ class MultiheadDilatedAttention(nn.Module):
             query: ``[b, n, e]``, with ``batch_first=False`` ``[n, b, e]``; or ``[n, e]`` without a batch.
             key, value: the same shape, but for the widths ``kdim`` and ``vdim``; self-attention when left
                 out.
-            key_padding_mask: ``[b, n]``, or ``[n]`` without a batch, as for :func:`dilated_attention`.
+            key_padding_mask: ``[b, n]``, or ``[n]`` without a batch, as for :func:`dilated_attention`. What
+                ignored keys and values hold, NaN included, reaches no other token's output and no gradient.
+                If ``query`` is ``key``, NaN and infinities in ignored queries count as 0 too; in a query of
+                its own they are the caller's, and reach the gradients of the weights.
             need_weights: must be False.
             attn_mask: None, or a causal mask, or one that hides nothing, ``[n, n]`` or ``[b * h, n, n]``:
                 bool, True = may not attend, or floating point, 0 and -inf (or -1e9 and the like). Beside
@@ -171,10 +180,11 @@ class MultiheadDilatedAttention(nn.Module):
             is_causal: a query sees no later token; ``attn_mask`` may be left out.
             attend: what maps the projected ``q [b, n, h, d]``, ``k``, ``v [b, n, h_kv, d]`` to
                 ``[b, n, h, d]``, a ring attention for instance. Default: :func:`dilated_attention`. It has
-                its own say on masks: all masks and ``is_causal`` must be left at their defaults.
+                its own say on masks: all masks and ``is_causal`` must be left at their defaults, and padded
+                tokens must be finite.
 
         Returns:
-            The output in the shape of ``query``, and None in the place of the weights.
+            The output in the shape of ``query``, and None instead of the weights.
 
         Raises:
             TypeError, ValueError: naming the argument and its values.
@@ -191,6 +201,7 @@ class MultiheadDilatedAttention(nn.Module):
                 "attend decides about masks itself: beside it key_padding_mask and attn_mask must be None, "
                 "is_causal False"
             )
+        of_itself, shared = query is key, value is key
         unbatched = query.dim() == 2
         if unbatched:
             query, key, value = query[None], key[None], value[None]
@@ -205,6 +216,14 @@ class MultiheadDilatedAttention(nn.Module):
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         if attn_mask is not None:
             is_causal = mask_is_causal(attn_mask, query, self.num_heads, hint=is_causal)
+        if key_padding_mask is not None:
+            key_padding_mask = ignored_keys(key_padding_mask, query)
+            padding = key_padding_mask[..., None]
+            # Attention leaves garbage out, but in the gradient of a weight 0 times NaN is NaN.
+            query, key, value = autocast(query, key, value)
+            key = _only_finite(key, padding)
+            value = key if shared else _only_finite(value, padding)
+            query = key if of_itself else query
         q, k, v = self.project(query, key, value)
         if attend is not None:
             heads = attend(q, k, v)
@@ -218,6 +237,8 @@ class MultiheadDilatedAttention(nn.Module):
                 is_causal=is_causal,
                 key_padding_mask=key_padding_mask,
             )
+        if key_padding_mask is not None and of_itself:
+            heads = _only_finite(heads, padding[..., None])  # the largest numbers overflow when projected
         out = self.merge(heads)
         if unbatched:
             return out[0], None

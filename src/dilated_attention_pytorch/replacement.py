@@ -1,4 +1,4 @@
-"""Dilated attention in the place of the ``nn.MultiheadAttention`` modules of a model, and the way back."""
+"""Replace a model's ``nn.MultiheadAttention`` modules by dilated attention, and convert its weights back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def replace_attention(
     ``multihead_attn`` of ``nn.TransformerDecoderLayer`` is left alone, as it attends to another sequence.
     Where your own modules have such cross-attention, choose by ``names``.
 
-    Dropout of attention weights is not kept, a warning tells of it; other dropout stays.
+    Dropout of attention weights is not kept, which is warned of; other dropout is.
 
     Args:
         model: what contains the modules.
@@ -53,7 +53,7 @@ def replace_attention(
             "MultiheadDilatedAttention(..., layer_norm=False) and load_state_dict(model.state_dict())"
         )
     chosen = _find(model, names)
-    # All are built before the first is put in.
+    # All are built before the first is replaced, so that an error leaves the model as it was.
     replacements: dict[nn.MultiheadAttention, MultiheadDilatedAttention] = {}
     for module in dict.fromkeys(chosen.values()):
         reason = _reason_against(model, module)

@@ -5,6 +5,7 @@ import pickle
 import oracle
 import pytest
 import torch
+from garbage import KINDS, spoil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -389,6 +390,68 @@ def test_layouts_as_in_multihead_attention(layout, widths, bias):
     for ours, expected in zip(results[1], results[0], strict=True):
         assert ours.shape == expected.shape
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+# --- what padding holds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("inputs", ["self", "key-is-value", "distinct"])
+@pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
+def test_nothing_that_padding_holds_reaches_outputs_or_gradients(kind, compiled, inputs, layer_norm):
+    torch.manual_seed(0)
+    branches = [(4, 1), (9, 2)]
+    module = MultiheadDilatedAttention(
+        16, 4, segment_lengths=[4, 9], dilation_rates=[1, 2], num_kv_heads=2, layer_norm=layer_norm
+    ).double()
+    clean = torch.randn({"self": 1, "key-is-value": 2, "distinct": 3}[inputs], 2, 9, 16, dtype=torch.float64)
+    away = torch.randn(2, 9, 16, dtype=torch.float64)
+    kept = ~PADDING_INSIDE if inputs == "self" else torch.ones(2, 9, dtype=torch.bool)
+    results = []
+    for spoilt in (False, True):
+        # Queries of their own are real where keys are padding.
+        leaves = [
+            spoil(x, PADDING_INSIDE, kind)
+            if spoilt and (i > 0 or inputs == "self")
+            else x.clone().requires_grad_()
+            for i, x in enumerate(clean)
+        ]
+        query, key, value = (leaves + [leaves[-1]] * 2)[:3]
+        if spoilt:
+            call = torch.compile(module, backend="aot_eager") if compiled else module
+            out = call(query, key, value, PADDING_INSIDE)[0]
+        else:
+            out = by_hand(module, branches, query, key, value, False, PADDING_INSIDE)
+        out = out[kept]
+        results.append([out, *torch.autograd.grad((out * away[kept]).sum(), [*leaves, *module.parameters()])])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_padding_holds_reaches_gradients_under_autocast(kind):
+    """Numbers that are finite in float32 are not in float16."""
+    torch.manual_seed(0)
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[9], dilation_rates=[1], batch_first=False)
+    x = torch.randn(9, 2, 16)
+    results = []
+    for y in (x, spoil(x, PADDING_INSIDE.T, kind)):
+        with torch.autocast("cpu", torch.float16):
+            out = module(y, y, y, PADDING_INSIDE)[0][~PADDING_INSIDE.T]
+        results.append([out, *torch.autograd.grad(out.float().sin().sum(), list(module.parameters()))])
+    assert all(x.isfinite().all() for x in results[1])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+def test_a_query_that_is_no_padding_is_not_hidden():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[9], dilation_rates=[1])
+    x = torch.randn(2, 9, 16)
+    query = x.clone()
+    query[1, 8] = math.nan  # a key is padding there, the query is not
+    assert module(query, x, x, PADDING)[0][1, 8].isnan().all()
+    x[1, 4] = math.nan
+    assert module(x, x, x, PADDING)[0][1, :5].isnan().all()
 
 
 def test_a_mask_in_a_compiled_graph_counts_as_causal():

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import (
     functional_call,
+    functionalize,
     grad,
     hessian,
     jacfwd,
@@ -36,6 +37,13 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.core.masks import _ignored_by_value
 from dilated_attention_pytorch.core.validation import checked_positions
 from dilated_attention_pytorch.kernels.operator import refuse_transforms
+from dilated_attention_pytorch.ring_attention import (
+    RingAttentionConfig,
+    RingDilatedAttention,
+    RingDilatedAttentionHilbert,
+    shard_sequence,
+    unshard_sequence,
+)
 
 # torch itself warns the first time that a tensor gets a tangent.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -47,6 +55,7 @@ CONFIG = LongNetConfig(
     vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, segment_lengths=(4, 16), dilation_rates=(1, 2)
 )
 NO_SECOND_DERIVATIVE = r"differentiated twice with backend='sdpa'; backend='reference' can"
+NOT_IN_A_GRAPH = "do not go through dilated_attention in an exported program or beside functionalize"
 NO_FORWARD_MODE = r"no forward-mode derivative.*backend='sdpa'; backend='reference' has"
 
 
@@ -370,6 +379,46 @@ def test_nested_tensors_are_refused(layout: torch.layout, name: str):
         attend(**inputs)
 
 
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_everywhere(layout: torch.layout):
+    def nested(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        rows = [torch.ones(n, *shape, dtype=dtype) for n in (5, 3)]
+        return torch.nested.nested_tensor(rows, layout=layout)
+
+    ids, dense = nested(dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
+    attention = MultiheadDilatedAttention(8, 2, segment_lengths=[4], dilation_rates=[1])
+    ring = RingAttentionConfig(segment_lengths=[4], dilation_rates=[1], ring_size=2)
+    hilbert = RingDilatedAttentionHilbert(ring, grid_shape=(5,))
+    x = torch.randn(2, 5, 2, 4)
+    calls: dict[str, list[Callable[[], Any]]] = {
+        "tokens": [
+            lambda: LongNetLM(CONFIG)(ids),
+            lambda: LongNetLM(CONFIG).generate(ids, 2),
+        ],
+        "inputs": [lambda: LongNetEncoder(CONFIG)(ids), lambda: LongNetEncoder(CONFIG)(nested(8))],
+        "positions": [lambda: attend(x, x, x, positions=ids), lambda: LongNetLM(CONFIG)(dense, ids)],
+        "key_padding_mask": [
+            lambda: attend(x, x, x, key_padding_mask=ids),
+            lambda: attention(torch.ones(2, 5, 8), key_padding_mask=nested()),
+            lambda: LongNetLM(CONFIG)(dense, key_padding_mask=ids),
+        ],
+        "attn_mask": [lambda: attention(torch.ones(2, 5, 8), attn_mask=nested(5))],
+        "query": [
+            lambda: attention(nested(8)),
+            lambda: RingDilatedAttention(ring)(*[nested(2, 4)] * 3),
+            lambda: hilbert(*[nested(2, 4)] * 3),
+        ],
+        "key": [lambda: attention(torch.ones(2, 5, 8), nested(8))],
+        "x": [lambda: shard_sequence(nested(8), 0, 2)],
+        "shard": [lambda: unshard_sequence(nested(8), "local")],
+    }
+    for name, refused in calls.items():
+        for call in refused:
+            with pytest.raises(TypeError, match=f"^{name} must be a .*tensor, got a nested one"):
+                call()
+
+
 def test_transforms_inside_torch_compile():
     x = torch.randn(1, 5, 2, 2, dtype=torch.float64)
     function = of_one(attend)
@@ -395,6 +444,83 @@ def test_an_exported_module_computes_the_same():
     x = torch.randn(2, 7, 8)
     exported = torch.export.export(_First(module), (x,)).module()
     assert torch.equal(exported(x), module(x)[0])
+
+
+def exported(x: Tensor, **arguments: Any) -> Callable[[Tensor], Tensor]:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return of_one(attend, **arguments)(x)
+
+    return torch.export.export(Module(), (x,)).module()
+
+
+def test_an_exported_program_under_transforms():
+    """Its graph calls the operator, whatever the function of the package would choose."""
+    x = torch.randn(1, 5, 2, 2, dtype=torch.float64)
+    program = exported(x)
+    for forward_mode in (lambda: jvp(program, (x,), (x,)), lambda: jacfwd(program)(x)):
+        with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            forward_mode()
+    for reverse_mode in (grad(lambda x: program(x).sum()), jacrev(program), hessian(program)):
+        with pytest.raises(NotImplementedError, match=NOT_IN_A_GRAPH):
+            reverse_mode(x)
+    with forward_ad.dual_level():
+        for leaf in (x, x.clone().requires_grad_()):
+            with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+                program(forward_ad.make_dual(leaf, x))
+        with torch.no_grad(), pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            program(forward_ad.make_dual(x, x))
+        close(program(x), of_one(exact)(x))  # nothing to differentiate
+    close(
+        gradients(lambda x: program(x).sin().sum(), x), gradients(lambda x: of_one(exact)(x).sin().sum(), x)
+    )
+    with torch.inference_mode():
+        close(program(x), of_one(exact)(x))
+    program = exported(x, backend="reference")
+    tangent = torch.randn_like(x)
+    jacobian = torch.autograd.functional.jacobian(of_one(exact), x)
+    close(jvp(program, (x,), (tangent,))[1], (jacobian * tangent).sum((-4, -3, -2, -1)))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_operators_refuse_forward_mode(backend: str):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    query, key, value = (x.to(device, torch.float32) for x in draw())
+    arguments = ([4, 16], [1, 3], False, 0.5, None, None)
+    operators = torch.ops.dilated_attention_pytorch
+    forward, backward = (getattr(operators, name) for name in (backend, f"{backend}_backward"))
+    lse = torch.zeros(2, 4, 7, device=device)
+    refusal = f"no forward-mode derivative.*backend='{backend}'"
+    with pytest.raises(NotImplementedError, match=refusal):
+        jvp(lambda value: forward(query, key, value, *arguments)[0], (value,), (value,))
+    with pytest.raises(NotImplementedError, match=refusal):
+        jvp(lambda g: backward(g, query, key, value, query, lse, *arguments)[0], (query,), (query,))
+
+
+def test_functionalize():
+    x = torch.randn(2, 7, 4, 2, dtype=torch.float64)
+    function, expected = of_one(attend, **renamed(MASKED)), of_one(exact, **MASKED)
+    close(functionalize(function)(x), expected(x))
+    close(functionalize(vmap(function))(x[None]), expected(x)[None])
+    close(
+        gradients(lambda x: functionalize(function)(x).sin().sum(), x),
+        gradients(lambda x: expected(x).sin().sum(), x),
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        return function(x).sum()
+
+    for reverse_mode in (functionalize(grad(loss)), grad(functionalize(loss))):
+        with pytest.raises(NotImplementedError, match=NOT_IN_A_GRAPH):
+            reverse_mode(x)
+    for forward_mode in (
+        lambda x: jvp(functionalize(function), (x,), (x,)),
+        functionalize(lambda x: jvp(function, (x,), (x,))[1]),
+    ):
+        with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+            forward_mode(x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
+        functionalize(function)(forward_ad.make_dual(x, x))
 
 
 class _First(nn.Module):

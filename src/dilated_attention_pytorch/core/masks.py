@@ -79,8 +79,10 @@ def mask_is_causal(
 
 
 def _check_dtype_and_device(mask: Tensor, like: Tensor, name: str) -> None:
-    if not isinstance(mask, Tensor) or mask.is_complex():
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or mask.is_complex() or mask.is_nested:
+        got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        if isinstance(mask, Tensor) and mask.is_nested:
+            got = "a nested one"
         raise TypeError(f"{name} must be a bool, integer or floating-point tensor, got {got}")
     if mask.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the sequence, got {mask.device}")

@@ -25,7 +25,8 @@ class DilatedPattern:
     key does not come later. A key offered by several branches counts once for each.
 
     A pattern that leaves some (position, head) pairs without a branch, and so without an output, is warned of
-    once; ``warnings.filterwarnings("ignore", "The pattern serves only")`` silences it.
+    once in a process, around a ring on every rank. To silence it:
+    ``warnings.filterwarnings("ignore", "The pattern serves only")``.
 
     Args:
         segment_lengths: ``w`` of each branch, at least 1; it may exceed the sequence.
@@ -106,7 +107,7 @@ class DilatedPattern:
     ) -> int:
         """Floating-point operations of the forward: ``4 * head_dim`` per offered (query, key) pair.
 
-        The backward costs 2.5 times as much. Counted for membership by place in the sequence.
+        The backward costs 2.5 times as much. Without ``positions``: membership is by index.
 
         Args:
             batch: b.
@@ -143,7 +144,7 @@ class DilatedPattern:
         Times ``2 * batch * head_dim``, their number is the number of elements received.
 
         Args:
-            rank, world_size: place in the ring and its size P.
+            rank, world_size: rank in the ring, and its size P.
             seq: n, of the whole sequence.
             sharding: see :func:`~dilated_attention_pytorch.ring_attention.shard_sequence`.
             is_causal: no query sees a later token.

@@ -47,6 +47,17 @@ def check_heads(num_heads: int, num_kv_heads: int) -> None:
         )
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is a tensor, and not a nested one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) "
+            "and mark the padding in key_padding_mask"
+        )
+
+
 def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Raise unless ``query [b, n, h, d]`` and ``key``, ``value [b, n, h_kv, d]`` agree in everything.
 
@@ -56,13 +67,7 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     """
     named = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.is_nested:
-            raise TypeError(
-                f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) "
-                "and mark the padding in key_padding_mask"
-            )
+        check_dense(name, tensor)
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.dim() != 4:
@@ -98,6 +103,7 @@ def check_positions(positions: Tensor, query: Tensor) -> None:
     if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
         got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
         raise TypeError(f"positions must be an int64 tensor, got {got}")
+    check_dense("positions", positions)
     batch, seq = query.shape[:2]
     # Shapes of one length are compared: in an exported graph "batch is not seq" would become a constraint.
     if positions.dim() not in (1, 2) or positions.shape != (batch, seq)[2 - positions.dim() :]:

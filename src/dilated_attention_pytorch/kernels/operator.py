@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -17,6 +18,7 @@ from ..core.pattern import DilatedPattern
 from .problem import Problem
 from .sdpa import sdpa_backward, sdpa_forward
 
+_LIBRARY = torch.library.Library("dilated_attention_pytorch", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ARGUMENTS = (
     "SymInt[] segment_lengths, SymInt[] dilation_rates, bool is_causal, float softmax_scale, "
     "Tensor? key_padding_mask, Tensor? positions"
@@ -135,24 +137,63 @@ def _register(name: str, forward: Callable[..., Any], backward: Callable[..., An
     attend.register_autograd(differentiate, setup_context=save)
     attend_backward.register_autograd(refuse)
     operators = torch.ops.dilated_attention_pytorch
-    register_flop_formula(getattr(operators, name))(_flops_of_forward)
-    register_flop_formula(getattr(operators, f"{name}_backward"))(_flops_of_backward)
+    operator, operator_backward = getattr(operators, name), getattr(operators, f"{name}_backward")
+    _refuse_transforms_of(operator.default, Info(differentiate, save), refuse_forward_mode)
+    _refuse_transforms_of(operator_backward.default, Info(refuse, None), refuse_forward_mode)
+    register_flop_formula(operator)(_flops_of_forward)
+    register_flop_formula(operator_backward)(_flops_of_backward)
     return _choice(attend, Attend)
+
+
+def _refuse_transforms_of(
+    operator: torch._ops.OpOverload, derivative: Info, refuse_forward_mode: Callable[..., NoReturn]
+) -> None:
+    """Refuse what would be wrong, or fail without a name, when a graph calls ``operator`` under a transform.
+
+    The registration for a device goes before that for all of them, which ``register_autograd`` makes, and
+    which takes a tensor with a tangent for a constant.
+    """
+    differentiable = make_autograd_impl(operator, derivative)
+
+    def call(keys: Any, *arguments: Any) -> Any:
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        if any(_has_tangent(x) for x in tensors):
+            refuse_forward_mode(None)
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if differentiated and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NotImplementedError(
+                "torch.func.grad, vjp and jacrev do not go through dilated_attention in an exported program "
+                "or beside functionalize: use torch.autograd.grad, or backend='reference'"
+            )
+        return differentiable(keys, *arguments)
+
+    for device in ("CPU", "CUDA", "MPS", "XPU"):
+        _LIBRARY.impl(operator, call, f"Autograd{device}", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _choice(operator: Attend, function: _Function) -> Attend:
     """``operator``, or under torch.func and forward-mode AD ``function``, which calls it.
 
-    torch.func cannot differentiate an operator with ``register_autograd``, and forward mode takes its result
-    for a constant. torch.compile would not see the rules of ``function``: its graphs break here.
+    torch.func cannot differentiate an operator with ``register_autograd``, nor functionalize a function.
+    torch.compile would not see the rules of ``function``: its graphs break here.
     """
-    apply = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        function.apply, reason="torch.func's transforms are traced with backend='reference' only"
+
+    def call_transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
+        transforms = torch._C._functorch.get_interpreter_stack() or []
+        functionalized = any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms)
+        return (operator if functionalized else function.apply)(*arguments)
+
+    disabled = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        call_transformed, reason="torch.func's transforms are traced with backend='reference' only"
     )
 
     def call(*arguments: Any) -> tuple[Tensor, Tensor]:
         transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-        chosen = apply if transformed else operator
+        chosen = disabled if transformed else operator
         return chosen(*arguments)
 
     return call
@@ -177,8 +218,7 @@ def refuse_transforms(name: str, *tensors: Tensor) -> None:
 
     For what neither can differentiate nor map: ``name`` says what, and how else to compute it.
     """
-    tangents = [forward_ad.unpack_dual(x).tangent for x in tensors]  # type: ignore[no-untyped-call]
-    if torch._C._are_functorch_transforms_active() or any(x is not None for x in tangents):
+    if torch._C._are_functorch_transforms_active() or any(_has_tangent(x) for x in tensors):
         raise NotImplementedError(f"torch.func and forward-mode AD do not go through {name}")
 
 

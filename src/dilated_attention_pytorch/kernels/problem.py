@@ -1,4 +1,4 @@
-"""What every backend and the ring work on: a call without its tensors of numbers, and tiles of its rows.
+"""The parameters of a call, all but query, key and value, and tiles of its rows: what the backends share.
 
 Letters: b batch, n sequence, h query heads, g key/value heads, d head dimension.
 """
@@ -22,15 +22,15 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 def largest_score(dtype: torch.dtype) -> float:
-    """The lse from which on ``exp(score - lse)`` is no weight any more: neighbouring numbers lie 1/8 apart.
+    """The largest lse that the backward takes: beyond it ``exp(score - lse)`` is too coarse to be a weight.
 
-    2 ** 20 for float32, 2 ** 49 for float64.
+    2 ** 20 for float32, 2 ** 49 for float64, from where on neighbouring numbers are 1/8 apart.
     """
     return 0.125 / torch.finfo(dtype).eps
 
 
 class HugeScoresError(ValueError):
-    """Scores so large that float rounding leaves nothing right of their gradients."""
+    """Scores so large that rounding makes their gradients meaningless."""
 
 
 def check_scores(grad_out: Tensor, lse: Tensor) -> None:
@@ -55,7 +55,7 @@ def check_scores(grad_out: Tensor, lse: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """All of a call but its tensors of numbers.
+    """The parameters of a call: all but query, key and value.
 
     Args:
         branches: (w, r) pairs.
@@ -63,7 +63,7 @@ class Problem:
         scale: factor on the dot products.
         padding: bool ``[b, n]``, True = ignored key.
         positions: int64 ``[b, n]``, ranks for membership.
-        origin: the place in the whole sequence of row 0, without ``positions``.
+        origin: position of row 0 in the whole sequence; not used with ``positions``.
         first_head: global index of query head 0; offsets follow global indices.
     """
 
@@ -117,7 +117,7 @@ class Tile:
             self.take(x, heads).copy_(rows)
 
     def rows_for_kernel(self, x: Tensor, heads: slice) -> Tensor:
-        """``x [b, n, h, d]`` -> ``[b' * segments, h', rows, d]``: in place for r = 1 where strides allow."""
+        """``x [b, n, h, d]`` -> ``[b' * segments, h', rows, d]``: a view for r = 1 where strides allow."""
         rows = self.take(x, heads).transpose(2, 3)
         if self.index is None and self.rate > 1:
             rows = rows.contiguous()
@@ -136,7 +136,11 @@ class Tile:
 
 
 def head_groups(offset: int, rate: int, heads: int, group: int, first_head: int) -> Iterator[Heads]:
-    """The heads of one offset with their key/value heads, in slices that the kernels can pair evenly."""
+    """The heads of one offset with their key/value heads, in slices that the kernels can pair evenly.
+
+    8 heads in groups of 4, r = 2, offset 0: heads 0 2 4 6 with key/value heads 0 1, two each. 6 heads in
+    groups of 3: heads 0 2 with 0, then head 4 with 1.
+    """
     start = (offset - first_head) % rate
     shared = [
         (kv, len(list(run))) for kv, run in groupby(head // group for head in range(start, heads, rate))

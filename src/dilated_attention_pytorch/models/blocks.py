@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import dilated_attention
 from ..core.linear import initialize, xavier_std
 from ..core.masks import ignored_keys
-from ..core.validation import check_positions
+from ..core.validation import check_dense, check_positions
 from ..multihead_dilated_attention import MultiheadDilatedAttention
 from .config import LongNetConfig
 
@@ -140,21 +140,11 @@ class LongNetStack(nn.Module):
 
 def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
     """Raise unless ``tokens``, given as the argument ``name``, is an int64 tensor ``[b, n]``."""
-    check_dense(tokens, name)
-    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
-        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"{name} must be an int64 tensor, got {got}")
+    check_dense(name, tokens)
+    if tokens.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {tokens.dtype}")
     if tokens.dim() != 2:
         raise ValueError(f"{name} must be [batch, seq], got {list(tokens.shape)}")
-
-
-def check_dense(x: Tensor, name: str) -> None:
-    """Raise TypeError if ``x``, given as the argument ``name``, is a nested tensor."""
-    if isinstance(x, Tensor) and x.is_nested:
-        raise TypeError(
-            f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) and "
-            "mark the padding in key_padding_mask"
-        )
 
 
 def _are_indices(positions: Tensor) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .blocks import Attend, LongNetStack, check_dense, check_tokens
+from ..core.validation import check_dense
+from .blocks import Attend, LongNetStack, check_tokens
 
 
 class LongNetEncoder(LongNetStack):
@@ -48,15 +49,14 @@ class LongNetEncoder(LongNetStack):
             TypeError, ValueError: naming the argument and its values.
         """
         shape = f"[batch, seq, embed_dim={self.config.embed_dim}]"
-        check_dense(inputs, "inputs")
-        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        check_dense("inputs", inputs)
+        if inputs.is_floating_point():
             if inputs.dim() != 3 or inputs.shape[2] != self.config.embed_dim:
                 raise ValueError(f"inputs must be {shape}, got {list(inputs.shape)}")
         elif self.embedding is None:
-            got = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(
                 f"inputs must be embeddings {shape}, floating point, since vocab_size=None means no token "
-                f"table; got {got}"
+                f"table; got {inputs.dtype}"
             )
         else:
             check_tokens(inputs, "inputs")

@@ -15,15 +15,16 @@ from ..attention import dilated_attention
 from ..core.autocast import autocast
 from ..core.masks import ignored_keys
 from ..core.memory.unified_pool import UnifiedMemoryPool
+from ..core.pattern import DilatedPattern
 from ..core.sharding import chunks_of
-from ..core.validation import check_qkv
+from ..core.validation import check_branches, check_qkv
 from ..kernels.backends import choose_backend
 from ..kernels.problem import Problem
 from .computation import Kernels, Part, SdpaKernels
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
 from .sharding import check_shard_length
-from .utils.communication import tell
+from .utils.communication import report_failure
 
 
 def ring_attention(
@@ -37,7 +38,7 @@ def ring_attention(
     *,
     order: Tensor | None = None,
     grid_shape: Sequence[int] | None = None,
-    first_head: int = 0,
+    first_head: int | None = None,
     pool: UnifiedMemoryPool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The call behind the modules of this package: out ``[b, n/P, h, d]`` and lse ``[b, h, n/P]``.
@@ -48,7 +49,7 @@ def ring_attention(
         config, group, is_causal, key_padding_mask: as for :class:`RingDilatedAttention`.
         order: int64 ``[n]``, the time of each position, for causality; default: the position.
         grid_shape: what ``order`` was made from.
-        first_head: global index of query head 0.
+        first_head: global index of query head 0, if there are other ranks with other heads.
         pool: where message buffers come from; None: the allocator.
     """
     world = 1 if group is None else dist.get_world_size(group)
@@ -59,6 +60,8 @@ def ring_attention(
         check_qkv(query, key, value)
         if key_padding_mask is not None:
             key_padding_mask = ignored_keys(key_padding_mask, query)
+        if first_head is None:
+            warn_of_gaps(config, query)
         backend = choose_backend(
             config.backend,
             query.device,
@@ -67,9 +70,9 @@ def ring_attention(
             branches=branches,
             seq=query.shape[1] * world,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
         if group is not None and around_ring:
-            tell(group, device_of(query), error)
+            report_failure(group, device_of(query), error)
         raise
     seq = query.shape[1] * world
     if group is not None and around_ring:
@@ -85,7 +88,7 @@ def ring_attention(
         order = None
     if around_ring:
         check_shard_length(query.shape[1], config.sharding)
-    elif config.ring_size in (None, 1) and order is None and first_head == 0:
+    elif config.ring_size in (None, 1) and order is None and first_head is None:
         return dilated_attention(
             query,
             key,
@@ -105,7 +108,7 @@ def ring_attention(
             bool(is_causal),
             _scale(config, query),
             key_padding_mask,
-            first_head=first_head,
+            first_head=first_head or 0,
         ),
         chunks=[
             chunks_of(i, parts, seq, config.sharding if around_ring else "contiguous") for i in range(parts)
@@ -130,8 +133,13 @@ def _kernels(backend: str) -> Kernels:
 
 
 def device_of(query: object) -> torch.device:
-    """Where messages about a call may be."""
+    """The device for messages about a call, CPU if ``query`` is not a tensor."""
     return query.device if isinstance(query, Tensor) else torch.device("cpu")
+
+
+def warn_of_gaps(config: RingAttentionConfig, query: Tensor) -> None:
+    """Warn, once of each pattern, of tokens of heads of ``query [b, n/P, h, d]`` that no branch serves."""
+    DilatedPattern(*check_branches(config.segment_lengths, config.dilation_rates), query.shape[2])
 
 
 def _scale(config: RingAttentionConfig, query: Tensor) -> float:
@@ -148,9 +156,13 @@ def agree_on_call(
     key_padding_mask: Tensor | None,
     **more: object,
 ) -> Tensor | None:
-    """Raise RingError unless all ranks call alike; the mask, or zeros, if any rank ignores a key.
+    """Raise RingError unless all ranks make the same call.
 
-    ``more`` is what else must be the same on all of them.
+    Args:
+        more: further values that must be the same on all ranks.
+
+    Returns:
+        None if no rank ignores a key; else the mask, all False on a rank without one.
     """
     has_padding = key_padding_mask is not None and bool(key_padding_mask.any())
     headers = agree(

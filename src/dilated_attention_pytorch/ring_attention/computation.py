@@ -1,9 +1,9 @@
-"""What one rank of a ring computes: its own keys, then blocks of others', forward and backward.
+"""What one rank of a ring computes: over its own keys, then over blocks of others', forward and backward.
 
 Letters: b batch, n this rank's rows, h query heads, g key/value heads, d head dimension.
 
-Attention over a block is merged into the accumulators by its log-sum-exp. Every fused backward is fed with
-the merged output and lse, so its result is the exact part of the whole (as on one device).
+Attention over a block is merged into the accumulators by its log-sum-exp. Every fused backward takes the
+merged output and lse, so its result is exactly the block's part of the gradient (as on one device).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..kernels.problem import Problem, Tile, accumulation_dtype, merge_rows
 from ..kernels.sdpa import partial_backward, partial_forward
 from .schedule import Block, blocks_between
 
-# Elements of an explicit mask, which only causality against the order of the rows needs.
+# The most elements of an explicit mask. Only causality by another order than that of the rows needs one.
 _MASK_ELEMENTS = 1 << 22
 
 KeyValue = tuple[Tensor, Tensor]
 
 Times = tuple[Tensor, Tensor]
-"""When the queries of a tile were, and when the keys were: int64 ``[rows]``. No query sees a later key."""
+"""Times of a tile's queries and of the keys, int64 ``[rows]`` each: no query sees a key of a later time."""
 
 Saved = tuple[Tensor, Tensor, Tensor, Tensor]
 """grad_out, query, out ``[b, n, h, d]`` and lse ``[b, h, n]``, the last two merged."""
@@ -40,8 +40,8 @@ class Offer:
     Args:
         key, value: ``[b, g', rows, d]``.
         ignored: keys that nobody sees, bool ``[b, rows]``, or None.
-        queries: tiles of this rank's rows; with times if causality is by another order than that of the rows,
-            else they see all of the keys.
+        queries: tiles of this rank's rows; with times if causality is by another order than that of the rows.
+            Without times they see all of the keys.
     """
 
     key: Tensor
@@ -85,7 +85,7 @@ class Part:
     Args:
         problem: the call; its padding is this rank's ``[b, n]``.
         chunks: the chunks of each rank.
-        rank: which of them are these rows.
+        rank: this rank.
         kernels: the backend.
         num_heads, group: query heads, and how many of them share a key/value head.
         order: int64 ``[seq]``, the time of each position, if causality is by another order than that of
@@ -113,7 +113,7 @@ class Part:
         )
 
     def own_chunks(self, batch: int) -> Iterator[tuple[slice | Tensor, Problem]]:
-        """Rows of each chunk, by time if causality is by another order than theirs, and its problem."""
+        """Rows and problem of each chunk, the rows sorted by time if causality is by ``order``."""
         before = 0
         for start, stop in self.chunks[self.rank]:
             rows: slice | Tensor = slice(before, before + stop - start)
@@ -140,14 +140,14 @@ class Part:
     def offers_of(
         self, owner: int, key: Tensor, value: Tensor, padding: Tensor | None
     ) -> Iterator[tuple[Block, Offer]]:
-        """What rank ``owner``, whose key, value and padding these are, has for the queries of this rank."""
+        """What rank ``owner`` has for the queries of this rank; key, value and padding are the owner's."""
         for block in self.blocks(owner, self.rank):
             tile = block.keys
             rows = tile.rows_for_kernel(key, tile.heads.kv), tile.rows_for_kernel(value, tile.heads.kv)
             yield block, self.offer(block, owner, rows, tile.ignored_keys(padding))
 
     def _times(self, rank: int) -> Tensor:
-        """When each row of a rank was, by ``order``: int64 ``[n]``."""
+        """The time of each row of a rank, by ``order``: int64 ``[n]``."""
         assert self.order is not None
         return torch.cat([self.order[start:stop] for start, stop in self.chunks[rank]])
 
@@ -192,7 +192,7 @@ class SdpaKernels:
     """PyTorch's fused kernels, tile by tile; see :class:`Kernels`."""
 
     def cast(self, x: Tensor) -> Tensor:
-        # In float32 where a CPU kernel would lose precision in 16 bits.
+        # The CPU's kernels would lose precision in 16 bits.
         return x if x.is_cuda else x.to(accumulation_dtype(x))
 
     forward = staticmethod(partial_forward)
@@ -236,7 +236,7 @@ class SdpaKernels:
 
 
 def _masked(offer: Offer) -> Iterator[tuple[Tile, Tensor | None]]:
-    """Tiles of queries, with the keys of the offer that they do not see, ``[b, rows]`` or by query."""
+    """Tiles of queries, with the keys they do not see: None, ``[b, keys]`` or ``[b, queries, keys]``."""
     batch, _, num_keys, _ = offer.key.shape
     for tile, times in offer.queries:
         if times is None:

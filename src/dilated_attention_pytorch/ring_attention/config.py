@@ -65,7 +65,7 @@ class RingAttentionConfig:
     sharding: Sharding = "contiguous"
     """Which positions a rank holds: see ``shard_sequence``."""
     overlap_communication: bool = True
-    """Have the next block of keys and values under way while the current one is computed."""
+    """Send the next block of keys and values while computing with the current one."""
     memory_pool_strategy: str | None = None
     """Strategy of the :class:`UnifiedMemoryPool` that message buffers come from; None: the allocator."""
     backend: Backend = "auto"
@@ -97,10 +97,10 @@ class RingAttentionConfig:
 def of_old_call(
     name: str, config: RingAttentionConfig | None, process_group: Ring, old: dict[str, Any]
 ) -> tuple[RingAttentionConfig | None, Ring]:
-    """The configuration and the group that a module's arguments mean.
+    """The configuration and the group from a module's arguments, old or new.
 
     Earlier versions of the modules took what is now in the configuration: segment lengths and dilation rates
-    in the place of ``config`` and ``process_group``, or all of it by keyword in ``old``.
+    instead of ``config`` and ``process_group``, or all of it by keyword (``old``).
 
     Args:
         name: of the module's class.

@@ -12,10 +12,10 @@ from ..core.autocast import autocast
 from ..core.masks import ignored_keys
 from ..core.validation import check_qkv
 from .base import BaseRingAttention
-from .call import agree_on_call, device_of, ring_attention
+from .call import agree_on_call, device_of, ring_attention, warn_of_gaps
 from .config import RingAttentionConfig
 from .group import Shared
-from .utils.communication import RingError, all_to_all, tell
+from .utils.communication import RingError, all_to_all, report_failure
 
 
 class RingDistributedDilatedAttention(BaseRingAttention):
@@ -92,16 +92,17 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                         f"the number of {name} heads must be a multiple of the mesh's second dimension, "
                         f"got {heads} heads for {size} ranks"
                     )
-        except (TypeError, ValueError) as error:
+            warn_of_gaps(self.config, q)
+        except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
             for others in (group, ring):
-                tell(others, device_of(q), error)
+                report_failure(others, device_of(q), error)
             raise
         try:
             key_padding_mask = agree_on_call(
                 group, q, k, v, self.config, is_causal, key_padding_mask, return_lse=bool(return_lse)
             )
         except RingError as error:
-            tell(ring, q.device, error)  # the other rows cannot see it
+            report_failure(ring, q.device, error)  # its other ranks are not in this group
             raise
         if key_padding_mask is not None:
             everywhere = key_padding_mask[:, :, None, None].expand(-1, -1, size, 1)
@@ -124,6 +125,6 @@ class RingDistributedDilatedAttention(BaseRingAttention):
 
 
 def _exchange(x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:
-    """Split along one dimension, send part i to rank i, join what comes along another dimension."""
+    """Split along one dimension, send part i to rank i, join the parts received along another."""
     parts = torch.stack(x.chunk(dist.get_world_size(group), split))
     return torch.cat(all_to_all(parts, group).unbind(), join)

@@ -2,10 +2,9 @@
 
 Letters: b batch, n this rank's rows, h query heads, g key/value heads, d head dimension, P ranks.
 
-In hop t a rank computes with the keys and values of the rank t places before it, while those of the next
-hop are under way. Only the dilated rows of segments in which it holds a token travel. The backward fetches
-them again, and sends the gradients of each block back to its owner, who adds them up in the accumulation
-dtype.
+In hop t rank i computes with keys and values of rank i - t (modulo P), while those of the next hop are under
+way. Only the dilated rows of segments in which rank i holds a token travel. The backward fetches them again
+and sends the gradients of each block back to its owner, which adds them up in the accumulation dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from .schedule import Block
 class Parcel:
     """What one rank sends another in one hop, as one flat tensor: each block's keys, then its values.
 
-    With padding, a second one of bytes: which rows are ignored. :meth:`release` ends its use.
+    With padding there is a second flat tensor, bool: which rows are ignored.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Parcel:
             self.padding = [x.view(batch, count) for x, count in zip(flat, counts, strict=True)]
 
     def pack(self, key: Tensor, value: Tensor, padding: Tensor | None) -> Parcel:
-        """Fill with the owner's rows."""
+        """Copy the owner's rows into it."""
         for block, rows, ignored in zip(self.blocks, self.rows, self.padding, strict=True):
             for view, x in zip(rows, (key, value), strict=True):
                 view.copy_(block.keys.take(x, block.keys.heads.kv)[:, 0].transpose(1, 2))
@@ -77,7 +76,7 @@ class Parcel:
         return self
 
     def release(self) -> None:
-        """Give the memory back; nothing of this parcel may be used, or under way, any more."""
+        """Return the memory to the pool: no message may be under way, and nothing of it may be used again."""
         self.rows = []
         if self._pool is not None:
             self._pool.return_buffer(self.content)
@@ -89,7 +88,7 @@ class Parcel:
 
 
 class _Hops:
-    """The hops of one pass: keys and values from each rank before, to each rank after."""
+    """The hops of one forward or backward: in hop t from rank i - t to rank i, from rank i to rank i + t."""
 
     def __init__(
         self,
@@ -105,7 +104,7 @@ class _Hops:
         self.world = len(part.chunks)
 
     def peers(self, hop: int) -> tuple[int, int]:
-        """Whom to receive from, and whom to send to."""
+        """The ranks to receive from and to send to."""
         return (self.part.rank - hop) % self.world, (self.part.rank + hop) % self.world
 
     def _post(self, hop: int) -> tuple[Pending, Parcel, Parcel]:
@@ -119,7 +118,7 @@ class _Hops:
         return Pending(self.group, sent.messages(target), received.messages(source)), received, sent
 
     def __iter__(self) -> Iterator[tuple[int, Parcel | None]]:
-        """Hop 0, for what needs no message, then each hop with what it brought."""
+        """``(0, None)`` while the first message is under way, then each hop with what was received."""
         under_way = self._post(1) if self.overlap and self.world > 1 else None
         yield 0, None
         for hop in range(1, self.world):
@@ -195,7 +194,7 @@ class RingFunction(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         part, group, overlap, pool = ctx.rest
 
-        # A rank that goes on to another call instead is found out.
+        # Detects a rank that makes another call instead of this backward.
         def fields() -> dict[str, Any]:
             check_scores(grad_out, lse)
             return {"pass": "backward", "query": list(query.shape)}
@@ -298,7 +297,7 @@ def _add_returned(returning: tuple[Pending, Parcel, Parcel] | None, grads: list[
 
 
 def _refuse_second_derivative() -> None:
-    # once_differentiable would let it pass where the incoming gradient is constant, and lose the rest.
+    # once_differentiable would accept it if the incoming gradient is constant, and drop the other terms.
     if torch.is_grad_enabled():
         raise RuntimeError(
             "dilated attention around a ring cannot be differentiated twice (create_graph=True)"

@@ -60,9 +60,10 @@ class RingDilatedAttentionHilbert(HilbertMixin, RingDilatedAttention):
         Raises:
             ValueError: also when the shards do not hold one token for each cell.
         """
-        # What is not [b, n/P, h, d] is left to the call below to refuse.
+        # What is not a dense [b, n/P, h, d] is left to the call below to refuse.
         group = ring_group(self.process_group, self.config.ring_size)
-        order = self._padded_order(q, group) if isinstance(q, Tensor) and q.dim() == 4 else None
+        shaped = isinstance(q, Tensor) and not q.is_nested and q.dim() == 4
+        order = self._padded_order(q, group) if shaped else None
         out, lse = ring_attention(
             q,
             k,

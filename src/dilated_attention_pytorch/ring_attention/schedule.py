@@ -1,11 +1,11 @@
 """What travels around a ring, and who uses it: pure arithmetic, no communication.
 
-Letters: P ranks, w segment length, r dilation rate, o offset of a head. A chunk is a run of positions that
-one rank holds; a rank's rows are those of its chunks, one after the other.
+Letters: w segment length, r dilation rate. A chunk is an interval of positions that one rank holds; a rank's
+rows are those of its chunks, one after the other.
 
-Two chunks share at most one segment of a branch, and of it the end of the one and the start of the other.
-So all that a chunk's queries need of another chunk is, for each branch and offset, every r-th row of one
-interval: a block.
+Two chunks share at most one segment of a branch: [0, 10) and [10, 20) share [8, 16) for w = 8, of which the
+one holds 8 and 9, the other 10 to 15. So all that a chunk's queries need of another chunk is, for each branch
+and offset, every r-th row of one interval: a block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Block:
     keys: Tile
     """Rows and heads in the owner's shard."""
     queries: tuple[Tile, ...]
-    """Rows and heads in the user's shard that see all of them (causality aside), one tile a chunk."""
+    """Rows and heads in the user's shard that see all of ``keys`` (causality aside), one tile per chunk."""
 
     @property
     def num_rows(self) -> int:
@@ -49,30 +49,30 @@ def blocks_between(
     first_head: int = 0,
     is_causal: bool,
 ) -> list[Block]:
-    """What the chunks of ``user`` need of the other chunks of ``owner``, in an order that both can compute.
+    """What the chunks of ``user`` need of other chunks of ``owner``. Both ranks compute the same list.
 
     Args:
-        owner, user: the chunks of two ranks, or twice of one.
+        owner, user: the chunks of two ranks, or both of the same rank.
         branches: (w, r) pairs.
         num_heads: query heads.
-        group: query heads to a key/value head.
+        group: query heads per key/value head.
         first_head: global index of query head 0.
         is_causal: leave out what comes after the queries.
     """
     blocks = []
     for w, r in branches:
-        for place, keys in enumerate(owner):
-            # Queries of two chunks either use one interval of the keys, or intervals of two segments.
+        for index, keys in enumerate(owner):
+            # Two chunks of the user need the same interval of these keys, or intervals in two segments.
             users: dict[Chunk, list[tuple[int, Chunk]]] = {}
-            for user_place, queries in enumerate(user):
+            for user_index, queries in enumerate(user):
                 shared = _shared(w, keys, queries, is_causal)
                 if shared is not None:
-                    users.setdefault(shared[0], []).append((user_place, shared[1]))
+                    users.setdefault(shared[0], []).append((user_index, shared[1]))
             for interval, asking in users.items():
                 for offset, heads in _selections(r, num_heads, group, first_head):
-                    tile = _tile(owner, place, interval, w, r, offset, heads)
+                    tile = _tile(owner, index, interval, w, r, offset, heads)
                     if tile is not None:
-                        tiles = (_tile(user, at, rows, w, r, offset, heads) for at, rows in asking)
+                        tiles = (_tile(user, i, rows, w, r, offset, heads) for i, rows in asking)
                         blocks.append(Block(tile, tuple(x for x in tiles if x is not None)))
     return blocks
 
@@ -98,11 +98,11 @@ def _selections(r: int, num_heads: int, group: int, first_head: int) -> Iterator
 
 
 def _tile(
-    chunks: Sequence[Chunk], place: int, interval: Chunk, w: int, r: int, offset: int, heads: Heads
+    chunks: Sequence[Chunk], index: int, interval: Chunk, w: int, r: int, offset: int, heads: Heads
 ) -> Tile | None:
-    """The rows of ``interval``, a part of chunk ``place`` in one segment, that belong to the offset."""
-    before = sum(stop - start for start, stop in chunks[:place])
-    start, length = interval[0] - chunks[place][0] + before, interval[1] - interval[0]
+    """The rows of ``interval``, a part of ``chunks[index]`` in one segment, that belong to the offset."""
+    before = sum(stop - start for start, stop in chunks[:index])
+    start, length = interval[0] - chunks[index][0] + before, interval[1] - interval[0]
     first = (offset - interval[0] % w) % r
     if not num_rows(length, r, first):
         return None

@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from kernel_pytorch.groups import agree
 
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
+from ..core.validation import check_dense
 from .group import Ring, ring_group
 from .utils.communication import all_to_all
 
@@ -26,7 +27,7 @@ def shard_sequence(
 
     Args:
         x: the whole sequence, n along ``dim``; batch first.
-        rank, world_size: place in the ring and its size P.
+        rank, world_size: rank in the ring, and its size P.
         sharding: ``"contiguous"`` or ``"zigzag"``.
         dim: where the sequence runs.
 
@@ -35,11 +36,11 @@ def shard_sequence(
         (``[n/P]`` for ``dim=0``).
 
     Raises:
-        ValueError: naming the argument and its value.
+        TypeError, ValueError: naming the argument and its value.
     """
     check_sharding(sharding)
     check_rank(rank, world_size)
-    _check_dim(x, dim)
+    _check_dim("x", x, dim)
     seq = x.shape[dim]
     padded = _padded_length(seq, world_size, sharding)
     rows = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, world_size, padded, sharding)])
@@ -65,16 +66,16 @@ def unshard_sequence(
     """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`.
 
     Differentiable, as ``torch.distributed.nn.functional.all_gather`` is: a shard's gradient is that of the
-    *sum* of all ranks' losses. Where every rank computes the same loss from the whole sequence, that is P
-    times its gradient: divide the loss by P, unless DDP or FSDP2, which average over ranks, do so. All ranks
-    must call the backward as well, or none.
+    *sum* of all ranks' losses. If every rank computes the same loss from the whole sequence, that is P times
+    the gradient of the loss: divide the loss by P, unless DDP or FSDP2 average over the ranks anyway. Either
+    all ranks call the backward, or none.
 
     Args:
         shard: this rank's, n/P along ``dim``.
-        process_group: the ring, all of whose ranks call this; ``"local"``, or None in a process alone, for a
-            ring of one.
-        sharding: as it was cut.
-        length: n before padding; default: do not cut.
+        process_group: the ring, all of whose ranks call this; ``"local"`` for a ring of one; None means
+            ``"local"`` where no other ranks exist.
+        sharding: that of :func:`shard_sequence`.
+        length: n before padding, to which the result is cut. Default: not cut.
         dim: where the sequence runs.
 
     Raises:
@@ -82,7 +83,7 @@ def unshard_sequence(
         RingError: a rank failed, or has another shard or other arguments.
     """
     check_sharding(sharding)
-    _check_dim(shard, dim)
+    _check_dim("shard", shard, dim)
     group = ring_group(process_group)
     world = 1 if group is None else dist.get_world_size(group)
     parts = shard[None]
@@ -135,7 +136,8 @@ def check_shard_length(length: int, sharding: Sharding) -> None:
         raise ValueError(f"sharding='zigzag' needs an even number of tokens on each rank, got {length}")
 
 
-def _check_dim(x: Tensor, dim: int) -> None:
+def _check_dim(name: str, x: Tensor, dim: int) -> None:
+    check_dense(name, x)
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim must be a dimension of the tensor, got {dim=}, shape {list(x.shape)}")
 

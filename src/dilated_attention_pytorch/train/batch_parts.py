@@ -1,6 +1,6 @@
 """Which part of a batch each rank computes.
 
-Letters: b batch, n context in bytes, P ranks, C of them around each ring.
+Letters: b batch, n context, P ranks, C of them around each ring.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BatchPart:
         rows, beyond = shard_sequence(tokens, self.data_rank, self.num_data, dim=0)
         columns = torch.arange(tokens.shape[1] - 1, device=tokens.device)
         positions, _ = shard_sequence(columns, self.context_rank, self.num_context, self.sharding, dim=0)
-        # The target of a shard's last byte is in another shard.
+        # The target of a shard's last token is in another shard.
         inputs, targets = rows[:, positions], rows[:, positions + 1]
         return inputs, targets.masked_fill(beyond[:, None], IGNORED), positions
 

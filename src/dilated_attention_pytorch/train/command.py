@@ -19,9 +19,10 @@ from ..kernels.problem import HugeScoresError
 from ..ring_attention.utils.communication import RingError
 from .batch_parts import BatchPart
 from .checkpoint import load_checkpoint, write_atomically
+from .data import beginning
 from .energy import TokenEnergy
 from .errors import CommandError, RankError, raise_if_out_of_memory
-from .generate import continue_bytes, load_model
+from .generate import continue_bytes
 from .loop import NonFiniteLossError, training_steps
 from .options import add_arguments
 from .plot import plot_loss
@@ -32,6 +33,8 @@ from .run_folder import BEST, CHECKPOINT, CONFIG, METRICS, PLOT, SAMPLE, append_
 from .setup import describe, in_words, start_run
 from .stop import StopRequest
 from .tensorboard import TensorBoard
+from .tokenizer import TOKENIZER
+from .weights import load_model
 
 __all__ = ["add_arguments", "run"]
 
@@ -179,7 +182,9 @@ def _finish(run: Run, rows: list[dict[str, Any]], trained: str) -> None:
         say(f"held out: {bits} after step {last['step']}, trained {trained}")
     best = [] if run.best is None else [f"{BEST} (step {run.best['step']})"]
     shards = [] if run.shards is None else [run.shards]
-    say(f"{folder}: {', '.join([CHECKPOINT, *best, *shards, CONFIG, METRICS, *plotted, *sample])}")
+    tokenizer = [] if run.corpus.tokenizer is None else [TOKENIZER]
+    names = [CHECKPOINT, *best, *shards, CONFIG, *tokenizer, METRICS, *plotted, *sample]
+    say(f"{folder}: {', '.join(names)}")
     say(f"generate: {_program()} generate {shlex.quote(str(folder))} --prompt 'def ' --bytes 500")
 
 
@@ -200,11 +205,17 @@ def _sample(run: Run) -> list[str]:
     options, corpus = run.options, run.corpus
     if options.sample_bytes == 0:
         return []
-    prompt = bytes(corpus.held_out[:100].tolist()) if options.prompt is None else os.fsencode(options.prompt)
+    prompt = beginning(corpus.held_out) if options.prompt is None else os.fsencode(options.prompt)
     # The other ranks have nothing to do with it: the model must be whole here.
     model = run.model if run.ranks.size == 1 else load_model(run.folder / CHECKPOINT, run.device)[0]
     continuation = continue_bytes(
-        model, prompt, options.sample_bytes, temperature=0.8, top_k=None, seed=options.seed
+        model,
+        prompt,
+        options.sample_bytes,
+        temperature=0.8,
+        top_k=None,
+        seed=options.seed,
+        tokenizer=corpus.tokenizer,
     )
     text = (prompt + continuation).decode(errors="replace")
     write_atomically(run.folder / SAMPLE, lambda file: file.write(text.encode()))

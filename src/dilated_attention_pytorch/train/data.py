@@ -1,12 +1,11 @@
-"""The text of a run: reading files, holding some out, and the batch of each step.
+"""The text of a run: reading files, and holding some of it out.
 
-Letters: b batch, n context, N length of a text, in bytes or, of a tokenizer, in tokens.
+Letters: n context, N length of a text, in bytes or, of a tokenizer, in tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import stat
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .errors import CommandError
+from .held_out import check_length, cut_files, held_out_fraction, held_out_size
 from .text_files import FileText, Identity, Piece, Skipped, Text, TextFile, decoded, find_files, read_file
 from .tokenizer import Tokenizer, TokenText
 
-HELD_OUT_FRACTION = 1 / 20
-_LARGEST_HELD_OUT_FRACTION = 1 / 2
 _KEPT_IN_MEMORY = 1 << 28  # bytes; of a larger text the files are read at each step
-_TELL_FROM = 1 << 30  # bytes whose reading takes long enough to say so
+_REPORT_READING_FROM = 1 << 30  # bytes that take long enough to say so
+_REPORT_TOKENS_FROM = 1 << 24
 
 # Tables, tests and generated text would make the default data something else than a library's code.
 _NOT_LIBRARY_SOURCES = {
@@ -59,6 +57,8 @@ class Corpus:
     """Files of ``held_out_source`` that were read."""
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
     """What was left out of both, hidden files and the folders of runs aside."""
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
+    """What made tokens of the text; None for bytes."""
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says of the text it was trained on."""
@@ -71,7 +71,7 @@ class Corpus:
     def held_out_in_words(self) -> str:
         """Such as ``the last 5% of each of 529 files, 450,926 bytes``."""
         bytes_held_out = num_bytes(self.held_out)
-        size = f"{bytes_held_out:,} bytes"
+        size = size_in_words(self.held_out)
         if self.held_out_source is not None:
             return f"{self.held_out_source}, {_files_in_words(self.num_held_out_files)}, {size}"
         percent = f"{100 * bytes_held_out / (num_bytes(self.train) + bytes_held_out):.3g}%"
@@ -89,7 +89,7 @@ def read_corpus(
     held_out: float | str | None = None,
     *,
     tokenizer: Tokenizer | None = None,
-    tell: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> Corpus:
     """Read a text file, or all text files below a folder, and hold part of the text out.
 
@@ -109,39 +109,41 @@ def read_corpus(
             context needs.
         tokenizer: what makes tokens of the text, which is then UTF-8 and cut where it would be without; None
             for bytes.
-        tell: called with a line of text before a text is read that takes long.
+        report: called with a line of text before what takes long.
 
     Raises:
         CommandError: nothing there, not readable, no text, or too short.
     """
     utf8 = tokenizer is not None
-    fraction = _fraction(held_out)
+    fraction = held_out_fraction(held_out)
     seen: set[Identity] = set()
     skipped: list[Skipped] = []
     others: list[TextFile] = []
     other_root = None
     if isinstance(held_out, str) and fraction is None:
-        other_root, others = _read("--held-out", held_out, seen, skipped, utf8, tell)
-    root, files = _read("--data", data, seen, skipped, utf8, tell)
+        other_root, others = _read("--held-out", held_out, seen, skipped, utf8, report)
+    root, files = _read("--data", data, seen, skipped, utf8, report)
     total = sum(file.size for file in files)
     if other_root is None:
-        held_out_size = _held_out_size(total, seq_len, fraction, root)
-        pieces, held_out_pieces = _cut(files, held_out_size)
+        size = held_out_size(total, seq_len, fraction, root)
+        pieces, held_out_pieces = cut_files(files, size)
     else:
-        held_out_size = sum(file.size for file in others)
-        _check_length(total, seq_len, root, " to train on")
-        _check_length(held_out_size, seq_len, other_root, " to hold out")
-        pieces, held_out_pieces = _cut(files, 0)[0], _cut(others, 0)[0]
-    digest = hashlib.blake2b(f"{total} {held_out_size} {len(files)}".encode(), digest_size=16)
+        size = sum(file.size for file in others)
+        check_length(total, seq_len, root, " to train on")
+        check_length(size, seq_len, other_root, " to hold out")
+        pieces, held_out_pieces = cut_files(files, 0)[0], cut_files(others, 0)[0]
+    digest = hashlib.blake2b(f"{total} {size} {len(files)}".encode(), digest_size=16)
     for file in [*files, *others]:
         digest.update(file.size.to_bytes(8, "little") + file.digest)
     if tokenizer is not None:
         digest.update(tokenizer.digest.encode())
+        if report is not None and total + size >= _REPORT_TOKENS_FROM:
+            report(f"making tokens of {total / 1e6:,.0f} MB ...")
     contents = {file.path: file.content for file in [*files, *others]}
     train, end = (_text(part, contents, tokenizer) for part in (pieces, held_out_pieces))
     if tokenizer is not None:
-        _check_length(len(train), seq_len, root, " to train on", "tokens")
-        _check_length(len(end), seq_len, other_root or root, " to hold out", "tokens")
+        check_length(len(train), seq_len, root, " to train on", "tokens")
+        check_length(len(end), seq_len, other_root or root, " to hold out", "tokens")
     return Corpus(
         train=train,
         held_out=end,
@@ -151,6 +153,7 @@ def read_corpus(
         held_out_source=None if other_root is None else str(other_root),
         num_held_out_files=len(others),
         skipped=tuple(skipped),
+        tokenizer=tokenizer,
     )
 
 
@@ -159,21 +162,21 @@ def read_text(
     seq_len: int,
     *,
     tokenizer: Tokenizer | None = None,
-    tell: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> tuple[Text, str]:
     """All of a text file, or of the text files below a folder, and its absolute path.
 
     Args:
-        data, tokenizer, tell: as for :func:`read_corpus`.
+        data, tokenizer, report: as for :func:`read_corpus`.
         seq_len: n; the text needs n + 1 bytes or tokens.
 
     Raises:
         CommandError: nothing there, not readable, no text, or too short.
     """
-    root, files = _read("--data", data, set(), [], tokenizer is not None, tell)
-    pieces, _ = _cut(files, 0)
+    root, files = _read("--data", data, set(), [], tokenizer is not None, report)
+    pieces, _ = cut_files(files, 0)
     text = _text(pieces, {file.path: file.content for file in files}, tokenizer)
-    _check_length(len(text), seq_len, root, "", "bytes" if tokenizer is None else "tokens")
+    check_length(len(text), seq_len, root, "", "bytes" if tokenizer is None else "tokens")
     return text, str(root)
 
 
@@ -182,74 +185,17 @@ def num_bytes(text: Text) -> int:
     return text.total_bytes if isinstance(text, TokenText) else len(text)
 
 
-def batch_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> Tensor:
-    """The contexts of one step, a function of ``seed`` and ``step`` alone, so that resuming replays nothing.
-
-    Args:
-        text: ``[N]``, N > n.
-        step: any whole number from 0.
-        seed: any whole number from 0.
-        batch_size: b.
-        seq_len: n.
-
-    Returns:
-        int64 ``[b, n + 1]``: inputs ``[:, :-1]`` and targets ``[:, 1:]``.
-    """
-    starts = _starts_of_step(text, step, seed, batch_size, seq_len)
-    return torch.stack([text[start : start + seq_len + 1] for start in starts]).long()
+def size_in_words(text: Text) -> str:
+    """Such as ``450,926 bytes``, or ``450,926 bytes in 120,311 tokens``."""
+    size = f"{num_bytes(text):,} bytes"
+    return f"{size} in {len(text):,} tokens" if isinstance(text, TokenText) else size
 
 
-def bytes_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> int:
-    """The bytes of the targets of :func:`batch_of_step`: what to divide their bits by."""
-    return _predicted_bytes(text, _starts_of_step(text, step, seed, batch_size, seq_len), seq_len)
-
-
-def held_out_windows(text: Text, count: int, seq_len: int) -> Tensor:
-    """At most ``count`` contexts of the text ``[N]``, evenly spaced: ``[count, n + 1]``, of its type.
-
-    Nothing is predicted twice; the last target of a context may be the first input of the next.
-    """
-    return torch.stack([text[start : start + seq_len + 1] for start in _window_starts(text, count, seq_len)])
-
-
-def bytes_of_windows(text: Text, count: int, seq_len: int) -> int:
-    """The bytes of the targets of :func:`held_out_windows`: what to divide their bits by."""
-    return _predicted_bytes(text, _window_starts(text, count, seq_len), seq_len)
-
-
-def _starts_of_step(text: Text, step: int, seed: int, batch_size: int, seq_len: int) -> list[int]:
-    mixed = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
-    starts: list[int] = torch.randint(len(text) - seq_len, (batch_size,), generator=generator).tolist()
-    return starts
-
-
-def _window_starts(text: Text, count: int, seq_len: int) -> list[int]:
-    count = min(count, (len(text) - 1) // seq_len)
-    last = len(text) - 1 - seq_len
-    return [last * i // max(count - 1, 1) for i in range(count)]
-
-
-def _predicted_bytes(text: Text, starts: Sequence[int], seq_len: int) -> int:
+def beginning(text: Text) -> bytes:
+    """The first 100 bytes of a text; of a tokenizer's no part of a character."""
     if not isinstance(text, TokenText):
-        return len(starts) * seq_len
-    return sum(int(text.num_bytes[start + 1 : start + seq_len + 1].sum()) for start in starts)
-
-
-def _fraction(held_out: float | str | None) -> float | None:
-    """The fraction that ``held_out`` is; None if it is a path or not given."""
-    if held_out is None:
-        return None
-    try:
-        fraction = float(held_out)
-    except ValueError:
-        return None
-    if not 0 < fraction <= _LARGEST_HELD_OUT_FRACTION:
-        raise CommandError(
-            f"--held-out must be a fraction above 0 and at most {_LARGEST_HELD_OUT_FRACTION}, or a file or "
-            f"folder (./{held_out} for one of that name), got {held_out}"
-        )
-    return fraction
+        return bytes(text[:100].tolist())
+    return text.beginning.encode()[:100].decode(errors="ignore").encode()
 
 
 def _read(
@@ -258,7 +204,7 @@ def _read(
     seen: set[Identity],
     skipped: list[Skipped],
     utf8: bool,
-    tell: Callable[[str], object] | None,
+    report: Callable[[str], object] | None,
 ) -> tuple[Path, list[TextFile]]:
     """Read what ``option`` names. Files are added to ``seen`` and, with what is no text, to ``skipped``."""
     if given == "":
@@ -277,8 +223,8 @@ def _read(
         found = [(path, size) for path, size in found if _is_library_source(path, root)]
         left_out = [entry for entry in left_out if _is_library_source(entry.path, root)]
     size = sum(size for _, size in found)
-    if tell is not None and size >= _TELL_FROM:
-        tell(f"reading {size / 1e9:,.1f} GB of {root} ...")
+    if report is not None and size >= _REPORT_READING_FROM:
+        report(f"reading {size / 1e9:,.1f} GB of {root} ...")
     files = []
     for path, _ in found:
         file = read_file(path, any_bytes=path == root, utf8=utf8, keep=size <= _KEPT_IN_MEMORY)
@@ -300,54 +246,6 @@ def _read(
 
 def _is_library_source(path: Path, root: Path) -> bool:
     return path.suffix == ".py" and not _NOT_LIBRARY_SOURCES.intersection(path.relative_to(root).parts)
-
-
-def _held_out_size(total: int, seq_len: int, fraction: float | None, root: Path) -> int:
-    """How many bytes of ``total`` to hold out."""
-    least = seq_len + 1
-    if total < 2 * least:
-        raise CommandError(
-            f"{root} has {total} bytes of text, --seq-len {seq_len} needs {2 * least} "
-            "(a context and the byte after it, twice: to train on and held out): give more text"
-            + (f" or --seq-len {total // 2 - 1} or less" if total >= 4 else "")
-        )
-    if fraction is None:
-        return max(least, round(total * HELD_OUT_FRACTION))
-    size = math.floor(round(total * fraction, 6))
-    if size < least:
-        enough = math.ceil(1000 * least / total) / 1000
-        raise CommandError(
-            f"--held-out {fraction:g} of {root} is {size} bytes, --seq-len {seq_len} needs {least}: "
-            f"give --held-out {enough} or more, or more text"
-            + (f", or --seq-len {size - 1} or less" if size > 1 else "")
-        )
-    return size
-
-
-def _check_length(size: int, seq_len: int, root: Path, purpose: str, unit: str = "bytes") -> None:
-    if size <= seq_len:
-        raise CommandError(
-            f"{root} has {size} {unit}{purpose}, --seq-len {seq_len} needs {seq_len + 1}: give more text"
-            + (f" or --seq-len {size - 1} or less" if size > 1 else "")
-        )
-
-
-def _cut(files: Sequence[TextFile], held_out_size: int) -> tuple[list[Piece], list[Piece]]:
-    """The beginnings of the files, and their ends, of ``held_out_size`` bytes in all.
-
-    Each end is in proportion to its file. The parts of a byte are carried over to the next file: of 30 files
-    of 10 bytes, 15 have an end of 1 byte.
-    """
-    beginnings, ends = [], []
-    total = sum(file.size for file in files)
-    before = 0
-    for file in files:
-        after = before + file.size
-        cut = file.size - (after * held_out_size // total - before * held_out_size // total)
-        beginnings.append(Piece(file.path, 0, cut))
-        ends.append(Piece(file.path, cut, file.size))
-        before = after
-    return beginnings, ends
 
 
 def _text(

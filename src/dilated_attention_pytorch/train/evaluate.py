@@ -1,4 +1,7 @@
-"""``longnet evaluate``: bits per byte by position in the context."""
+"""``longnet evaluate``: bits per byte by position in the context.
+
+Letters: m contexts, n tokens of a context.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from torch import Tensor
 
 from kernel_pytorch.cli.shell import add_json, print_json
 
-from ..models import LongNetConfig, LongNetLM
-from .data import held_out_windows, read_corpus, read_text
+from ..models import LongNetLM
+from .checkpoint_files import find_checkpoint
+from .contexts import Contexts, evenly_spaced
+from .data import read_corpus, read_text
 from .device import resolve_device
 from .errors import CommandError
 from .options import TrainOptions, length
 from .progress import say
+from .run_folder import existing_run_folder
 from .text_files import Text
-from .weights import read_weights
+from .tokenizer import Tokenizer, tokenizer_of_run
+from .weights import load_model
 
 _EXAMPLE = """\
 example:
@@ -27,23 +34,24 @@ example:
   longnet evaluate runs/books-64k --data letters.txt --windows 64
 
 A byte near the start of a context is predicted from few bytes before it, one near its end from many: where
-the bits stop falling, the model has no more use of a longer context.
+the bits stop falling, the model has no more use of a longer context. Of a run with a tokenizer, positions
+and contexts are counted in tokens, and the bits of each token are divided by its bytes.
 """
 
 
 @torch.no_grad()
-def bits_by_position(model: LongNetLM, windows: Tensor) -> Tensor:
-    """The mean bits for the byte at each position of a context, over ``windows`` uint8 ``[m, n + 1]``.
+def bits_by_position(model: LongNetLM, tokens: Tensor) -> Tensor:
+    """The bits of the target at each position of a context, summed over ``tokens`` ``[m, n + 1]``.
 
     Returns:
-        float64 ``[n]``; its mean is bits per byte.
+        float64 ``[n]``.
     """
     device = next(model.parameters()).device
-    total = torch.zeros(windows.shape[1] - 1, dtype=torch.float64, device=device)
-    for window in windows.to(device).long():
+    total = torch.zeros(tokens.shape[1] - 1, dtype=torch.float64, device=device)
+    for window in tokens.to(device).long():
         logits = model(window[None, :-1])[0].float()
         total += F.cross_entropy(logits, window[1:], reduction="none").double()
-    return (total / len(windows) / math.log(2)).cpu()
+    return (total / math.log(2)).cpu()
 
 
 def intervals(seq_len: int) -> list[tuple[int, int]]:
@@ -79,46 +87,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``longnet evaluate``: print the bits per byte of a run's model."""
-    checkpoint, weights = read_weights(args.run, args.checkpoint)
+    path = find_checkpoint(existing_run_folder(args.run), args.checkpoint)
+    model, checkpoint = load_model(path, resolve_device(args.device))
     options = TrainOptions(**checkpoint["options"])
+    tokenizer = tokenizer_of_run(path.parent, checkpoint)
     seq_len = options.seq_len if args.seq_len is None else args.seq_len
     for name, value in (("--windows", args.windows), ("--seq-len", seq_len)):
         if value < 1:
             raise CommandError(f"{name} must be at least 1, got {value}")
-    device = resolve_device(args.device)
-    model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
-    model.load_state_dict(weights)
-    model.to(device)
-    text, source = _text(args.data, options, seq_len)
-    windows = held_out_windows(text, args.windows, seq_len)
-    bits = bits_by_position(model, windows)
+    text, source = _text(args.data, options, tokenizer, seq_len)
+    windows = evenly_spaced(text, args.windows, seq_len)
+    bits = bits_by_position(model, windows.tokens)
+
+    def per_byte(start: int, stop: int) -> float:
+        part = Contexts(windows.tokens[:, start : stop + 1], windows.target_bytes[:, start:stop])
+        return bits[start:stop].sum().item() / part.num_bytes
+
     rows = [
-        {"from": start, "to": stop, "bits_per_byte": bits[start:stop].mean().item()}
+        {"from": start, "to": stop, "bits_per_byte": per_byte(start, stop)}
         for start, stop in intervals(seq_len)
     ]
     result: dict[str, Any] = {
         "run": args.run,
         "step": checkpoint["step"],
         "text": source,
-        "contexts": len(windows),
+        "contexts": len(windows.tokens),
         "seq_len": seq_len,
-        "bits_per_byte": bits.mean().item(),
+        "bits_per_byte": per_byte(0, seq_len),
         "by_position": rows,
     }
     if args.json:
         print_json(result)
         return 0
-    contexts = f"{len(windows)} contexts of {seq_len:,} bytes"
+    unit = "bytes" if tokenizer is None else "tokens"
+    contexts = f"{len(windows.tokens)} contexts of {seq_len:,} {unit}"
     say(f"{args.run} after step {checkpoint['step']}: {contexts} of {source}")
     for row in rows:
-        say(f"  bytes {row['from']:>9,} to {row['to']:>9,}  {row['bits_per_byte']:.3f} bits per byte")
-    say(f"  all of them {'':>17}{result['bits_per_byte']:.3f} bits per byte")
+        say(f"  {unit} {row['from']:>9,} to {row['to']:>9,}  {row['bits_per_byte']:.3f} bits per byte")
+    say(f"  {'all of them':<{len(unit) + 24}}{result['bits_per_byte']:.3f} bits per byte")
     return 0
 
 
-def _text(data: str | None, options: TrainOptions, seq_len: int) -> tuple[Text, str]:
-    """The bytes to evaluate on, and what they are."""
+def _text(
+    data: str | None, options: TrainOptions, tokenizer: Tokenizer | None, seq_len: int
+) -> tuple[Text, str]:
+    """The text to evaluate on, and what it is."""
     if data is not None:
-        return read_text(data, seq_len)
-    corpus = read_corpus(options.data, seq_len, options.held_out)
+        return read_text(data, seq_len, tokenizer=tokenizer)
+    corpus = read_corpus(options.data, seq_len, options.held_out, tokenizer=tokenizer)
     return corpus.held_out, f"the text held out of {corpus.source}"

@@ -8,20 +8,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kernel_pytorch.cli.shell import add_json, print_json
 
-from ..models import LongNetConfig, LongNetLM
+from ..models import LongNetLM
 from .checkpoint_files import find_checkpoint
 from .device import resolve_device
 from .errors import CommandError
 from .options import length
 from .run_folder import existing_run_folder
 from .tokenizer import Tokenizer, tokenizer_of_run
-from .weights import weights_at
+from .weights import load_model
 
 _EXAMPLES = """\
 examples:
@@ -31,21 +30,6 @@ examples:
 
 Bytes are printed as they are drawn. Ctrl-C ends it, with exit status 130.
 """
-
-
-def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, dict[str, Any]]:
-    """The model of a checkpoint, and what else the checkpoint says.
-
-    Raises:
-        CommandError: as :func:`weights_at`, or the weights do not fit the model.
-    """
-    checkpoint, weights = weights_at(path)
-    try:
-        model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
-        model.load_state_dict(weights)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CommandError(f"{path} does not fit this version's LongNetLM: {error}") from error
-    return model.to(device), checkpoint
 
 
 def draw_bytes(
@@ -159,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = _read_prompt(args)
     path = find_checkpoint(existing_run_folder(args.run), args.checkpoint)
     model, checkpoint = load_model(path, resolve_device(args.device))
-    tokenizer = tokenizer_of_run(path.parent)
+    tokenizer = tokenizer_of_run(path.parent, checkpoint)
     trained_with, prompt_length = checkpoint["options"]["seq_len"], len(encode_prompt(prompt, tokenizer))
     if prompt_length > trained_with:
         print(

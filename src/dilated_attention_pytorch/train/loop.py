@@ -1,6 +1,6 @@
 """The training loop, in plain functions: batch, learning rate, step, evaluation.
 
-Letters: b batch, n context in bytes, m held-out windows.
+Letters: b batch, n context, m held-out windows, V vocabulary.
 
 Every rank of several takes its part of each batch, and all compute the same loss.
 """
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batch_parts import IGNORED
-from .data import Corpus, batch_of_step, held_out_windows
+from .contexts import Contexts, batch_of_step, evenly_spaced
+from .data import Corpus
 from .options import TrainOptions
 from .parallel import Parallel
 
@@ -30,7 +31,7 @@ class NonFiniteLossError(ArithmeticError):
 
     Args:
         step: the step that was not taken.
-        loss: its loss, nats per byte.
+        loss: its loss, nats per token.
         gradient_norm: the norm of its gradient.
     """
 
@@ -90,7 +91,7 @@ def training_steps(
 
     Args:
         model: tokens int64 ``[b, n]`` (with ``parallel``: their positions, the attention) to logits
-            ``[b, n, 256]``.
+            ``[b, n, V]``.
         optimizer: of its parameters; its state is as after step ``done``.
         corpus: the text.
         options: the run's.
@@ -99,7 +100,7 @@ def training_steps(
         scaler: as :func:`make_scaler` made it; its state is as after step ``done``.
 
     Yields:
-        ``step``, ``bytes`` in its batch, ``train_bits_per_byte`` of the batch before the step,
+        ``step``, ``bytes`` of its batch's targets, ``train_bits_per_byte`` of the batch before the step,
         ``tokens_per_s`` without the evaluation, ``learning_rate``, with a scaler ``loss_scale`` after the
         step, and, where it was evaluated, ``val_bits_per_byte`` after the step.
 
@@ -109,19 +110,20 @@ def training_steps(
     parallel = parallel or Parallel()
     skipped = 0
     device = next(model.parameters()).device
-    windows = held_out_windows(corpus.held_out, options.eval_windows, options.seq_len)
+    windows = evenly_spaced(corpus.held_out, options.eval_windows, options.seq_len)
     for step in range(done + 1, options.steps + 1):
         started = time.perf_counter()
-        tokens = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
+        batch = batch_of_step(corpus.train, step, options.seed, options.batch_size, options.seq_len)
+        tokens = batch.tokens.to(device).long()
         rate = learning_rate(step, options)
-        loss, norm = _take_step(model, optimizer, tokens.to(device), rate, options, parallel, scaler)
+        loss, norm = _take_step(model, optimizer, tokens, rate, options, parallel, scaler)
         skipped = 0 if math.isfinite(norm) else skipped + 1
         if not math.isfinite(loss) or skipped == (1 if scaler is None else _MAX_SKIPPED):
             raise NonFiniteLossError(step, loss, norm)
         row = {
             "step": step,
-            "bytes": options.batch_size * options.seq_len,
-            "train_bits_per_byte": loss / math.log(2),
+            "bytes": batch.num_bytes,
+            "train_bits_per_byte": loss / math.log(2) * (tokens[:, 1:].numel() / batch.num_bytes),
             "tokens_per_s": options.batch_size * options.seq_len / (time.perf_counter() - started),
             "learning_rate": rate,
         }
@@ -134,17 +136,17 @@ def training_steps(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, windows: Tensor, options: TrainOptions, parallel: Parallel | None = None
+    model: nn.Module, windows: Contexts, options: TrainOptions, parallel: Parallel | None = None
 ) -> float:
-    """Mean bits per predicted byte over ``windows``, uint8 ``[m, n + 1]``."""
+    """Mean bits per predicted byte over m windows."""
     parallel = parallel or Parallel()
     device = next(model.parameters()).device
     model.eval()
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in torch.split(windows, options.batch_size // options.grad_accumulation):
+    for batch in torch.split(windows.tokens, options.batch_size // options.grad_accumulation):
         nats += summed_loss(model, batch.to(device).long(), options.dtype, parallel)
     model.train()
-    return parallel.ranks.total(nats).item() / windows[:, 1:].numel() / math.log(2)
+    return parallel.ranks.total(nats).item() / windows.num_bytes / math.log(2)
 
 
 def summed_loss(model: nn.Module, tokens: Tensor, dtype: str, parallel: Parallel) -> Tensor:
@@ -169,7 +171,7 @@ def _take_step(
     parallel: Parallel,
     scaler: torch.amp.GradScaler | None,
 ) -> tuple[float, float]:
-    """Take a step, if loss and gradient are finite; the loss, nats per byte, and the gradient's norm."""
+    """Take a step, if loss and gradient are finite; the loss, nats per token, and the gradient's norm."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()

@@ -19,6 +19,7 @@ examples:
   longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
   longnet train --resume runs/books-64k --checkpoint best --lr 1e-3 --steps 4000
   longnet train --init-from runs/books-64k --data letters --run letters --lr 5e-4 --steps 300
+  longnet train --data books --tokenizer gpt2.json --run books-gpt2
   torchrun --nproc-per-node 4 -m dilated_attention_pytorch.train -- --run long --context-parallel 4
 
 Each process that torchrun starts has a part of the parameters, of each batch and, with --context-parallel,
@@ -27,12 +28,14 @@ The -- keeps torchrun from taking --run for one of its own options.
 
 A run folder has config.json, metrics.jsonl, loss.png, sample.txt, checkpoint.pt, best.pt (the checkpoint
 with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several processes the folders with
-their tensors, shards-STEP.
+their tensors, shards-STEP. With --tokenizer it has tokenizer.json too.
 --resume takes the options from there. New values are printed, and noted in config.json by step.
 Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
 checkpoint; 2 a mistake in what was given; 1 a failure of the computation.
 """
 
+BYTES = "bytes"
+"""The tokenizer of a run without one."""
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -91,7 +94,13 @@ class TrainOptions:
         str,
         metavar="FILE|FRACTION",
     )
-    seq_len: int = _option(8192, "context, bytes", length)
+    tokenizer: str = _option(
+        BYTES,
+        "bytes, or a file of the Hugging Face tokenizers library, which is copied into the run's folder",
+        str,
+        metavar="bytes|FILE",
+    )
+    seq_len: int = _option(8192, "context: bytes, or tokens of --tokenizer", length)
     batch_size: int = _option(1, "contexts per step")
     grad_accumulation: int = _option(
         1, "parts of a batch, a divisor of --batch-size, whose gradients add up before a step: less memory"
@@ -252,7 +261,7 @@ def in_flags(message: str) -> str:
 
 
 def default_pattern(seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Segment lengths and dilation rates for a context of ``seq_len`` bytes.
+    """Segment lengths and dilation rates for a context of ``seq_len`` tokens.
 
     Segments grow by 8 from 256 while they are at most half the context; the last is the context. Rates grow
     by 4 from 1: from one branch to the next a query sees twice the keys, ``w / r``, and a quarter of the
@@ -272,7 +281,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     An option of a field that is not given stays absent from the parsed namespace.
     """
-    parser.description = "Train a byte-level LongNet language model on text files."
+    parser.description = "Train a LongNet language model on text files, byte by byte or with a tokenizer."
     parser.epilog = _EXAMPLES
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--run", help="name of the new run below runs/, or its folder; default: the time")

@@ -176,8 +176,12 @@ class Run:
         }
 
     def write_config(self) -> None:
-        """Write ``config.json``: for people and scripts, what the checkpoint says about the run."""
+        """Write ``config.json``, for people and scripts what the checkpoint says, and the tokenizer."""
         text = json.dumps({"version": VERSION, **self._facts()}, indent=2) + "\n"
-        self.ranks.on_first(
-            lambda: write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
-        )
+
+        def write() -> None:
+            write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
+            if self.corpus.tokenizer is not None:
+                self.corpus.tokenizer.save(self.folder)
+
+        self.ranks.on_first(write)

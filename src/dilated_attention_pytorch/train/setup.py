@@ -14,7 +14,7 @@ from ..models import LongNetConfig, LongNetLM
 from .batch_parts import part_of_batch
 from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
-from .data import read_corpus
+from .data import read_corpus, size_in_words
 from .device import (
     check_compile,
     check_dtype,
@@ -25,14 +25,15 @@ from .device import (
     set_threads,
 )
 from .errors import CommandError, raise_if_out_of_memory
-from .options import SHAPE, TrainOptions, flag, given_options, in_flags
+from .options import BYTES, SHAPE, TrainOptions, flag, given_options, in_flags
 from .parallel import Parallel
 from .progress import say
 from .ranks import Ranks
 from .run import Run
 from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
 from .tensorboard import TensorBoard
-from .weights import read_weights
+from .tokenizer import TOKENIZER, Tokenizer, load_tokenizer, tokenizer_of_run
+from .weights import weights_at
 
 T = TypeVar("T")
 
@@ -60,10 +61,14 @@ def start_run(args: argparse.Namespace, ranks: Ranks) -> Run:
 def _new_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
     check_new_run(args.run)
     if args.init_from is None:
-        return _make_run(args, checked(lambda: TrainOptions(**given)), ranks)
-    checkpoint, weights = read_weights(args.init_from, args.checkpoint or "last")
+        options = checked(lambda: TrainOptions(**given))
+        return _make_run(args, options, load_tokenizer(options.tokenizer), ranks)
+    folder = existing_run_folder(args.init_from)
+    checkpoint, weights = weights_at(find_checkpoint(folder, args.checkpoint or "last"))
+    given = dict(given)
+    tokenizer = _same_tokenizer(checkpoint, given.pop("tokenizer", None), folder)
     options = _with_shape_of(checkpoint, given, args.init_from)
-    run = _make_run(args, options, ranks)
+    run = _make_run(args, options, tokenizer, ranks)
     run.model.load_state_dict(weights)
     return run
 
@@ -75,10 +80,28 @@ def _with_shape_of(checkpoint: Mapping[str, Any], given: Mapping[str, Any], sour
     _refuse_other_shape({name: given[name] for name in given if name not in branches}, shape, source)
     if any(name in given for name in branches):
         shape = {name: shape[name] for name in shape if name not in branches}
-    return checked(lambda: TrainOptions(**{"seq_len": checkpoint["options"]["seq_len"], **shape, **given}))
+    options = checkpoint["options"]
+    tokenizer = {"tokenizer": options["tokenizer"]} if "tokenizer" in options else {}
+    return checked(lambda: TrainOptions(**{"seq_len": options["seq_len"], **shape, **tokenizer, **given}))
+
+
+def _same_tokenizer(checkpoint: Mapping[str, Any], given: str | None, folder: Path) -> Tokenizer | None:
+    """The tokenizer of a run, which ``given``, the value of ``--tokenizer``, must not contradict."""
+    own = tokenizer_of_run(folder, checkpoint)
+    if given is not None:
+        other = load_tokenizer(given)
+        if (own and own.digest) != (other and other.digest):
+            raise CommandError(
+                f"--tokenizer {given} contradicts {folder}, whose model has --tokenizer "
+                f"{BYTES if own is None else folder / TOKENIZER}: leave it out, or start a new run"
+            )
+    return own
 
 
 def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
+    given = dict(given)
+    given_tokenizer = given.pop("tokenizer", None)
+
     def prepare() -> tuple[Run, dict[str, Any], dict[str, Any], Path]:
         folder = existing_run_folder(args.resume)
         path = find_checkpoint(folder, args.checkpoint or "last")
@@ -90,7 +113,8 @@ def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Rank
         except (TypeError, ValueError) as error:
             raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
         _refuse_other_shape(given, dataclasses.asdict(before), str(folder))
-        run = _make_run(args, checked(lambda: dataclasses.replace(before, **given)), ranks)
+        tokenizer = _same_tokenizer(last, given_tokenizer, folder)
+        run = _make_run(args, checked(lambda: dataclasses.replace(before, **given)), tokenizer, ranks)
         text, facts = last["data"], run.corpus.facts()
         if text != facts and not {"data", "held_out", "seq_len"} & given.keys():
             raise CommandError(
@@ -112,7 +136,9 @@ def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Rank
     return run
 
 
-def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> Run:
+def _make_run(
+    args: argparse.Namespace, options: TrainOptions, tokenizer: Tokenizer | None, ranks: Ranks
+) -> Run:
     part = part_of_batch(ranks, options, args.context_parallel, args.sharding)
     device = resolve_device(options.device)
     if ranks.size > 1 and device.type == "cuda":
@@ -129,11 +155,13 @@ def _make_run(args: argparse.Namespace, options: TrainOptions, ranks: Ranks) -> 
         checked(lambda: set_threads(threads))
     names = [field.name for field in dataclasses.fields(LongNetConfig)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    config = checked(lambda: LongNetConfig(vocab_size=256, **chosen))
-    corpus = read_corpus(options.data, options.seq_len, options.held_out, tell=say)
+    vocab_size = 256 if tokenizer is None else tokenizer.vocab_size
+    config = checked(lambda: LongNetConfig(vocab_size=vocab_size, **chosen))
+    corpus = read_corpus(options.data, options.seq_len, options.held_out, tokenizer=tokenizer, report=say)
     # Resuming elsewhere, or later, means the same text, device and number of threads.
     options = dataclasses.replace(
         options,
+        tokenizer=BYTES if tokenizer is None else str(Path(options.tokenizer).absolute()),
         data=None if options.data is None else corpus.source,
         held_out=corpus.held_out_source or options.held_out,
         device=device.type if ranks.size > 1 else str(device),
@@ -207,12 +235,13 @@ def describe(run: Run) -> None:
     files = f"{corpus.num_files} file{'s' * (corpus.num_files != 1)}"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     threads = f", {options.threads} threads" if options.device == "cpu" else ""
-    say(f"data   {corpus.source}: {files}, {len(corpus.train):,} bytes to train on")
+    tokens = "" if corpus.tokenizer is None else f" of {run.config.vocab_size:,} tokens"
+    say(f"data   {corpus.source}: {files}, {size_in_words(corpus.train)} to train on")
     say(f"       held out: {corpus.held_out_in_words()}")
     if (skipped := corpus.skipped_in_words()) is not None:
         say(f"       {skipped}")
     say(
-        f"model  {parameters:,} parameters, context {options.seq_len:,}, segments "
+        f"model  {parameters:,} parameters, context {options.seq_len:,}{tokens}, segments "
         f"{shown(options.segment_lengths)}, dilation {shown(options.dilation_rates)}; "
         f"{options.device}{threads}, {options.dtype}"
     )

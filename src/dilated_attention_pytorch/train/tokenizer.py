@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checkpoint import write_atomically
 from .errors import CommandError
+from .options import BYTES
 
 TOKENIZER = "tokenizer.json"
 """The copy of the file in the folder of a run."""
@@ -42,13 +43,11 @@ class Tokenizer:
             from tokenizers import Tokenizer as Rules
             from tokenizers.decoders import DecodeStream
         except ImportError as error:
-            raise CommandError(f"--tokenizer {name} needs tokenizers (pip install tokenizers)") from error
+            raise CommandError(f"{name} needs tokenizers (pip install tokenizers)") from error
         try:
             self._rules = Rules.from_str(content.decode())
         except Exception as error:  # the library raises no narrower type
-            raise CommandError(
-                f"--tokenizer {name} is not a file of the tokenizers library: {error}"
-            ) from error
+            raise CommandError(f"{name} is not a file of the tokenizers library: {error}") from error
         self._rules.no_truncation()
         self._rules.no_padding()
         self._new_decoder = DecodeStream
@@ -72,7 +71,7 @@ class Tokenizer:
         characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         bytes_before = np.zeros(len(text) + 1, np.int64)
         np.cumsum(1 + sum(characters >= least for least in (0x80, 0x800, 0x10000)), out=bytes_before[1:])
-        # Tokens that share a character have all of it as their place.
+        # Tokens that share a character all have its offsets: the first one counts its bytes.
         ends = np.maximum.accumulate(bytes_before[[end for _, end in encoding.offsets]])
         ends[-1:] = bytes_before[-1]
         return ids, np.diff(ends, prepend=0).astype(np.int32)
@@ -96,13 +95,17 @@ class TokenText:
     """
 
     def __init__(self, texts: Iterable[str], tokenizer: Tokenizer) -> None:
+        self.beginning = ""
+        """The first 100 characters."""
         with tempfile.TemporaryFile() as ids_file, tempfile.TemporaryFile() as sizes_file:
             for text in texts:
+                self.beginning += text[: 100 - len(self.beginning)]
                 ids, sizes = tokenizer.encode(text)
                 ids_file.write(ids.tobytes())
                 sizes_file.write(sizes.tobytes())
             self.ids = _mapped(ids_file)
             self.num_bytes = _mapped(sizes_file)
+            """Bytes of the text that each token stands for, ``[N]``."""
         self.total_bytes = int(self.num_bytes.sum())
 
     def __len__(self) -> int:
@@ -112,26 +115,43 @@ class TokenText:
         return self.ids[window]
 
 
-def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer that ``--tokenizer`` names.
+def load_tokenizer(path: str) -> Tokenizer | None:
+    """The tokenizer that ``--tokenizer`` names; None for ``bytes``.
 
     Raises:
         CommandError: the file cannot be read, or as :class:`Tokenizer`.
     """
-    try:
-        return Tokenizer(Path(path).read_bytes(), path)
-    except OSError as error:
-        raise CommandError(f"cannot read --tokenizer {path}: {error.strerror}") from error
+    return None if path == BYTES else _load(Path(path), f"--tokenizer {path}")
 
 
-def tokenizer_of_run(folder: Path) -> Tokenizer | None:
+def tokenizer_of_run(folder: Path, checkpoint: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer that :meth:`Tokenizer.save` put into the folder of a run; None for a run on bytes.
 
+    Args:
+        folder: of the run.
+        checkpoint: of the run.
+
     Raises:
-        CommandError: as :func:`load_tokenizer`.
+        CommandError: as :func:`load_tokenizer`, or it has another number of tokens than the model.
     """
+    if checkpoint["options"].get("tokenizer", BYTES) == BYTES:
+        return None
     path = folder / TOKENIZER
-    return load_tokenizer(str(path)) if path.exists() else None
+    tokenizer = _load(path, str(path))
+    expected = checkpoint["model_config"]["vocab_size"]
+    if tokenizer.vocab_size != expected:
+        raise CommandError(
+            f"{path} has {tokenizer.vocab_size} tokens, the model of {folder} {expected}: "
+            f"put the file back that the run was started with, {checkpoint['options']['tokenizer']}"
+        )
+    return tokenizer
+
+
+def _load(path: Path, name: str) -> Tokenizer:
+    try:
+        return Tokenizer(path.read_bytes(), name)
+    except OSError as error:
+        raise CommandError(f"cannot read {name}: {error.strerror}") from error
 
 
 def _mapped(file: IO[bytes]) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ..models import LongNetConfig, LongNetLM
 from .checkpoint import load_checkpoint
 from .checkpoint_files import find_checkpoint
+from .errors import CommandError
 from .ranks import Ranks
 from .run_folder import existing_run_folder
 from .shards import read_metadata, read_shards
@@ -44,3 +46,18 @@ def weights_at(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     read_shards(path.parent, checkpoint["shards"], tensors, Ranks())
     return checkpoint, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def load_model(path: Path, device: torch.device) -> tuple[LongNetLM, dict[str, Any]]:
+    """The model of a checkpoint, and what else the checkpoint says.
+
+    Raises:
+        CommandError: as :func:`weights_at`, or the weights do not fit the model.
+    """
+    checkpoint, weights = weights_at(path)
+    try:
+        model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CommandError(f"{path} does not fit this version's LongNetLM: {error}") from error
+    return model.to(device), checkpoint

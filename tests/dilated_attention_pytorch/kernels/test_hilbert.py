@@ -56,10 +56,10 @@ def test_three_dimensions_with_odd_sides_go_diagonally_within_a_plane_at_most():
 
 @pytest.mark.parametrize("shape", [(4, 4), (8, 8), (64, 64), (4, 4, 4), (16, 16, 16)])
 def test_powers_of_two_finish_each_aligned_block_before_the_next(shape: tuple[int, ...]):
-    place = cells(shape)
+    cell = cells(shape)
     block = shape[0] // 2
     while block > 1:
-        left = (place // block).diff(dim=0).any(dim=1).sum()
+        left = (cell // block).diff(dim=0).any(dim=1).sum()
         assert left == (shape[0] // block) ** len(shape) - 1
         block //= 2
 

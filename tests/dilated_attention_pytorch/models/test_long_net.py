@@ -273,7 +273,7 @@ def test_autocast():
     ("model_class", "inputs", "error", "message"),
     [
         (LongNetLM, torch.zeros(1, 4), TypeError, "tokens must be an int64 tensor, got torch.float32"),
-        (LongNetLM, [[1, 2]], TypeError, "tokens must be an int64 tensor, got list"),
+        (LongNetLM, [[1, 2]], TypeError, "tokens must be a torch.Tensor, got list"),
         (
             LongNetLM,
             torch.zeros(4, dtype=torch.int64),
@@ -283,7 +283,7 @@ def test_autocast():
         (LongNetEncoder, torch.zeros(1, 4, 8), ValueError, r"inputs .* embed_dim=16\], got \[1, 4, 8\]"),
         (LongNetEncoder, torch.zeros(4, 16), ValueError, r"inputs .* embed_dim=16\], got \[4, 16\]"),
         (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "inputs .* got torch.int32"),
-        (LongNetEncoder, [[1, 2]], TypeError, "inputs must be an int64 tensor, got list"),
+        (LongNetEncoder, [[1, 2]], TypeError, "inputs must be a torch.Tensor, got list"),
     ],
 )
 def test_bad_inputs(model_class, inputs, error, message):
@@ -291,28 +291,10 @@ def test_bad_inputs(model_class, inputs, error, message):
         initial(model_class)(inputs)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "got"), [(torch.zeros(1, 4, dtype=torch.int64), "torch.int64"), ([[1, 2]], "list")]
-)
-def test_tokens_without_a_token_table(inputs, got):
+def test_tokens_without_a_token_table():
     model = initial(LongNetEncoder, vocab_size=None)
-    with pytest.raises(TypeError, match=rf"inputs must be embeddings .* vocab_size=None .* got {got}"):
-        model(inputs)
-
-
-@pytest.mark.parametrize(
-    ("model_class", "name", "rows"),
-    [
-        (LongNetLM, "tokens", [torch.arange(3), torch.arange(5)]),
-        (LongNetEncoder, "inputs", [torch.arange(3), torch.arange(5)]),
-        (LongNetEncoder, "inputs", [torch.zeros(3, 16), torch.zeros(5, 16)]),
-    ],
-    ids=["lm", "encoder", "embeddings"],
-)
-def test_nested_tensors_are_refused_by_name(model_class, name, rows):
-    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
-    with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one: pad it"):
-        initial(model_class)(nested)
+    with pytest.raises(TypeError, match=r"inputs must be embeddings .* vocab_size=None .* got torch.int64"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])

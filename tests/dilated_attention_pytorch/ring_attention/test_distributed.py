@@ -67,8 +67,8 @@ def mesh_rank(group, shape, problem, sharding, count=False):
     grads = torch.autograd.grad(out, inputs, grad)
     whole = [unshard_sequence(x, group) for x in (out, *grads, lse.transpose(1, 2))]  # by rank: outer, inner
     rows = [torch.arange(padded.shape[1])]
-    place = torch.cat([shard_sequence(rows[0][None], i, ring, sharding)[0][0] for i in range(ring)]).argsort()
-    *whole, lse = [x[:, place][:, : problem.seq] for x in whole]
+    order = torch.cat([shard_sequence(rows[0][None], i, ring, sharding)[0][0] for i in range(ring)]).argsort()
+    *whole, lse = [x[:, order][:, : problem.seq] for x in whole]
     return [*whole, lse.transpose(1, 2)]
 
 

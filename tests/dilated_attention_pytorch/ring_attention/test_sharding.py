@@ -75,8 +75,8 @@ def round_trip_rank(group, x, sharding, dim):
 
 def whole_of(shards: list[torch.Tensor], rows: list[list[int]], dim: int, length: int) -> torch.Tensor:
     """The sequence whose row ``rows[i][j]`` is row j of shard i."""
-    places = torch.tensor(rows).flatten().argsort()
-    return torch.cat(shards, dim).index_select(dim, places[:length])
+    order = torch.tensor(rows).flatten().argsort()
+    return torch.cat(shards, dim).index_select(dim, order[:length])
 
 
 ROWS = {"contiguous": [[0, 1, 2, 3], [4, 5, 6, 7]], "zigzag": [[0, 1, 6, 7], [2, 3, 4, 5]]}

@@ -14,7 +14,8 @@ from tiny import TINY
 from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
 from dilated_attention_pytorch.train import setup
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_checkpoint
-from dilated_attention_pytorch.train.data import batch_of_step, held_out_windows, read_corpus
+from dilated_attention_pytorch.train.contexts import Contexts, batch_of_step, evenly_spaced
+from dilated_attention_pytorch.train.data import read_corpus
 from dilated_attention_pytorch.train.loop import evaluate, make_optimizer
 from dilated_attention_pytorch.train.options import TrainOptions
 from dilated_attention_pytorch.train.progress import say
@@ -98,18 +99,20 @@ def test_bits_per_byte_are_those_of_the_definition(text, longnet):
 
     torch.manual_seed(5)
     model = LongNetLM(LongNetConfig(**checkpoint["model_config"]))
-    batch = batch_of_step(corpus.train, 1, 5, 3, 64)
+    batch = batch_of_step(corpus.train, 1, 5, 3, 64).tokens.long()
     assert first["train_bits_per_byte"] == pytest.approx(bits(model, batch), rel=1e-6)
     model.load_state_dict(checkpoint["model"])
-    windows = held_out_windows(corpus.held_out, 4, 64).long()
+    windows = evenly_spaced(corpus.held_out, 4, 64).tokens.long()
     assert last["val_bits_per_byte"] == pytest.approx(bits(model, windows), rel=1e-6)
 
 
 def test_evaluation_in_uneven_batches_is_the_mean_over_all(text):
     torch.manual_seed(0)
     model = LongNetLM(LongNetConfig(embed_dim=16, num_layers=1, num_heads=2))
-    windows = held_out_windows(read_corpus(str(text), 64).held_out, 5, 64)
-    each = [evaluate(model, window[None], TrainOptions()) for window in windows]
+    windows = evenly_spaced(read_corpus(str(text), 64).held_out, 5, 64)
+    each = [
+        evaluate(model, Contexts(*(part[i : i + 1] for part in windows)), TrainOptions()) for i in range(5)
+    ]
     together = evaluate(model, windows, TrainOptions(batch_size=2))
     assert together == pytest.approx(sum(each) / 5, rel=1e-6)
     assert model.training
@@ -122,7 +125,7 @@ def test_loss_falls_on_real_text(text, longnet):
     assert (status, err) == (0, "")
     corpus = read_corpus(str(text), 128)
     frequency = torch.bincount(corpus.train.int(), minlength=256).double() + 1
-    targets = held_out_windows(corpus.held_out, 16, 128)[:, 1:].long()
+    targets = evenly_spaced(corpus.held_out, 16, 128).tokens[:, 1:].long()
     by_frequency = -(frequency / frequency.sum()).log2()[targets].mean().item()
     rows = rows_of(Path("runs/x"))
     assert 7 < rows[0]["train_bits_per_byte"] < 10

@@ -14,13 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilated_attention_pytorch.train import data as data_module
-from dilated_attention_pytorch.train.data import (
-    Corpus,
-    batch_of_step,
-    held_out_windows,
-    read_corpus,
-    read_text,
-)
+from dilated_attention_pytorch.train.contexts import batch_of_step, evenly_spaced
+from dilated_attention_pytorch.train.data import Corpus, read_corpus, read_text
 from dilated_attention_pytorch.train.errors import CommandError
 from dilated_attention_pytorch.train.text_files import FileText, Piece
 
@@ -332,10 +327,10 @@ def test_a_large_corpus_stays_in_its_files(tmp_path, monkeypatch):
     assert parts(left) == parts(kept)
     assert left.facts() == kept.facts()
     for step in range(20):
-        batches = [batch_of_step(corpus.train, step, 3, 4, 64) for corpus in (left, kept)]
+        batches = [batch_of_step(corpus.train, step, 3, 4, 64).tokens for corpus in (left, kept)]
         assert torch.equal(*batches)
-        assert batches[0].dtype == torch.int64
-    windows = [held_out_windows(corpus.held_out, 16, 64) for corpus in (left, kept)]
+        assert batches[0].dtype == torch.uint8
+    windows = [evenly_spaced(corpus.held_out, 16, 64).tokens for corpus in (left, kept)]
     assert torch.equal(*windows)
     # Held out by its own, either may be the large one.
     (tmp_path / "0000").rename(tmp_path.parent / "small")
@@ -350,7 +345,7 @@ def test_a_file_that_changes_under_training_is_one_error(tmp_path, monkeypatch):
     file.write_bytes(b"x" * 1000)
     corpus = read_corpus(str(file), 8)
     os.truncate(file, 500)
-    assert batch_of_step(corpus.train[:500], 1, 0, 2, 8).shape == (2, 9)
+    assert batch_of_step(corpus.train[:500], 1, 0, 2, 8).tokens.shape == (2, 9)
     with pytest.raises(
         CommandError, match=f"^{file} has become shorter since it was read: start again$"
     ) as error:
@@ -363,14 +358,14 @@ def test_a_file_that_changes_under_training_is_one_error(tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(data_module, "_KEPT_IN_MEMORY", 1 << 20)
-    monkeypatch.setattr(data_module, "_TELL_FROM", 1 << 25)
+    monkeypatch.setattr(data_module, "_REPORT_READING_FROM", 1 << 25)
     said = []
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 26)
     tracemalloc.start()
-    corpus = read_corpus(str(tmp_path / "large"), 4096, tell=said.append)
+    corpus = read_corpus(str(tmp_path / "large"), 4096, report=said.append)
     batch_of_step(corpus.train, 1, 0, 4, 4096)
-    held_out_windows(corpus.held_out, 16, 4096)
+    evenly_spaced(corpus.held_out, 16, 4096)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 22
@@ -413,34 +408,33 @@ def test_a_corpus_may_exceed_memory(tmp_path):
 )
 def test_batch_is_a_function_of_seed_and_step(seed, step, batch_size, extra, seq_len):
     text = torch.arange(seq_len + extra, dtype=torch.uint8)
-    batch = batch_of_step(text, step, seed, batch_size, seq_len)
+    batch = batch_of_step(text, step, seed, batch_size, seq_len).tokens
     torch.rand(3)
     batch_of_step(text, step + 1, seed, batch_size, seq_len)
-    assert torch.equal(batch, batch_of_step(text, step, seed, batch_size, seq_len))
+    assert torch.equal(batch, batch_of_step(text, step, seed, batch_size, seq_len).tokens)
     assert batch.shape == (batch_size, seq_len + 1)
-    assert batch.dtype == torch.int64
-    # In this text a byte is its own place, so each row must be consecutive and inside.
+    # In this text a byte is its own index, so each row must be consecutive and inside.
     assert torch.equal(batch, batch[:, :1] + torch.arange(seq_len + 1))
     assert int(batch.max()) < len(text)
 
 
 def test_batches_are_those_of_earlier_versions():
     text = torch.arange(250, dtype=torch.uint8)
-    assert batch_of_step(text, 7, 3, 4, 9)[:, 0].tolist() == [222, 152, 56, 223]
+    assert batch_of_step(text, 7, 3, 4, 9).tokens[:, 0].tolist() == [222, 152, 56, 223]
 
 
 def test_batches_differ_by_seed_and_step_and_reach_both_ends():
     text = torch.arange(20, dtype=torch.uint8)
-    starts = [batch_of_step(text, step, 0, 4, 9)[:, 0].tolist() for step in range(200)]
+    starts = [batch_of_step(text, step, 0, 4, 9).tokens[:, 0].tolist() for step in range(200)]
     assert {start for row in starts for start in row} == set(range(11))
-    assert starts != [batch_of_step(text, step, 1, 4, 9)[:, 0].tolist() for step in range(200)]
+    assert starts != [batch_of_step(text, step, 1, 4, 9).tokens[:, 0].tolist() for step in range(200)]
     assert len({tuple(row) for row in starts}) > 150
 
 
 @given(st.integers(2, 300), st.integers(1, 20), st.integers(1, 299))
 def test_held_out_windows_do_not_overlap(length, count, seq_len):
     seq_len = min(seq_len, length - 1)
-    windows = held_out_windows(torch.arange(length), count, seq_len)
+    windows = evenly_spaced(torch.arange(length), count, seq_len).tokens
     assert windows.shape == (min(count, (length - 1) // seq_len), seq_len + 1)
     predicted = windows[:, 1:].flatten().tolist()
     assert len(set(predicted)) == len(predicted)

@@ -12,7 +12,7 @@ import torch
 
 from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_checkpoint
-from dilated_attention_pytorch.train.generate import load_model
+from dilated_attention_pytorch.train.weights import load_model
 
 
 def test_generate(tiny_run, longnet):

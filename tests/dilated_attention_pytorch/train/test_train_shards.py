@@ -12,13 +12,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
 from dilated_attention_pytorch.train import run as run_module
 from dilated_attention_pytorch.train.errors import CommandError
-from dilated_attention_pytorch.train.generate import load_model
 from dilated_attention_pytorch.train.loop import make_optimizer
 from dilated_attention_pytorch.train.options import TrainOptions
 from dilated_attention_pytorch.train.parallel import Parallel
 from dilated_attention_pytorch.train.ranks import Ranks
 from dilated_attention_pytorch.train.run import Run
 from dilated_attention_pytorch.train.shards import read_shards, write_shards
+from dilated_attention_pytorch.train.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 

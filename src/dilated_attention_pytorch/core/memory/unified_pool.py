@@ -23,7 +23,7 @@ from .strategies import (
     SimpleStrategy,
     Strategy,
 )
-from .strategies.base import Block, Budget, Place, new_storage
+from .strategies.base import Arena, Block, Budget, new_storage
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "simple": SimpleStrategy,
@@ -40,7 +40,7 @@ _DEBUG_BYTE_FLOATING, _DEBUG_BYTE = 0xFF, 0xA5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Lease:
-    """A buffer that is out."""
+    """A lent buffer."""
 
     alive: weakref.ref[Tensor]
     """Kept for its callback."""
@@ -52,28 +52,27 @@ class _Lease:
 
 
 class UnifiedMemoryPool:
-    """Lends buffers, uninitialised, and lends their memory again once they are returned.
+    """Lends uninitialised buffers, and lends their memory again once they are returned.
 
-    What is lent belongs to the caller alone. A buffer that is dropped instead of returned is freed like any
-    tensor. After its return a buffer must not be used, nor a view of it: its memory may be lent to somebody
-    else. (``debug`` fills it, and a backward pass that had saved the buffer raises.)
+    A lent buffer belongs to the caller alone. One that is dropped instead of returned is freed like any
+    tensor. After its return neither a buffer nor a view of it may be used: its memory may be lent again.
+    (``debug`` fills it, and a backward pass that had saved the buffer raises.)
 
-    On CUDA, memory is lent again on the stream that was current when it was lent first; what other streams
-    do with a buffer must be waited for on that stream before the return.
+    On CUDA, memory is lent again only on the stream that was current when it was allocated: before returning
+    a buffer, make that stream wait for other streams that used it.
 
     All methods may be called from any thread, but not from ``__del__`` or a signal handler, which may
     interrupt one of them: there a buffer can only be dropped.
 
     Args:
         strategy: ``"simple"``, ``"bucketed"``, ``"fragment_aware"``, ``"numa"``, ``"adaptive"``, or a
-            strategy of one's own making, for this pool alone.
+            :class:`Strategy` object, which serves this pool alone.
         max_bytes: bound on free memory plus slabs, in bytes; None for no bound. The least recently returned
             free memory is released first. A larger request is served, but its memory is not kept.
         debug: fill returned memory, floating-point with NaN, other with 0xA5 (bool: True).
 
     Raises:
-        ValueError: if a value is not one of those.
-        TypeError: if a type is not.
+        TypeError, ValueError: naming the argument and its value.
     """
 
     def __init__(
@@ -115,11 +114,11 @@ class UnifiedMemoryPool:
         """
         sizes, nbytes = _check_shape(shape, dtype)
         with torch.inference_mode(False), self._lock:
-            place = _place(device)
+            arena = _current_arena(device)
             # Not a view of a slab: those would share one version counter.
-            tensor = torch.empty(0, dtype=dtype, device=place.device)
-            self._settle()  # now: a buffer that was dropped may have had this tensor's id
-            block, storage = self._take(nbytes, place)
+            tensor = torch.empty(0, dtype=dtype, device=arena.device)
+            self._settle()  # once it exists: a dropped buffer may have had its id
+            block, storage = self._take(nbytes, arena)
             tensor.set_(storage, block.offset // dtype.itemsize, sizes, ())  # contiguous
             if nbytes:
                 self._hits += block.hit
@@ -134,12 +133,11 @@ class UnifiedMemoryPool:
         return tensor
 
     def return_buffer(self, tensor: Tensor) -> None:
-        """Take back the very tensor that was lent. Its memory may then be lent to others.
+        """Take back a buffer: the tensor that :meth:`get_buffer` returned, not a view of it.
 
         Raises:
-            ValueError: if it is not lent by this pool (never was, or is back already; a view is another
-                tensor), takes part in autograd, or has been given other memory. A buffer that is refused
-                stays lent.
+            ValueError: if this pool did not lend it, or has it back already, or it takes part in autograd, or
+                its memory was replaced. A buffer that is refused stays lent.
             TypeError: if it is not a tensor.
         """
         if not isinstance(tensor, Tensor):
@@ -176,7 +174,7 @@ class UnifiedMemoryPool:
     def lease(
         self, shape: int | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Iterator[Tensor]:
-        """:meth:`get_buffer`, returned at the end of the block, also after an exception."""
+        """:meth:`get_buffer` as a context manager: returned at the end, also after an exception."""
         tensor = self.get_buffer(shape, dtype, device)
         try:
             yield tensor
@@ -187,17 +185,17 @@ class UnifiedMemoryPool:
     deallocate = return_buffer
 
     def __reduce__(self) -> tuple[type[UnifiedMemoryPool], tuple[object, ...]]:
-        """A copy, also by pickle, is an empty pool of the same kind: for copies of a module that has one."""
+        """A copy or an unpickled pool is an empty one of the same kind, so that modules can be copied."""
         return type(self), (copy(self._strategy), self._budget.max_bytes, self._debug)
 
     def get_stats(self) -> dict[str, Any]:
-        """What the pool holds and did.
+        """Counts since the pool was made, and bytes now.
 
-        ``strategy``, ``max_bytes`` as given; ``buffers_lent``, ``bytes_lent`` (as asked for);
-        ``bytes_cached`` (free, held for reuse), ``bytes_held`` (free memory and whole slabs, what
-        ``max_bytes`` bounds); ``hits``, ``misses`` (requests served from memory held, and newly allocated;
-        empty buffers are neither), ``evictions`` (allocations released to make room), ``forgotten`` (buffers
-        dropped instead of returned). The adaptive strategy adds ``chosen``, the NUMA one ``numa_nodes``.
+        ``strategy``, ``max_bytes``: as given. ``buffers_lent``, ``bytes_lent``: lent now, bytes as requested.
+        ``bytes_cached``: free, held for reuse. ``bytes_held``: free memory and whole slabs, bounded by
+        ``max_bytes``. ``hits``, ``misses``: requests served from free memory, and by a new allocation; empty
+        buffers are neither. ``evictions``: allocations released to make room. ``forgotten``: buffers dropped
+        instead of returned. The adaptive strategy adds ``chosen``, the NUMA one ``numa_nodes``.
         """
         with self._lock:
             self._settle()
@@ -216,18 +214,18 @@ class UnifiedMemoryPool:
             }
 
     def clear(self) -> None:
-        """Release all memory that nobody uses. What is lent stays lent, and its slabs are kept."""
+        """Release all free memory. Lent buffers stay lent, and slabs with a lent region are kept."""
         with self._lock:
             self._settle()
             self._strategy.clear()
 
-    def _take(self, nbytes: int, place: Place) -> tuple[Block, UntypedStorage]:
+    def _take(self, nbytes: int, arena: Arena) -> tuple[Block, UntypedStorage]:
         if nbytes == 0:
-            return Block(owner=None, place=place, nbytes=0), new_storage(0, place.device)
-        return self._strategy.take(nbytes, place)
+            return Block(owner=None, arena=arena, nbytes=0), new_storage(0, arena.device)
+        return self._strategy.take(nbytes, arena)
 
     def _when_dropped(self, key: int) -> Callable[[object], None]:
-        """What to call when the tensor with this id is gone: in any thread, lock held or not."""
+        """The callback for the end of the tensor with this id. It runs in any thread, lock held or not."""
         pool, dropped = weakref.ref(self), self._dropped
 
         def note(_: object) -> None:
@@ -242,10 +240,10 @@ class UnifiedMemoryPool:
         return note
 
     def _settle(self) -> None:
-        """Account for the buffers that were dropped; under the lock."""
+        """Account for dropped buffers. The lock is held."""
         while self._dropped:
             lease = self._leases.pop(self._dropped.popleft(), None)
-            if lease is None:  # returned, and dropped by the call that returned it
+            if lease is None:  # dropped after its return
                 continue
             self._forgotten += 1
             if lease.block.owner is not None:
@@ -265,20 +263,20 @@ def _check_shape(shape: int | Sequence[int], dtype: torch.dtype) -> tuple[torch.
     return sizes, math.prod(sizes) * dtype.itemsize
 
 
-def _place(device: torch.device | str) -> Place:
+def _current_arena(device: torch.device | str) -> Arena:
     device = torch.device(device)
     if device.type == "cpu":
-        return Place(torch.device("cpu"))
+        return Arena(torch.device("cpu"))
     if device.type != "cuda":
         raise ValueError(f"device must be a CPU or a CUDA device, got {device}")
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    return Place(device, torch.cuda.current_stream(device))
+    return Arena(device, torch.cuda.current_stream(device))
 
 
 def _fill(storage: UntypedStorage, block: Block, dtype: torch.dtype) -> None:
     floating = dtype.is_floating_point or dtype.is_complex
     byte = _DEBUG_BYTES.get(dtype, _DEBUG_BYTE_FLOATING if floating else _DEBUG_BYTE)
-    with torch.cuda.stream(block.place.stream):
+    with torch.cuda.stream(block.arena.stream):
         memory = torch.empty(0, dtype=torch.uint8, device=storage.device)
         memory.set_(storage, block.offset, (block.nbytes,), ()).fill_(byte)

@@ -2,8 +2,8 @@
 
 Letters: b batch, n rows (queries), m columns (keys), h query heads, g key/value heads, d head dimension.
 
-Rows are read where they stand, and nothing is allocated but the results, in the backward one float32 number
-for each query and head, and with positions the tables of index.py. No result depends on the order in which
+Rows are read in place. Nothing is allocated but the results, in the backward one float32 number for each
+query and head, and with ``positions`` the tables of index.py. No result depends on the order in which
 programs run.
 """
 
@@ -61,11 +61,12 @@ def partial_forward(
     """Attention over some of the keys, as a ring needs it: out ``[b, n, h, d]``, lse ``[b, h, n]``, float32.
 
     Args:
-        query: ``[b, n, h, d]``, the places ``problem.origin, problem.origin + 1, ...``.
+        query: ``[b, n, h, d]``, at ``problem.origin, problem.origin + 1, ...`` in the whole sequence.
         key, value: ``[b, m, g, d]``.
-        problem: its padding is that of the keys, ``[b, m]``; positions are for n keys with the queries' own.
-        key_origin: the place of key 0; default that of query 0.
-        times: int64 ``[n]`` and ``[m]``, what causality compares instead of places.
+        problem: its padding is that of the keys, ``[b, m]``; ``positions`` need m = n, and are those of the
+            keys too.
+        key_origin: index of key 0 in the whole sequence; default that of query 0.
+        times: int64 ``[n]`` and ``[m]``, what causality compares instead of these indices.
         into: a float32 out and lse over other keys, to which these are added in place; any strides, but the
             last dimension of out contiguous.
     """

@@ -1,7 +1,7 @@
 """The backward: a kernel for the gradient of queries and one for that of keys and values. No atomics.
 
-FlashAttention-2 (arXiv:2307.08691, algorithm 2). Both are fed with the lse and the output of the whole
-softmax, so what they compute from some of its keys is exactly the part of those keys.
+FlashAttention-2 (arXiv:2307.08691, algorithm 2). Both take the lse and the output of the softmax over all
+keys, so what they compute from some of the keys is exactly those keys' part of the gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .walk import (
     tile_of,
 )
 
-# Marks a query without an incoming gradient; no sum that is worth anything is this large.
+# In delta: this query has no incoming gradient. A row sum as large as this would be useless anyway.
 IDLE = tl.constexpr(float("inf"))
 
 
@@ -48,7 +48,7 @@ def query_gradient_kernel(
     lse,  # [b, h, rows], float32
     delta,  # [b, h, rows], float32, written: rowsum(grad_out * out); with padding IDLE where grad_out is 0
     padding,  # [b, columns], uint8, 1 = ignore; or None
-    index,  # Index or None
+    index,  # Tables or None
     times,  # Times or None
     strides,  # of rows and heads: the first six
     query_batch: tl.int64,
@@ -151,10 +151,10 @@ def query_gradient_kernel(
         for MASKED in tl.static_range(2):
             begin, end = (full_blocks, blocks) if MASKED else (0, full_blocks)
             for block in tl.range(begin, end, num_stages=1 if MASKED else None):
-                places, there, bias = block_of(
+                positions, there, bias = block_of(
                     block, lowest, first, step, count, phases, absorbed, VISITS, ONCE, BLOCK_COLUMNS
                 )
-                columns, column_times = columns_of(places, there, run, item, index, times, extent, VISITS)
+                columns, column_times = columns_of(positions, there, run, item, index, times, extent, VISITS)
                 if padding is not None:
                     ignored = padding + batch.to(tl.int64) * extent.num_columns + columns
                     there = there & (tl.load(ignored, mask=there, other=1) == 0)
@@ -196,7 +196,7 @@ def key_gradient_kernel(
     lse,  # [b, h, columns], float32
     delta,  # [b, h, columns], float32
     padding,  # [b, rows], uint8, 1 = ignore; or None
-    index,  # Index or None
+    index,  # Tables or None
     times,  # Times or None
     strides,  # of rows and heads: the first six
     query_batch: tl.int64,
@@ -283,7 +283,8 @@ def key_gradient_kernel(
                 run, tile, item, lowest, served, global_head, low, high, index, extent, VISITS, ONCE
             )
             blocks = tl.cdiv(count, phases * BLOCK_COLUMNS) * phases
-            # What needs a mask: blocks that not all keys precede, and the ragged end.
+            # Blocks [0, start), which begin before the last key, and [last, blocks), the ragged end, need a
+            # mask. One loop takes both: start = 1, last = 5, blocks = 6 makes numbers 0 and 1 blocks 0 and 5.
             last = count // (phases * BLOCK_COLUMNS) * phases
             start = 0
             if CAUSAL:
@@ -296,10 +297,12 @@ def key_gradient_kernel(
                     block = number
                     if MASKED:
                         block = tl.where(number < start, number, number - start + last)
-                    places, there, bias = block_of(
+                    positions, there, bias = block_of(
                         block, lowest, first, step, count, phases, absorbed, VISITS, ONCE, BLOCK_COLUMNS
                     )
-                    columns, column_times = columns_of(places, there, run, item, index, times, extent, VISITS)
+                    columns, column_times = columns_of(
+                        positions, there, run, item, index, times, extent, VISITS
+                    )
                     offsets = columns.to(tl.int64)
                     rowsum = tl.load(delta_start + offsets * delta_row, mask=there, other=0.0)
                     if padding is not None:

@@ -40,7 +40,7 @@ def forward_kernel(
     out,  # [b, rows, h, d]
     lse,  # [b, h, rows], float32
     padding,  # [b, columns], uint8, 1 = ignore; or None
-    index,  # Index or None
+    index,  # Tables or None
     times,  # Times or None
     strides,  # of rows and heads: query, key, value, out
     query_batch: tl.int64,
@@ -89,7 +89,7 @@ def forward_kernel(
         per_item,
     )
     tile, batch, head, item = program_of(index, extent, VISITS, BLOCK_ROWS)
-    # Where neither is given, the columns of a run come in the order of their times.
+    # The columns of a run come in the order of their times, so causality is one bound on the run.
     IN_ORDER: tl.constexpr = index is None and times is None
 
     rows, row_times, exist, lowest, highest = tile_of(tile, item, index, times, extent, VISITS, BLOCK_ROWS)
@@ -121,7 +121,7 @@ def forward_kernel(
         first, step, count, phases, absorbed = run_of(
             run, tile, item, lowest, served, global_head, low, high, index, extent, VISITS, ONCE
         )
-        seen_by_all = count
+        seen_by_all = count  # the columns up to lowest: (lowest - first) // step + 1
         if CAUSAL:
             seen_by_all = tl.minimum(count, tl.maximum(lowest - first + step, 0) // step) if IN_ORDER else 0
         full_blocks = seen_by_all // (phases * BLOCK_COLUMNS) * phases
@@ -129,10 +129,10 @@ def forward_kernel(
         for MASKED in tl.static_range(2):  # first the blocks that need no mask
             begin, end = (full_blocks, blocks) if MASKED else (0, full_blocks)
             for block in tl.range(begin, end, num_stages=1 if MASKED else None):
-                places, there, bias = block_of(
+                positions, there, bias = block_of(
                     block, lowest, first, step, count, phases, absorbed, VISITS, ONCE, BLOCK_COLUMNS
                 )
-                columns, column_times = columns_of(places, there, run, item, index, times, extent, VISITS)
+                columns, column_times = columns_of(positions, there, run, item, index, times, extent, VISITS)
                 if padding is not None:
                     ignored = padding + batch.to(tl.int64) * extent.num_columns + columns
                     there = there & (tl.load(ignored, mask=there, other=1) == 0)
@@ -149,7 +149,7 @@ def forward_kernel(
                     new_top = tl.maximum(top, tl.max(scores, 1))
                     shift = tl.where(new_top == -INF, 0.0, new_top)
                     weights = tl.exp2(scores - shift[:, None])
-                else:
+                else:  # bias, one number for the block, is added to the maximum and not to each score
                     new_top = tl.maximum(top, tl.max(scores, 1) + bias)
                     shift = new_top
                     weights = tl.exp2(scores - (shift - bias)[:, None])

@@ -1,6 +1,6 @@
-"""Tables of who sees whom where ``positions`` decide membership: rows and columns by their class.
+"""Tables of who sees whom if the caller's ``positions`` decide membership: rows and columns by their class.
 
-A class of a branch are the tokens with one segment and one offset. In it they stand in the order of the
+A class of a branch is all tokens of one segment and one offset. Its tokens are sorted by their order in the
 tensor, as in the ``sdpa`` backend, so that what causality hides from a tile is one end of each class.
 """
 
@@ -33,7 +33,7 @@ def tables_of(
     """The tables of one kernel.
 
     Args:
-        positions: int64 ``[b, n]``; only one row is read where all are one.
+        positions: int64 ``[b, n]``, ranks for membership; one table serves all rows of an expanded tensor.
         branches: (w, r) pairs; the tables have them finest first.
         block: rows of a tile.
         is_causal: leave out columns that no row of a tile sees.
@@ -58,7 +58,7 @@ def _padded(x: Tensor, length: int) -> Tensor:
 def _tables_of_one(
     positions: Tensor, branches: list[Branch], block: int, is_causal: bool, of_keys: bool
 ) -> Tables:
-    # The first place of a class stands for it.
+    # The id of a class is the lowest position it can hold. w = 8, r = 2: 13 is in 8 + 5 % 2 = 9 (9 11 13 15).
     classes = torch.stack([positions - positions % w + positions % w % r for w, r in branches])
     _, group, sizes = torch.unique(classes, dim=1, return_inverse=True, return_counts=True)
     rows = group.argsort(stable=True)
@@ -75,7 +75,8 @@ def _tables_of_one(
         mine = ids[rows[starts]]
         begin, end = torch.searchsorted(ordered, mine), torch.searchsorted(ordered, mine, right=True)
         if is_causal:
-            # Ascending in the class and inside it in the order of the tensor, like the columns.
+            # (class, order in the tensor) as one number, which ascends along the columns: what a tile sees
+            # of its class ends (for keys: begins) where its last (first) row would be inserted.
             key = torch.searchsorted(ordered, ordered) * len(ids) + column
             bound = begin * len(ids) + rows[starts if of_keys else starts + counts - 1]
             if of_keys:

@@ -19,12 +19,12 @@ from .walk import Extent, Times
 
 @dataclass(frozen=True)
 class Call:
-    """A problem, and where the keys stand if not where the queries do.
+    """A problem, and the positions of its keys if not those of the queries.
 
     Args:
         problem: the call; its padding is that of the keys.
-        key_origin: the place of key 0; None: that of query 0.
-        times: int64 for each query and each key, what causality compares; None: their places.
+        key_origin: position of key 0; None: that of query 0.
+        times: int64 for each query and each key, what causality compares; None: their positions.
     """
 
     problem: Problem
@@ -50,7 +50,7 @@ def launch(
         matrices: its ``[b, ..., d]`` arguments, the last dimension contiguous.
         statistics: its ``[b, h, ...]`` arguments.
         call: what to compute.
-        rows, columns: the matrix whose rows a program keeps, and the one it walks over.
+        rows, columns: the matrix of which a program keeps rows, and the one whose rows it walks over.
         of_keys: the rows are keys.
         constants: compile-time arguments of this kernel alone.
     """
@@ -123,7 +123,8 @@ def launch(
             tiles *= min(visits.classes, cell_rows) * per_class
         return tiles * batch, heads
 
-    # What a kernel adds to must not be measured on. Blocks of wide rows leave nothing to choose.
+    # Measuring runs a kernel many times, which one that adds to its output does not allow. For rows of more
+    # than 256 bytes only one size of blocks fits.
     row_bytes = rows.element_size() * head_dim
     tunable = index is None and not constants.get("CONTINUES", False) and row_bytes <= 256
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
@@ -134,13 +135,17 @@ def launch(
 
 
 def _precision(dtype: torch.dtype) -> str:
-    # This setting can be read whichever of PyTorch's ways to allow TF32 was used.
+    # Of PyTorch's settings for TF32 this one can be read, whichever of them was set.
     allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
 
 
 def _cells(origin: int, num_rows: int, visits: Visits) -> tuple[int, int, int]:
-    """How many cells, how long, and where the first begins: no segment ends between rows of one."""
+    """Number and length of the cells, and the position where the first begins.
+
+    A cell is as long as the greatest common divisor of the segment lengths of which a segment ends between
+    two rows: no segment ends inside. 3000 rows from 0, w = 1024, 2048, 4096: 3 cells of 1024.
+    """
     length = 0
     for w in visits.segments:
         if (origin + num_rows - 1) // w > origin // w:

@@ -1,13 +1,16 @@
-"""Which branch shows a key to a query, so that it is scored once: pure arithmetic, no Triton.
+"""Through which branch a query visits a key, so that it is scored once: pure arithmetic, no Triton.
 
 A key that several branches offer counts once for each (DilatedPattern). Where branch ``a`` has every key of
 branch ``c`` inside its segment (``r_a`` divides ``r_c``, and ``w_a`` divides ``w_c``), ``a`` *absorbs* ``c``:
 there the key is visited through ``a`` alone, with the logarithm of its count added to its logit, and ``c``
-visits only what lies outside. Keys that ``a`` offers come in *phases*, every ``(r_c / r_a)``-th of them one
-that ``c`` offers too: visited phase by phase, all keys of a block have one count.
+visits only what lies outside. Every ``(r_c / r_a)``-th key that ``a`` offers is one that ``c`` offers too.
+These are one *phase* of the keys of ``a``: visited phase by phase, all keys of a block have one count.
 
-The absorbers of a branch must form a chain in which each absorbs the next (the first that has a key shows
-it); branches that share keys otherwise, as r = 4 and 6 do, each show theirs.
+Branches (8, 1) and (16, 2), head 0, query 8: the first absorbs the second. Through it the query visits
+8 10 12 14 (phase 0, counted twice) and 9 11 13 15 (phase 1, counted once), through the second 0 2 4 6.
+
+The absorbers of a branch must form a chain in which each absorbs the next (a key is visited through the
+first that offers it); branches that share keys otherwise, as r = 4 and 6 do, each visit theirs.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import NamedTuple
 
 Branch = tuple[int, int]
 
-# Segments of this length hold every place that a kernel can count (backends.py).
+# Segments of this length hold every position that a kernel can count (backends.py).
 WHOLE = 2**30
 
 
@@ -34,9 +37,10 @@ class Visits(NamedTuple):
     absorbed: tuple[int, ...]
     """The branches that each branch absorbs, one bit each."""
     phases: tuple[int, ...]
-    """Of how many phases the keys of each branch are."""
+    """Number of phases of the keys of each branch."""
     classes: int
-    """Places that differ by a multiple of this are served alike inside common segments."""
+    """R, the least common multiple of the rates: positions that differ by a multiple of it and lie in the
+    same segments are served by the same branches."""
 
 
 def finest_first(branches: tuple[Branch, ...]) -> list[Branch]:

@@ -1,4 +1,4 @@
-"""Messages between the ranks of a ring: those of :mod:`kernel_pytorch.groups`, by the names used here."""
+"""Messages between the ranks of a ring, on top of :mod:`kernel_pytorch.groups`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ RingError = GroupError
 """A rank of the ring has failed, or works on another problem than this one."""
 
 
-def tell(group: ProcessGroup, device: torch.device, error: Exception) -> None:
-    """Say in the place of :func:`kernel_pytorch.groups.agree` why this rank cannot go on."""
+def report_failure(group: ProcessGroup, device: torch.device, error: Exception) -> None:
+    """Answer the other ranks' :func:`kernel_pytorch.groups.agree` with ``error``: they raise RingError.
+
+    A rank that cannot make the call calls this instead, once for every group whose ranks wait for it.
+    """
 
     def fail() -> bytes:
         raise error

@@ -21,7 +21,7 @@ from dilated_attention_pytorch.core.memory.strategies import (
     Strategy,
     numa,
 )
-from dilated_attention_pytorch.core.memory.strategies.base import Budget, Place
+from dilated_attention_pytorch.core.memory.strategies.base import Arena, Budget
 from dilated_attention_pytorch.core.memory.strategies.bucketed import size_class
 
 
@@ -102,10 +102,10 @@ def test_the_slab_of_the_oldest_return_is_evicted_first():
 
 
 @pytest.mark.parametrize("strategy", [SimpleStrategy, BucketedStrategy, FragmentAwareStrategy])
-def test_memory_of_one_place_never_serves_another(strategy: type[Strategy]):
+def test_memory_of_one_arena_never_serves_another(strategy: type[Strategy]):
     kept = strategy()
     kept.attach(Budget(max_bytes=None))
-    here, there = (Place(torch.device("cpu"), node=node) for node in (0, 1))
+    here, there = (Arena(torch.device("cpu"), node=node) for node in (0, 1))
     block, storage = kept.take(512, here)
     kept.give(block, storage)
     assert not kept.take(512, there)[0].hit

@@ -10,7 +10,7 @@ from problems import Problem
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# NumPy tells about the padded queries' own scores.
+# NumPy, under the interpreter, warns of the padded queries' own scores.
 _NOISE = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 

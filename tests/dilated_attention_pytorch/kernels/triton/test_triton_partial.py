@@ -25,7 +25,7 @@ def on_device(*tensors: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
-def test_shards_of_keys_by_their_places_add_up_to_the_whole(is_causal: bool):
+def test_shards_of_keys_by_their_positions_add_up_to_the_whole(is_causal: bool):
     from dilated_attention_pytorch.kernels.triton.attention import partial_backward, partial_forward
 
     n, heads, kv_heads, cuts = 50, 2, 1, (0, 13, 20, 50)

@@ -1,4 +1,4 @@
-"""How a pool keeps memory, and which of it serves a request."""
+"""Strategies: how a pool keeps free memory, and which of it serves a request."""
 
 from .adaptive import AdaptiveStrategy
 from .base import Strategy

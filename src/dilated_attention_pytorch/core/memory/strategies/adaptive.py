@@ -1,4 +1,4 @@
-"""The strategy that fits the sizes that are asked for."""
+"""A strategy that switches between the others by the sizes requested."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 from torch import UntypedStorage
 
-from .base import Block, Budget, Place, Strategy, Taken
+from .base import Arena, Block, Budget, Strategy, Taken
 from .bucketed import BucketedStrategy, size_class
 from .fragment_aware import SLAB_BYTES, FragmentAwareStrategy
 from .simple import SimpleStrategy
 
 ENOUGH = 0.75
-"""Share of requests that are, or could be, served from free memory."""
+"""Hit rate, measured or expected, from which on a strategy is good enough."""
 
 
 class AdaptiveStrategy(Strategy):
-    """One of simple, bucketed and fragment-aware at a time, chosen anew after every ``window`` requests.
+    """One of simple, bucketed and fragment-aware at a time, reconsidered after every ``window`` requests.
 
-    It starts as simple. While at least 3/4 of a window's requests were hits, it stays what it is. Otherwise
-    the sizes asked for in that window decide:
+    It starts as simple. If at least 3/4 of a window's requests were hits, nothing changes. Otherwise the
+    sizes requested in that window decide:
 
     * at least 3/4 of them repeat an earlier one exactly: simple, which wastes nothing;
     * else, at least 3/4 repeat an earlier one's size class: bucketed;
     * else fragment-aware, to which sizes do not matter.
 
-    The free memory of the one that it leaves is released, and what that one lent when it comes back.
+    On a switch the old strategy's free memory is released at once, lent memory when it is returned.
 
     Args:
         window: requests between two choices, at least 1.
@@ -59,10 +59,10 @@ class AdaptiveStrategy(Strategy):
     def idle_bytes(self) -> int:
         return self._chosen.idle_bytes
 
-    def take(self, nbytes: int, place: Place) -> Taken:
+    def take(self, nbytes: int, arena: Arena) -> Taken:
         if len(self._sizes) == self.window:
             self._choose()
-        block, storage = self._chosen.take(nbytes, place)
+        block, storage = self._chosen.take(nbytes, arena)
         self._sizes.append(nbytes)
         self._hits += block.hit
         return block, storage
@@ -98,6 +98,6 @@ class AdaptiveStrategy(Strategy):
 
 
 def _repeats(values: Iterable[int]) -> float:
-    """The share of the values that occurred before."""
+    """The share of the values that equal an earlier one: 1/2 for [8, 8, 8, 16, 32, 16]."""
     values = list(values)
     return 1 - len(set(values)) / len(values)

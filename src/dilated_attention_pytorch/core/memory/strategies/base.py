@@ -1,4 +1,4 @@
-"""What a pool asks of a strategy, and the free lists that most of them are."""
+"""The interface between a pool and its strategy, and the free lists that most strategies are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import UntypedStorage
 
 
-class Place(NamedTuple):
-    """Where memory is; what is free in one place never serves another."""
+class Arena(NamedTuple):
+    """Which memory is interchangeable: what is free in one arena never serves a request in another."""
 
     device: torch.device
     stream: torch.cuda.Stream | None = None
@@ -24,17 +24,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """The memory of one lent buffer. It does not keep that memory alive."""
+    """Describes the memory of one lent buffer, without keeping it alive."""
 
     owner: Strategy | None
-    """The strategy that it came from; None if it is not to be kept."""
-    place: Place
+    """The strategy that takes it back; None if it is freed on return."""
+    arena: Arena
     nbytes: int
     """Bytes occupied, at least those asked for."""
     offset: int = 0
     """Bytes from the start of its storage."""
     hit: bool = False
-    """Whether the pool held this memory already."""
+    """Whether it was free memory of the pool, not newly allocated."""
 
 
 Taken = tuple[Block, UntypedStorage]
@@ -42,21 +42,21 @@ Taken = tuple[Block, UntypedStorage]
 
 @dataclass(kw_only=True)
 class Budget:
-    """What the strategies of one pool hold together."""
+    """What the strategies of one pool hold in all."""
 
     max_bytes: int | None
     held_bytes: int = 0
-    """Free memory, and whole slabs as long as they are kept."""
+    """Free memory, and slabs, which count in full."""
     evictions: int = 0
 
 
 class Strategy(ABC):
-    """Keeps what was returned, for one pool, which calls it under its lock."""
+    """Keeps returned memory for one pool, which calls it with its lock held."""
 
     name: str
     budget: Budget
     arguments: tuple[Any, ...] = ()
-    """What it was made with. A copy, also by pickle, is made anew with it, and serves no pool."""
+    """Arguments of the constructor: copying or unpickling calls it with them, and attaches to no pool."""
 
     def __reduce__(self) -> tuple[type[Strategy], tuple[Any, ...]]:
         return type(self), self.arguments
@@ -72,15 +72,15 @@ class Strategy(ABC):
         self.budget = budget
 
     @abstractmethod
-    def take(self, nbytes: int, place: Place) -> Taken:
+    def take(self, nbytes: int, arena: Arena) -> Taken:
         """Memory for ``nbytes > 0``, free or newly allocated, no longer counted as free."""
 
     @abstractmethod
     def give(self, block: Block, storage: UntypedStorage) -> None:
-        """Take a block back, to serve again."""
+        """Take a block back for reuse."""
 
     def forget(self, block: Block) -> None:  # noqa: B027  (a free list holds nothing of what it lent)
-        """The buffer on ``block`` is gone, but something may still use its memory."""
+        """Note that the buffer on ``block`` was dropped; views may still use its memory."""
 
     @property
     @abstractmethod
@@ -102,11 +102,11 @@ class Strategy(ABC):
             pass
 
     def details(self) -> dict[str, Any]:
-        """More for the pool's statistics."""
+        """Further entries of the pool's statistics."""
         return {}
 
     def make_room(self, nbytes: int) -> bool:
-        """Evict until ``nbytes`` more may be held; False, with nothing evicted, if that cannot be."""
+        """Evict until ``nbytes`` more may be held; False, with nothing evicted, if that is impossible."""
         budget = self.budget
         if budget.max_bytes is None:
             return True
@@ -118,7 +118,7 @@ class Strategy(ABC):
         return True
 
     def allocate(self, nbytes: int, device: torch.device) -> UntypedStorage:
-        """New memory; if there is none, once more after giving up what is free."""
+        """New memory. If the device is out of memory, evict all that is free and try once more."""
         try:
             return new_storage(nbytes, device)
         except torch.OutOfMemoryError:
@@ -130,10 +130,10 @@ class Strategy(ABC):
 
 
 class FreeListStrategy(Strategy):
-    """Whole allocations, in lists of free ones by size and place, the last returned used first."""
+    """Whole allocations, in free lists by size and arena. The last one returned is used first."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[int, Place], deque[tuple[int, UntypedStorage]]] = {}
+        self._free: dict[tuple[int, Arena], deque[tuple[int, UntypedStorage]]] = {}
         self._clock = count()
         self._cached_bytes = 0
 
@@ -145,15 +145,15 @@ class FreeListStrategy(Strategy):
     def cached_bytes(self) -> int:
         return self._cached_bytes
 
-    def take(self, nbytes: int, place: Place) -> Taken:
+    def take(self, nbytes: int, arena: Arena) -> Taken:
         size = self.size_of(nbytes)
-        hit = (size, place) in self._free
-        storage = self._pop((size, place), newest=True) if hit else self.allocate(size, place.device)
-        return Block(owner=self, place=place, nbytes=size, hit=hit), storage
+        hit = (size, arena) in self._free
+        storage = self._pop((size, arena), newest=True) if hit else self.allocate(size, arena.device)
+        return Block(owner=self, arena=arena, nbytes=size, hit=hit), storage
 
     def give(self, block: Block, storage: UntypedStorage) -> None:
         if self.make_room(block.nbytes):
-            free = self._free.setdefault((block.nbytes, block.place), deque())
+            free = self._free.setdefault((block.nbytes, block.arena), deque())
             free.append((next(self._clock), storage))
             self._count(block.nbytes)
 
@@ -163,7 +163,7 @@ class FreeListStrategy(Strategy):
             self._pop(oldest, newest=False)
         return oldest is not None
 
-    def _pop(self, key: tuple[int, Place], *, newest: bool) -> UntypedStorage:
+    def _pop(self, key: tuple[int, Arena], *, newest: bool) -> UntypedStorage:
         free = self._free[key]
         _, storage = free.pop() if newest else free.popleft()
         if not free:

@@ -8,9 +8,9 @@ _LEAST_STEP = 64
 
 
 class BucketedStrategy(FreeListStrategy):
-    """A buffer serves again any request of its size class: powers of two, with three steps between them.
+    """Free memory serves any request of its size class: powers of two, with three steps between them.
 
-    What is wasted is less than a quarter of the request, or less than 64 bytes if that is more.
+    Less than a quarter of the request is wasted, or less than 64 bytes if that is more.
     """
 
     name = "bucketed"

@@ -1,4 +1,4 @@
-"""Slabs that are cut to measure."""
+"""Slabs, divided into regions of the sizes requested."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import UntypedStorage
 
-from .base import Block, Place, Strategy, Taken
+from .base import Arena, Block, Strategy, Taken
 
 ALIGNMENT = 512
 """Bytes; what CUDA's caching allocator gives."""
@@ -18,21 +18,21 @@ SLAB_BYTES = 64 << 20
 class Slab:
     """One allocation, of which regions are lent."""
 
-    place: Place
+    arena: Arena
     storage: UntypedStorage
     free: list[tuple[int, int]] = field(default_factory=list)
     """Offsets (start, stop) of the free regions, in order, no two of them adjacent."""
     lent: int = 0
     """Regions whose buffers are alive."""
     lost_bytes: int = 0
-    """Bytes of forgotten buffers, of which views may remain."""
+    """Bytes of dropped buffers, of which views may remain."""
 
     @property
     def free_bytes(self) -> int:
         return sum(stop - start for start, stop in self.free)
 
     def release(self, start: int, stop: int) -> None:
-        """Add a free region, as one with free neighbours."""
+        """Add a free region, joined with free neighbours."""
         insort(self.free, (start, stop))
         merged: list[tuple[int, int]] = []
         for region in self.free:
@@ -52,9 +52,9 @@ class Region(Block):
 class FragmentAwareStrategy(Strategy):
     """Requests of any sizes share slabs: each gets the smallest free region that holds it.
 
-    A returned region joins its free neighbours. A slab counts as held in full; it can be evicted when no
-    part of it is lent. The region of a forgotten buffer is not used again, since views of it may remain:
-    its slab is dropped when nothing else of it is lent. Less than 512 bytes of a region are wasted.
+    A returned region joins its free neighbours. A slab counts in full as held; it can be evicted when no
+    region of it is lent. The region of a dropped buffer is not used again, since views of it may remain: its
+    slab is released when no other region of it is lent. Less than 512 bytes of a region are wasted.
 
     Args:
         slab_bytes: the size of a slab, unless a request needs more or the pool's ``max_bytes`` allow less.
@@ -67,7 +67,7 @@ class FragmentAwareStrategy(Strategy):
             raise ValueError(f"slab_bytes must be a positive multiple of {ALIGNMENT}, got {slab_bytes}")
         self.arguments = (slab_bytes,)
         self.slab_bytes = slab_bytes
-        self._slabs: list[Slab] = []  # by last return
+        self._slabs: list[Slab] = []  # the one returned to last at the end
 
     @property
     def cached_bytes(self) -> int:
@@ -77,12 +77,12 @@ class FragmentAwareStrategy(Strategy):
     def idle_bytes(self) -> int:
         return sum(slab.storage.nbytes() for slab in self._slabs if not slab.lent)
 
-    def take(self, nbytes: int, place: Place) -> Taken:
+    def take(self, nbytes: int, arena: Arena) -> Taken:
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         fits = [
             (stop - start, index, start, stop)
             for index, slab in enumerate(self._slabs)
-            if slab.place == place
+            if slab.arena == arena
             for start, stop in slab.free
             if stop - start >= size
         ]
@@ -91,24 +91,24 @@ class FragmentAwareStrategy(Strategy):
             slab = self._slabs[index]
             slab.free.remove((start, stop))
         else:
-            grown = self._grow(size, place)
+            grown = self._grow(size, arena)
             if grown is None:
-                block = Block(owner=None, place=place, nbytes=nbytes)
-                return block, self.allocate(nbytes, place.device)
+                block = Block(owner=None, arena=arena, nbytes=nbytes)
+                return block, self.allocate(nbytes, arena.device)
             slab, start, stop = grown, 0, grown.storage.nbytes()
         if start + size < stop:
             insort(slab.free, (start + size, stop))
         slab.lent += 1
-        region = Region(owner=self, place=place, nbytes=size, offset=start, hit=bool(fits), slab=slab)
+        region = Region(owner=self, arena=arena, nbytes=size, offset=start, hit=bool(fits), slab=slab)
         return region, slab.storage
 
-    def _grow(self, size: int, place: Place) -> Slab | None:
+    def _grow(self, size: int, arena: Arena) -> Slab | None:
         """A new slab for ``size`` bytes, or None if the pool may not hold it."""
         most = self.budget.max_bytes
         usual = self.slab_bytes if most is None else min(self.slab_bytes, most // ALIGNMENT * ALIGNMENT)
         for slab_bytes in (max(size, usual), size):
             if self.make_room(slab_bytes):
-                slab = Slab(place=place, storage=self.allocate(slab_bytes, place.device))
+                slab = Slab(arena=arena, storage=self.allocate(slab_bytes, arena.device))
                 self._slabs.append(slab)
                 self.budget.held_bytes += slab_bytes
                 return slab

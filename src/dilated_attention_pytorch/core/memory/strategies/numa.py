@@ -1,4 +1,4 @@
-"""Host memory on the node of the thread that asks for it."""
+"""Host memory on the NUMA node of the thread that requests it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import UntypedStorage
 
-from .base import Place, Taken
+from .base import Arena, Taken
 from .bucketed import BucketedStrategy
 
 NODES = Path("/sys/devices/system/node")
@@ -22,11 +22,11 @@ _logger = logging.getLogger(__name__)
 
 
 class NUMAStrategy(BucketedStrategy):
-    """Size classes, with free lists of host memory for each NUMA node: that of the calling thread's CPU.
+    """Size classes, with free lists of host memory for each NUMA node. A thread's node is that of its CPU.
 
-    On several nodes new host memory is mapped fresh from the system, and its pages are touched first by the
-    caller, which is how Linux decides on their node. On one node, or where nodes cannot be read, and for
-    other devices, this is :class:`BucketedStrategy`; the log and the statistics (``numa_nodes``) say so.
+    On several nodes new host memory is mapped from the system and first written by the calling thread: Linux
+    takes a page from the node of the thread that first writes it. On one node, if nodes cannot be read, and
+    for other devices, this is :class:`BucketedStrategy`; the log and the statistics (``numa_nodes``) say so.
     Threads that may run on several nodes should be bound to one.
 
     Args:
@@ -46,15 +46,16 @@ class NUMAStrategy(BucketedStrategy):
         elif self.num_nodes == 1:
             _logger.info("one NUMA node: host memory needs no placement")
 
-    def take(self, nbytes: int, place: Place) -> Taken:
-        if self.num_nodes is None or self.num_nodes == 1 or place.device.type != "cpu":
-            return super().take(nbytes, place)
-        return super().take(nbytes, place._replace(node=self._node_of_cpu.get(current_cpu())))
+    def take(self, nbytes: int, arena: Arena) -> Taken:
+        if self.num_nodes is None or self.num_nodes == 1 or arena.device.type != "cpu":
+            return super().take(nbytes, arena)
+        return super().take(nbytes, arena._replace(node=self._node_of_cpu.get(current_cpu())))
 
     def allocate(self, nbytes: int, device: torch.device) -> UntypedStorage:
         if self.num_nodes is None or self.num_nodes == 1 or device.type != "cpu":
             return super().allocate(nbytes, device)
-        # What malloc recycles has its pages already, on whatever node. NumPy writes in the calling thread.
+        # Memory that malloc recycles has pages already, on any node; these have none yet. One byte is
+        # written per page, by NumPy: torch might do it in other threads.
         memory = mmap.mmap(-1, nbytes)
         np.frombuffer(memory, dtype=np.uint8)[:: mmap.PAGESIZE] = 0
         return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
@@ -81,7 +82,7 @@ def read_nodes(nodes: Path) -> dict[int, int]:
 
 
 def current_cpu() -> int:
-    """The CPU that the calling thread runs on; -1 if the C library does not tell."""
+    """The CPU that the calling thread runs on; -1 if the C library cannot say."""
     try:
         return int(ctypes.CDLL(None).sched_getcpu())
     except (AttributeError, OSError, TypeError):

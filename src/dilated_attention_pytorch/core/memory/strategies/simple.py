@@ -6,7 +6,7 @@ from .base import FreeListStrategy
 
 
 class SimpleStrategy(FreeListStrategy):
-    """A buffer serves again a request of exactly as many bytes: nothing is wasted, nothing else is served."""
+    """Free memory serves a request of exactly as many bytes and no other: nothing is wasted."""
 
     name = "simple"
 
