@@ -395,9 +395,8 @@ def test_nested_tensors_are_refused_everywhere(layout: torch.layout):
         "tokens": [
             lambda: LongNetLM(CONFIG)(ids),
             lambda: LongNetLM(CONFIG).generate(ids, 2),
-            lambda: LongNetEncoder(CONFIG)(ids),
         ],
-        "inputs": [lambda: LongNetEncoder(CONFIG)(nested(8))],
+        "inputs": [lambda: LongNetEncoder(CONFIG)(ids), lambda: LongNetEncoder(CONFIG)(nested(8))],
         "positions": [lambda: attend(x, x, x, positions=ids), lambda: LongNetLM(CONFIG)(dense, ids)],
         "key_padding_mask": [
             lambda: attend(x, x, x, key_padding_mask=ids),

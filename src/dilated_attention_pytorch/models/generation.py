@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..attention import dilated_attention
+from ..core.autocast import without_autocast
 from ..core.pattern import DilatedPattern
+from ..kernels.problem import accumulation_dtype
 
 
 class KVCache:
@@ -59,19 +61,19 @@ class KVCache:
         keys[:, position], values[:, position] = key[:, 0], value[:, 0]
 
         batch, _, heads, head_dim = query.shape
-        accumulation = torch.float64 if query.dtype == torch.float64 else torch.float32
+        accumulation = accumulation_dtype(query)
         scaled = query[:, 0].to(accumulation) * head_dim**-0.5
         out = torch.zeros_like(scaled)
         lse = scaled.new_full((batch, heads), float("-inf"))
         kv_head = torch.arange(heads, device=query.device) // (heads // keys.shape[2])
         for w, r in self.pattern.branches:
-            place = position % w
-            offset = place % r
+            segment = position - position % w  # where it starts
+            offset = (position - segment) % r
             served = slice(offset, None, r)
-            offered = slice(position - place + offset, position + 1, r)
+            offered = slice(segment + offset, position + 1, r)
             k = keys[:, offered].index_select(2, kv_head[served]).to(accumulation)
             v = values[:, offered].index_select(2, kv_head[served]).to(accumulation)
-            with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+            with without_autocast(query.device.type):  # it would round the scores
                 scores = torch.einsum("bhd,bmhd->bhm", scaled[:, served], k)
                 merged = torch.logaddexp(lse[:, served], scores.logsumexp(dim=-1))
                 weights = (scores - merged[..., None]).exp()

@@ -4,34 +4,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from small_models import initial, randomised
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_attention_pytorch.core.pattern import DilatedPattern
-from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.models import LongNetLM
 from dilated_attention_pytorch.models.generation import KVCache
 
 
 @pytest.fixture(scope="module")
 def model() -> LongNetLM:
-    torch.manual_seed(0)
-    config = LongNetConfig(
-        vocab_size=13,
-        embed_dim=16,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        segment_lengths=(4, 16),
-        dilation_rates=(1, 3),
-    )
-    return sharpened(LongNetLM(config))
-
-
-def sharpened(model: LongNetLM) -> LongNetLM:
-    """With float64 logits some units apart: initial ones are alike."""
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return model.double()
+    return randomised(LongNetLM, seed=8)  # its greedy continuations differ
 
 
 def logits_used(model: LongNetLM, tokens: Tensor, max_new_tokens: int, **how: float) -> tuple[Tensor, Tensor]:
@@ -57,19 +41,17 @@ def logits_used(model: LongNetLM, tokens: Tensor, max_new_tokens: int, **how: fl
 def test_every_step_has_the_logits_of_the_full_forward(
     batch, prompt, new, kv_heads, group, branches, temperature, seed
 ):
-    torch.manual_seed(seed)
     heads = kv_heads * group
-    config = LongNetConfig(
-        vocab_size=13,
+    model = randomised(
+        LongNetLM,
+        seed,
         embed_dim=4 * heads,
-        num_layers=2,
         num_heads=heads,
         num_kv_heads=kv_heads,
         segment_lengths=[w for w, _ in branches],
         dilation_rates=[r for _, r in branches],
     )
-    model = sharpened(LongNetLM(config))
-    tokens = torch.randint(13, (batch, prompt))
+    tokens = torch.randint(11, (batch, prompt))
     out, used = logits_used(model, tokens, new, temperature=temperature, seed=seed)
     assert out.shape == (batch, prompt + new)
     assert torch.equal(out[:, :prompt], tokens)
@@ -85,7 +67,7 @@ def test_every_step_has_the_logits_of_the_full_forward(
 def test_reduced_precision_is_as_near_as_the_full_forward(model, how):
     other = LongNetLM(model.config).to(torch.bfloat16 if how == "bfloat16" else torch.float32)
     other.load_state_dict(model.state_dict())
-    tokens = torch.arange(12).view(2, 6)
+    tokens = torch.arange(12).view(2, 6) % 11
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         out, used = logits_used(other, tokens, 40, seed=0)
         full = other(out)[:, 5:-1]
@@ -113,7 +95,7 @@ def test_draws_follow_the_softmax(model):
     for temperature in (1.0, 2.5):
         drawn = model.generate(tokens, 1, temperature=temperature, seed=5)[:, -1]
         expected = (model(tokens[:1])[0, -1] / temperature).softmax(-1)
-        frequency = drawn.bincount(minlength=13) / 20_000
+        frequency = drawn.bincount(minlength=11) / 20_000
         assert ((frequency - expected).abs() <= 5 * (expected * (1 - expected) / 20_000).sqrt()).all()
 
 
@@ -125,7 +107,7 @@ def test_top_k_draws_only_among_the_largest(model):
 
 
 def test_extremes_agree_with_greedy(model):
-    tokens = torch.randint(13, (2, 5))
+    tokens = torch.randint(11, (2, 5))
     greedy = model.generate(tokens, 20, temperature=0)
     assert torch.equal(greedy, model.generate(tokens, 20, top_k=1))
     assert torch.equal(greedy, model.generate(tokens, 20, temperature=1e-320))
@@ -134,14 +116,14 @@ def test_extremes_agree_with_greedy(model):
 
 
 def test_rows_of_a_batch_are_independent(model):
-    tokens = torch.randint(13, (3, 7))
+    tokens = torch.randint(11, (3, 7))
     together = model.generate(tokens, 20, temperature=0)
     apart = [model.generate(row[None], 20, temperature=0) for row in tokens]
     assert torch.equal(together, torch.cat(apart))
 
 
 def test_seed_and_global_random_state(model):
-    tokens = torch.randint(13, (2, 5))
+    tokens = torch.randint(11, (2, 5))
     before = torch.get_rng_state()
     seeded = [model.generate(tokens, 30, seed=seed) for seed in (7, 7, 8)]
     fresh = [model.generate(tokens, 30) for _ in range(2)]
@@ -155,7 +137,7 @@ def test_leaves_model_and_prompt_as_they_were(model):
     model.train()
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
-    tokens = torch.randint(13, (2, 5))
+    tokens = torch.randint(11, (2, 5))
     prompt = tokens.clone()
     out = model.generate(tokens, 3)
     assert [module.training for module in model.modules()] == modes
@@ -166,18 +148,24 @@ def test_leaves_model_and_prompt_as_they_were(model):
 
 
 def test_no_new_tokens(model):
-    tokens = torch.randint(13, (2, 5))
+    tokens = torch.randint(11, (2, 5))
     out = model.generate(tokens, 0)
     assert torch.equal(out, tokens)
     out[0, 0] += 1
     assert not torch.equal(out, tokens)
 
 
+@pytest.mark.parametrize("mask", [None, torch.zeros(0, 5)], ids=["whole", "masked"])
+def test_no_rows(model, mask):
+    tokens = torch.zeros(0, 5, dtype=torch.int64)
+    assert model.generate(tokens, 3, key_padding_mask=mask).shape == (0, 8)
+
+
 def test_a_step_costs_w_over_r_keys_however_long_the_text():
     batch, heads, kv_heads, d = 2, 4, 2, 8
     pattern = DilatedPattern((8, 32), (1, 4), heads, num_kv_heads=kv_heads)
     for segments in (1, 40):
-        position = 32 * segments - 1  # the last place of a segment of either branch
+        position = 32 * segments - 1  # the last position of a segment of either branch
         cache = KVCache(pattern, position + 1)
         cache.keys[0] = torch.randn(batch, position + 1, kv_heads, d)
         cache.values[0] = torch.randn(batch, position + 1, kv_heads, d)
@@ -192,8 +180,8 @@ def test_a_step_costs_w_over_r_keys_however_long_the_text():
     ("arguments", "message"),
     [
         ({"tokens": torch.zeros(2, 0, dtype=torch.int64)}, r"tokens .* at least one token, got \[2, 0\]"),
-        ({"tokens": torch.tensor([[1, 13]])}, r"tokens must be in \[0, vocab_size=13\), got 13"),
-        ({"tokens": torch.tensor([[-1, 2]])}, r"tokens must be in \[0, vocab_size=13\), got -1"),
+        ({"tokens": torch.tensor([[1, 11]])}, r"tokens must be in \[0, vocab_size=11\), got 11"),
+        ({"tokens": torch.tensor([[-1, 2]])}, r"tokens must be in \[0, vocab_size=11\), got -1"),
         ({"tokens": torch.tensor([1, 2])}, r"tokens must be \[batch, seq\], got \[2\]"),
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
         ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
@@ -251,7 +239,7 @@ def test_a_stream_has_the_tokens_of_generate_one_step_at_a_time(model):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 def test_logits_that_are_not_finite_are_refused(temperature, value):
-    spoilt = LongNetLM(LongNetConfig(vocab_size=13, embed_dim=16, num_layers=1, num_heads=2))
+    spoilt = initial(LongNetLM)
     spoilt.head.weight.data[3] = value
     with pytest.raises(FloatingPointError, match="the logits are not finite"):
         spoilt.generate(torch.zeros(1, 4, dtype=torch.int64), 2, temperature=temperature)
@@ -261,7 +249,7 @@ def test_logits_that_are_not_finite_are_refused(temperature, value):
 def test_a_token_with_a_logit_of_minus_infinity_is_never_drawn(model, temperature):
     # A hook may forbid tokens.
     handle = model.head.register_forward_hook(
-        lambda _module, _inputs, logits: logits.masked_fill(torch.arange(13) % 2 == 0, -math.inf)
+        lambda _module, _inputs, logits: logits.masked_fill(torch.arange(11) % 2 == 0, -math.inf)
     )
     out = model.generate(torch.zeros(20, 1, dtype=torch.int64), 20, temperature=temperature, seed=0)
     handle.remove()
@@ -283,7 +271,7 @@ PADDING = torch.tensor(
 def test_a_padded_row_is_continued_as_it_is_alone(model, temperature):
     torch.manual_seed(1)
     # What is ignored need not be a token.
-    tokens = torch.randint(13, PADDING.shape).where(PADDING == 0, -100)
+    tokens = torch.randint(11, PADDING.shape).where(PADDING == 0, -100)
     how = {"temperature": temperature, "seed": 3}
     out = model.generate(tokens, 30, **how, key_padding_mask=PADDING)
     assert torch.equal(out[:, :7], tokens)

@@ -1,6 +1,4 @@
-import dataclasses
 import itertools
-import json
 import math
 
 import oracle
@@ -9,28 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import SMALL, initial, randomised
+from tiny import TINY
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, long_net
-
-SMALL = LongNetConfig(
-    vocab_size=11,
-    embed_dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    segment_lengths=(4, 16),
-    dilation_rates=(1, 3),
-    ffn_dim=24,
-)
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Away from the initial zeros and ones, which would hide a parameter that is not used."""
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return model.double()
+from dilated_attention_pytorch.cli import main
+from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM, blocks
 
 
 def by_hand(
@@ -74,8 +57,7 @@ def by_hand(
 
 
 def test_lm_equals_computation_by_hand():
-    torch.manual_seed(0)
-    model = randomised(LongNetLM(SMALL))
+    model = randomised(LongNetLM)
     tokens = torch.randint(11, (2, 21))
     expected = by_hand(model, model.embedding.weight[tokens], True) @ model.head.weight.T
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-10)
@@ -83,8 +65,7 @@ def test_lm_equals_computation_by_hand():
 
 @pytest.mark.parametrize("embedded", [False, True], ids=["tokens", "embeddings"])
 def test_encoder_equals_computation_by_hand(embedded):
-    torch.manual_seed(0)
-    model = randomised(LongNetEncoder(SMALL))
+    model = randomised(LongNetEncoder)
     tokens = torch.randint(11, (2, 21))
     x = torch.randn(2, 21, 16, dtype=torch.float64) if embedded else model.embedding.weight[tokens]
     out = model(x if embedded else tokens)
@@ -95,8 +76,7 @@ def test_encoder_equals_computation_by_hand(embedded):
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("rows", [False, True], ids=["one-order", "by-row"])
 def test_given_positions_equal_computation_by_hand(rows, padded, model_class):
-    torch.manual_seed(0)
-    model = randomised(model_class(SMALL))
+    model = randomised(model_class)
     tokens = torch.randint(11, (2, 21))
     positions = torch.stack([torch.randperm(40)[:21] for _ in range(2)]) if rows else torch.randperm(40)[:21]
     ignored = torch.rand(2, 21) < 0.3 if padded else None
@@ -111,14 +91,14 @@ def test_given_positions_equal_computation_by_hand(rows, padded, model_class):
 
 
 def test_positions_0_to_n_do_not_gather(monkeypatch):
-    model, tokens = LongNetLM(SMALL), torch.randint(11, (2, 21))
+    model, tokens = initial(LongNetLM), torch.randint(11, (2, 21))
     seen = []
 
     def attention(*args, positions, **kwargs):
         seen.append(positions)
         return dilated_attention(*args, positions=positions, **kwargs)
 
-    monkeypatch.setattr(long_net, "dilated_attention", attention)
+    monkeypatch.setattr(blocks, "dilated_attention", attention)
     right = torch.arange(21) >= torch.tensor([[13], [21]])
     outputs = [model(tokens), model(tokens, torch.arange(21)), model(tokens, key_padding_mask=right)]
     assert seen == [None] * 6
@@ -136,10 +116,8 @@ def test_positions_0_to_n_do_not_gather(monkeypatch):
     seed=st.integers(0, 2**32),
 )
 def test_later_tokens_change_no_earlier_logit(seq, cut, branches, dtype, seed):
-    torch.manual_seed(seed)
     segment_lengths, dilation_rates = zip(*branches, strict=True)
-    config = dataclasses.replace(SMALL, segment_lengths=segment_lengths, dilation_rates=dilation_rates)
-    model = LongNetLM(config).to(dtype)
+    model = initial(LongNetLM, seed, segment_lengths=segment_lengths, dilation_rates=dilation_rates).to(dtype)
     tokens = torch.randint(11, (2, seq))
     kept = round(cut * (seq - 1)) + 1
     other = tokens.clone()
@@ -148,8 +126,7 @@ def test_later_tokens_change_no_earlier_logit(seq, cut, branches, dtype, seed):
 
 
 def test_encoder_sees_later_tokens():
-    torch.manual_seed(0)
-    model = LongNetEncoder(SMALL)
+    model = initial(LongNetEncoder)
     tokens = torch.randint(10, (1, 4))
     other = tokens.clone()
     other[:, 3] = 10
@@ -157,8 +134,7 @@ def test_encoder_sees_later_tokens():
 
 
 def test_padding_of_encoder_is_not_seen():
-    torch.manual_seed(0)
-    model = LongNetEncoder(SMALL)
+    model = initial(LongNetEncoder)
     tokens = torch.randint(11, (2, 24))
     ignored = torch.zeros(2, 24, dtype=torch.bool)
     ignored[0, 17:] = ignored[1, 5:9] = True
@@ -168,9 +144,7 @@ def test_padding_of_encoder_is_not_seen():
 
 def test_positions_far_out_keep_their_distances():
     # A rotary score depends on the distance alone; angles in float32 would be off by 0.06 at a million.
-    torch.manual_seed(0)
-    config = dataclasses.replace(SMALL, segment_lengths=(16,), dilation_rates=(1,))
-    model = randomised(LongNetLM(config)).float()
+    model = randomised(LongNetLM, segment_lengths=(16,), dilation_rates=(1,)).float()
     x = torch.randn(1, 16, 16)
     near = model.hidden(x, torch.arange(16))
     far = model.hidden(x, torch.arange(16) + 16_000_000)
@@ -178,8 +152,7 @@ def test_positions_far_out_keep_their_distances():
 
 
 def test_tokens_in_another_order_with_their_positions_and_attention():
-    torch.manual_seed(0)
-    model = randomised(LongNetLM(SMALL))
+    model = randomised(LongNetLM)
     tokens = torch.randint(11, (2, 21))
     order = torch.randperm(21)
     layers = []
@@ -196,9 +169,25 @@ def test_tokens_in_another_order_with_their_positions_and_attention():
 
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda query: (query, None), "tuple"),  # with its lse
+        (lambda query: query[:1], r"\[1, 9, 4, 4\]"),  # it would be broadcast
+        (lambda query: query.transpose(1, 2), r"\[2, 4, 9, 4\]"),
+    ],
+    ids=["tuple", "one-row", "heads-first"],
+)
+def test_attention_of_another_shape_is_refused(returned, got, model_class):
+    with pytest.raises(ValueError, match=rf"attend must return a tensor \[2, 9, 4, 4\] .* got {got}"):
+        initial(model_class)(
+            torch.zeros(2, 9, dtype=torch.int64), attend=lambda _layer, query, _key, _value: returned(query)
+        )
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_gradient_reaches_every_parameter(model_class):
-    torch.manual_seed(0)
-    model = model_class(SMALL)
+    model = initial(model_class)
     model(torch.arange(11).repeat(2, 2)).square().sum().backward()
     # Adding a constant to every key's score changes nothing, so but for rotation k_proj.bias would have none.
     reached = {name: p.grad is not None and p.grad.abs().max() > 0 for name, p in model.named_parameters()}
@@ -207,8 +196,7 @@ def test_gradient_reaches_every_parameter(model_class):
 
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_state_dict_round_trip(model_class, tmp_path):
-    torch.manual_seed(0)
-    model, other = model_class(SMALL), model_class(SMALL)
+    model, other = initial(model_class), initial(model_class, seed=1)
     tokens = torch.randint(11, (1, 9))
     assert not torch.equal(model(tokens), other(tokens))
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -229,9 +217,7 @@ def test_initial_loss_is_little_above_guessing(size):
 
 
 def test_encoder_without_a_token_table():
-    torch.manual_seed(0)
-    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
-    with_table = LongNetEncoder(SMALL)
+    model, with_table = initial(LongNetEncoder, vocab_size=None), initial(LongNetEncoder, seed=1)
     assert list(model.state_dict()) == [name for name in with_table.state_dict() if "embedding" not in name]
     with_table.load_state_dict(model.state_dict(), strict=False)
     x = torch.randn(2, 9, 16)
@@ -241,7 +227,7 @@ def test_encoder_without_a_token_table():
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 def test_meta_tensors_give_shapes(model_class):
     with torch.device("meta"):
-        model = model_class(SMALL)
+        model = initial(model_class)
         tokens = torch.zeros(2, 9, dtype=torch.int64)
         width = 11 if model_class is LongNetLM else 16
         for mask in (None, torch.zeros(2, 9, dtype=torch.bool)):
@@ -250,14 +236,31 @@ def test_meta_tensors_give_shapes(model_class):
             assert out.shape == (2, 9, width)
 
 
+def test_a_run_of_another_model_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 100)
+    run = tmp_path / "run"
+    arguments = ["--data", str(tmp_path / "text.txt"), "--run", str(run), "--steps", "1", *TINY]
+    assert main(["train", *arguments]) == 0
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    for change, message in (
+        ({"num_heads": 3}, "embed_dim must be a multiple of 2"),
+        ({"ffn_dim": 16}, "size mismatch for blocks.0.feed_forward"),
+        ({"depth": 3}, "unexpected keyword argument 'depth'"),
+    ):
+        changed = {**checkpoint, "model_config": {**checkpoint["model_config"], **change}}
+        torch.save(changed, run / "checkpoint.pt")
+        with pytest.raises(ValueError, match=message) as caught:
+            LongNetLM.load(run)
+        assert str(caught.value).startswith(f"LongNetLM.load({str(run)!r}, 'last'): ")
+
+
 def test_empty_sequence():
-    assert LongNetLM(SMALL)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
-    assert LongNetEncoder(SMALL)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
+    assert initial(LongNetLM)(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 11)
+    assert initial(LongNetEncoder)(torch.zeros(2, 0, 16)).shape == (2, 0, 16)
 
 
 def test_autocast():
-    torch.manual_seed(0)
-    model = LongNetLM(SMALL)
+    model = initial(LongNetLM)
     tokens = torch.randint(11, (2, 20))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens)
@@ -267,45 +270,10 @@ def test_autocast():
 
 
 @pytest.mark.parametrize(
-    "config",
-    [SMALL, LongNetConfig(), LongNetConfig(vocab_size=None)],
-    ids=["all-set", "default", "no-vocabulary"],
-)
-def test_config_through_json(config):
-    again = LongNetConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
-    assert again == config
-    assert again.segment_lengths == config.segment_lengths
-    assert hash(again) == hash(config)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "error", "message"),
-    [
-        ("vocab_size", 0, ValueError, "vocab_size must be at least 1, got 0"),
-        ("embed_dim", 256.0, TypeError, "embed_dim must be int, got 256.0"),
-        ("embed_dim", 20, ValueError, "embed_dim=20, num_heads=4"),
-        ("num_layers", True, TypeError, "num_layers must be int, got True"),
-        ("num_layers", None, TypeError, "num_layers must be int, got None"),
-        ("num_heads", 0, ValueError, "num_heads must be at least 1, got 0"),
-        ("num_kv_heads", 3, ValueError, "num_heads=4, num_kv_heads=3"),
-        ("ffn_dim", -1, ValueError, "ffn_dim must be at least 1, got -1"),
-        ("segment_lengths", [8], ValueError, r"segment_lengths=\[8\], dilation_rates=\[1, 2, 4\]"),
-        ("dilation_rates", [1, 2, 0], ValueError, r"dilation_rates .* got \[1, 2, 0\]"),
-        ("layer_norm_eps", 0, ValueError, "layer_norm_eps must be positive and finite, got 0"),
-        ("rotary_base", math.inf, ValueError, "rotary_base must be positive and finite, got inf"),
-        ("rotary_base", "1e4", TypeError, "rotary_base must be a number, got '1e4'"),
-    ],
-)
-def test_bad_config(field, value, error, message):
-    with pytest.raises(error, match=message):
-        LongNetConfig(**{field: value})
-
-
-@pytest.mark.parametrize(
     ("model_class", "inputs", "error", "message"),
     [
         (LongNetLM, torch.zeros(1, 4), TypeError, "tokens must be an int64 tensor, got torch.float32"),
-        (LongNetLM, [[1, 2]], TypeError, "tokens must be an int64 tensor, got list"),
+        (LongNetLM, [[1, 2]], TypeError, "tokens must be a torch.Tensor, got list"),
         (
             LongNetLM,
             torch.zeros(4, dtype=torch.int64),
@@ -314,21 +282,25 @@ def test_bad_config(field, value, error, message):
         ),
         (LongNetEncoder, torch.zeros(1, 4, 8), ValueError, r"inputs .* embed_dim=16\], got \[1, 4, 8\]"),
         (LongNetEncoder, torch.zeros(4, 16), ValueError, r"inputs .* embed_dim=16\], got \[4, 16\]"),
-        (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "tokens .* got torch.int32"),
+        (LongNetEncoder, torch.zeros(1, 4, dtype=torch.int32), TypeError, "inputs .* got torch.int32"),
+        (LongNetEncoder, [[1, 2]], TypeError, "inputs must be a torch.Tensor, got list"),
     ],
 )
 def test_bad_inputs(model_class, inputs, error, message):
     with pytest.raises(error, match=message):
-        model_class(SMALL)(inputs)
+        initial(model_class)(inputs)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "got"), [(torch.zeros(1, 4, dtype=torch.int64), "torch.int64"), ([[1, 2]], "list")]
-)
-def test_tokens_without_a_token_table(inputs, got):
-    model = LongNetEncoder(dataclasses.replace(SMALL, vocab_size=None))
-    with pytest.raises(TypeError, match=rf"inputs must be embeddings .* vocab_size=None .* got {got}"):
-        model(inputs)
+def test_tokens_without_a_token_table():
+    model = initial(LongNetEncoder, vocab_size=None)
+    with pytest.raises(TypeError, match=r"inputs must be embeddings .* vocab_size=None .* got torch.int64"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
+def test_a_dictionary_is_no_config(model_class):
+    with pytest.raises(TypeError, match=r"config must be a LongNetConfig, got \{'embed_dim': 16\}"):
+        model_class({"embed_dim": 16})
 
 
 def test_a_language_model_needs_a_vocabulary():

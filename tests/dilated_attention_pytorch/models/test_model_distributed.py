@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import initial
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from worlds import World
 
-from dilated_attention_pytorch.models import LongNetConfig, LongNetEncoder, LongNetLM
+from dilated_attention_pytorch.models import LongNetEncoder, LongNetLM
 
-SIZES = {
-    "embed_dim": 16,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "segment_lengths": (4, 16),
-    "dilation_rates": (1, 3),
-}
 TOKENS = torch.arange(44).view(2, 22) % 11
 IGNORED = torch.arange(22) < torch.tensor([[5], [0]])
 
@@ -31,16 +24,11 @@ def step(model: nn.Module) -> dict[str, Tensor]:
     return {"out": out.detach(), **grads}
 
 
-def built(model_class: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return model_class(LongNetConfig(vocab_size=11, **SIZES)).double()
-
-
 def sharded_step(group: ProcessGroup, model_class: type[nn.Module], what: str) -> dict[str, Tensor]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh, model = init_device_mesh("cpu", (group.size(),)), built(model_class)
+    mesh, model = init_device_mesh("cpu", (group.size(),)), initial(model_class).double()
     for block in model.blocks:
         if "attention" in what:
             fully_shard(block.attention, mesh=mesh)
@@ -54,10 +42,28 @@ def sharded_step(group: ProcessGroup, model_class: type[nn.Module], what: str) -
 @pytest.mark.parametrize("model_class", [LongNetLM, LongNetEncoder])
 @pytest.mark.parametrize("what", ["attention", "block-root", "attention-block-root"])
 def test_sharded_modules_have_the_numbers_of_one_process(two_ranks: World, what, model_class):
-    expected = step(built(model_class))
+    expected = step(initial(model_class).double())
     for result in two_ranks.results(sharded_step, model_class, what):
         for name, value in expected.items():
             torch.testing.assert_close(result[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+def sharded_generation(group: ProcessGroup) -> Tensor:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh, model = init_device_mesh("cpu", (group.size(),)), initial(LongNetLM).double()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "generate")
+    return model.generate(TOKENS, 4, seed=0)
+
+
+def test_a_sharded_model_generates(two_ranks: World):
+    expected = initial(LongNetLM).double().generate(TOKENS, 4, seed=0)
+    for result in two_ranks.results(sharded_generation):
+        assert torch.equal(result, expected)
 
 
 def train_on_embeddings(model: nn.Module, x: Tensor) -> None:
@@ -69,8 +75,7 @@ def train_on_embeddings(model: nn.Module, x: Tensor) -> None:
 
 
 def embeddings_encoder() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    return LongNetEncoder(LongNetConfig(vocab_size=None, **SIZES)).double(), torch.randn(2, 9, 16).double()
+    return initial(LongNetEncoder, vocab_size=None).double(), torch.randn(2, 9, 16).double()
 
 
 def ddp_steps(group: ProcessGroup) -> dict[str, Tensor]:
