@@ -5,6 +5,7 @@ A module of its own, because importing one of ``dilated_attention_pytorch`` impo
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -17,3 +18,5 @@ def main() -> int:
     except KeyboardInterrupt:
         print("longnet: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C while the interpreter exits

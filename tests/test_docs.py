@@ -25,6 +25,7 @@ WRITTEN = {
     "checkpoint.pt",
     "config.json",
     "example.py",
+    "gpt2.json",
     "loss.png",
     "metrics.jsonl",
     "topology.svg",

@@ -35,3 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["train"] and launched():
         return as_one_of_several(lambda ranks: PROGRAM.main(arguments, ranks))
     return PROGRAM.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

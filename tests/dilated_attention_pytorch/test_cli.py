@@ -13,11 +13,7 @@ from processes import first_process
 from dilated_attention_pytorch import __version__
 from dilated_attention_pytorch.cli import main
 
-LONGNET = [
-    sys.executable,
-    "-c",
-    "import sys; from dilated_attention_pytorch.cli import main; sys.exit(main())",
-]
+LONGNET = [sys.executable, "-m", "dilated_attention_pytorch.cli"]
 # Ready to be stopped where a run reads its text, before it handles signals itself.
 LOADING = """
 import sys, time

@@ -67,6 +67,7 @@ def keep_as(folder: Path, name: str) -> None:
     except OSError:  # no hard links here
         shutil.copyfile(folder / CHECKPOINT, temporary)
     os.replace(temporary, folder / name)
+    temporary.unlink(missing_ok=True)  # of two names of one file, replace leaves both
     sync_folder(folder)
 
 

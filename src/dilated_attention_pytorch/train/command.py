@@ -24,12 +24,13 @@ from .energy import TokenEnergy
 from .errors import CommandError, RankError, raise_if_out_of_memory
 from .generate import continue_bytes
 from .loop import NonFiniteLossError, training_steps
+from .metrics import append_row, complete_rows, lock_metrics
 from .options import add_arguments
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
 from .ranks import Ranks
 from .run import Run
-from .run_folder import BEST, CHECKPOINT, CONFIG, METRICS, PLOT, SAMPLE, append_row, cut_metrics, lock_metrics
+from .run_folder import BEST, CHECKPOINT, CONFIG, METRICS, PLOT, SAMPLE
 from .setup import describe, in_words, start_run
 from .stop import StopRequest
 from .tensorboard import TensorBoard
@@ -60,10 +61,11 @@ def _train(run: Run, time_limit: float | None) -> int:
         with ExitStack() as opened:
             metrics = ranks.on_first(lambda: _open_metrics(run, again, opened))
             stop = opened.enter_context(StopRequest(quiet=not ranks.first))
+            ranks.on_first(lambda: None if metrics is None else run.leave(metrics))
             run.write_config()
             run.save()
             # Only now: rows are never lost that the checkpoint on disk still has.
-            rows = ranks.on_first(lambda: [] if metrics is None else cut_metrics(metrics, run.step)) or []
+            rows = ranks.on_first(lambda: _complete(run, metrics)) or []
             started = time.perf_counter()
             why = _take_steps(run, metrics, rows, stop, time_limit)
         trained = minutes(time.perf_counter() - started)
@@ -76,8 +78,11 @@ def _train(run: Run, time_limit: float | None) -> int:
             "" if run.saved_step is None else f"; the checkpoint of step {run.saved_step} is whole: {again}"
         )
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}{kept}") from error
-    except (NonFiniteLossError, HugeScoresError) as error:
+    except NonFiniteLossError as error:
         raise CommandError(f"{error}; {_way_back(run, again)}", status=1) from error
+    except HugeScoresError as error:
+        what = f"the loss diverged at step {run.step + 1}: {str(error).split(':')[0]}"
+        raise CommandError(f"{what}; {_way_back(run, again)}", status=1) from error
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, options)
         if ranks.size > 1 and _is_of_communication(error):
@@ -90,12 +95,16 @@ def _train(run: Run, time_limit: float | None) -> int:
 def _way_back(run: Run, again: str) -> str:
     """How to go on from before a loss that is not finite."""
     last = f"the last good checkpoint is of step {run.saved_step}, {run.folder / CHECKPOINT}"
-    if run.best is None:
+    if run.best is None or run.best["val_bits_per_byte"] >= 8:  # nothing was learnt yet
         return f"{last}; go back to it with a lower rate: {again} --lr {run.options.lr / 2:g}"
     return (
         f"{last}, the best by held-out loss of step {run.best['step']}, {run.folder / BEST}; "
-        f"go back to that with a lower rate: {again} --checkpoint best --lr {run.options.lr / 2:g}"
+        f"go back to the best with a lower rate: {again} --checkpoint best --lr {run.options.lr / 2:g}"
     )
+
+
+def _complete(run: Run, metrics: BinaryIO | None) -> list[dict[str, Any]]:
+    return [] if metrics is None else complete_rows(metrics, run.folder, run.history, run.step)
 
 
 def _open_metrics(run: Run, again: str, opened: ExitStack) -> BinaryIO:

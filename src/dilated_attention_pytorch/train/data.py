@@ -6,6 +6,7 @@ Letters: n context, N length of a text, in bytes or, of a tokenizer, in tokens.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import stat
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +68,25 @@ class Corpus:
             "held_out_bytes": num_bytes(self.held_out),
             "digest": self.digest,
         }
+
+    def check_same(self, facts: Mapping[str, Any], run: Path, way_out: str) -> None:
+        """Raise CommandError if this is not the text of ``facts``, that ``run`` was trained on.
+
+        Args:
+            facts: as :meth:`facts` gave them.
+            run: its folder, for the error.
+            way_out: the end of the error, with ``{0}`` for the source.
+        """
+        if facts == self.facts():
+            return
+        now, then = (
+            f"{each['train_bytes'] + each['held_out_bytes']:,} bytes" for each in (self.facts(), facts)
+        )
+        raise CommandError(
+            f"the text in {self.source} is not the one that {run} was trained on "
+            f"({f'{now} now, {then} then' if now != then else f'{now} with other content'}): "
+            + way_out.format(shlex.quote(self.source))
+        )
 
     def held_out_in_words(self) -> str:
         """Such as ``the last 5% of each of 529 files, 450,926 bytes``."""

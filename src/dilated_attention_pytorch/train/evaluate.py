@@ -24,8 +24,7 @@ from .errors import CommandError
 from .options import TrainOptions, length
 from .progress import say
 from .run_folder import existing_run_folder
-from .text_files import Text
-from .tokenizer import Tokenizer, tokenizer_of_run
+from .tokenizer import tokenizer_of_run
 from .weights import load_model
 
 _EXAMPLE = """\
@@ -89,15 +88,30 @@ def run(args: argparse.Namespace) -> int:
     """``longnet evaluate``: print the bits per byte of a run's model."""
     path = find_checkpoint(existing_run_folder(args.run), args.checkpoint)
     model, checkpoint = load_model(path, resolve_device(args.device))
-    options = TrainOptions(**checkpoint["options"])
     tokenizer = tokenizer_of_run(path.parent, checkpoint)
+    options = TrainOptions(**checkpoint["options"])
+    unit = "bytes" if tokenizer is None else "tokens"
     seq_len = options.seq_len if args.seq_len is None else args.seq_len
     for name, value in (("--windows", args.windows), ("--seq-len", seq_len)):
         if value < 1:
             raise CommandError(f"{name} must be at least 1, got {value}")
-    text, source = _text(args.data, options, tokenizer, seq_len)
+    if args.data is not None:
+        text, source = read_text(args.data, seq_len, tokenizer=tokenizer)
+    else:
+        # Cut as in training, whatever the context is now.
+        corpus = read_corpus(options.data, options.seq_len, options.held_out, tokenizer=tokenizer)
+        way_out = "to evaluate on all of it as it is now, give --data {0}"
+        corpus.check_same(checkpoint["data"], path.parent, way_out)
+        text, source = corpus.held_out, f"the text held out of {corpus.source}"
+        if len(text) <= seq_len:
+            raise CommandError(
+                f"{source} has {len(text):,} {unit}, --seq-len {seq_len} needs {seq_len + 1:,}: give --data, "
+                "or a lower --seq-len"
+            )
     windows = evenly_spaced(text, args.windows, seq_len)
     bits = bits_by_position(model, windows.tokens)
+    if not bits.isfinite().all():
+        raise CommandError(f"the losses of {path} are not finite", status=1)
 
     def per_byte(start: int, stop: int) -> float:
         part = Contexts(windows.tokens[:, start : stop + 1], windows.target_bytes[:, start:stop])
@@ -119,20 +133,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
         return 0
-    unit = "bytes" if tokenizer is None else "tokens"
     contexts = f"{len(windows.tokens)} contexts of {seq_len:,} {unit}"
     say(f"{args.run} after step {checkpoint['step']}: {contexts} of {source}")
     for row in rows:
         say(f"  {unit} {row['from']:>9,} to {row['to']:>9,}  {row['bits_per_byte']:.3f} bits per byte")
     say(f"  {'all of them':<{len(unit) + 24}}{result['bits_per_byte']:.3f} bits per byte")
     return 0
-
-
-def _text(
-    data: str | None, options: TrainOptions, tokenizer: Tokenizer | None, seq_len: int
-) -> tuple[Text, str]:
-    """The text to evaluate on, and what it is."""
-    if data is not None:
-        return read_text(data, seq_len, tokenizer=tokenizer)
-    corpus = read_corpus(options.data, seq_len, options.held_out, tokenizer=tokenizer)
-    return corpus.held_out, f"the text held out of {corpus.source}"

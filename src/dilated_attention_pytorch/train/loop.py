@@ -63,13 +63,13 @@ def learning_rate(step: int, options: TrainOptions) -> float:
         step: 1 to ``options.steps``.
         options: the run's.
     """
-    warmup = options.warmup_steps or 0
+    warmup = options.num_warmup_steps
     if step <= warmup:
         return options.lr * step / warmup
     fraction = options.final_lr_fraction
     start = warmup
     if options.schedule == "wsd":
-        start = max(warmup, options.steps - (options.decay_steps or 0))
+        start = max(warmup, options.steps - options.num_decay_steps)
     done = max(step - start, 0) / max(options.steps - start, 1)
     if options.schedule == "cosine":
         return options.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))

@@ -197,10 +197,16 @@ class TrainOptions:
             segment_lengths, dilation_rates = default_pattern(self.seq_len)
             object.__setattr__(self, "segment_lengths", segment_lengths)
             object.__setattr__(self, "dilation_rates", dilation_rates)
-        if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", self.steps // 20)
-        if self.decay_steps is None:
-            object.__setattr__(self, "decay_steps", self.steps // 5)
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """``warmup_steps``, or its default for ``steps``."""
+        return self.steps // 20 if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def num_decay_steps(self) -> int:
+        """``decay_steps``, or its default for ``steps``."""
+        return self.steps // 5 if self.decay_steps is None else self.decay_steps
 
 
 _LEAST: dict[str, float] = {
@@ -300,13 +306,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="WHICH",
-        help="which one to --resume or --init-from: last, best (by held-out loss) or a step (default: last)",
+        help="which one to --resume or --init-from: last, best (by held-out loss) or a step (default: last); "
+        "--resume of an earlier one keeps the last, too",
     )
     parser.add_argument(
         "--time-limit",
         type=_duration,
         metavar="TIME",
-        help="save and stop, with exit status 0, after this time: 90m, 2h, 1h30m, 45s",
+        help="save and stop, with exit status 0, at the end of the step in which this time is over: 90m, 2h, "
+        "1h30m, 45s",
     )
     for field in dataclasses.fields(TrainOptions):
         keywords = dict(field.metadata)

@@ -51,15 +51,15 @@ def loss_figure(
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     loss, rate = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    loss.set_title(title)
+    loss.set_title(_printable(title), pad=24, parse_math=False)
     _draw_loss(loss, rows)
     _draw_rate(rate, rows)
     for step, words in resumes:
         for axes in (loss, rate):
             axes.axvline(step, color="0.5", linestyle=":", linewidth=1)
-        label = shorten(words, _MAX_LABEL, placeholder=" ...")
-        at = loss.get_xaxis_transform()
-        text = loss.text(step, 0.98, label, transform=at, rotation=90, fontsize=7, ha="right", va="top")
+        label = shorten(_printable(words), _MAX_LABEL, placeholder=" ...")
+        text = loss.text(step, 0.98, label, transform=loss.get_xaxis_transform(), parse_math=False)
+        text.set(rotation=90, fontsize=7, ha="right", va="top")
         text.set_in_layout(False)  # it is inside of the axes
     return figure
 
@@ -98,7 +98,8 @@ def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_ylim(low - margin, high + margin)
     axes.set_ylabel("bits per byte")
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Above the axes, where it hides no label of a resume.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=8)
 
 
 def _draw_rate(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -115,6 +116,11 @@ def _draw_rate(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         seen.plot(steps, np.cumsum(_column(rows, "bytes"))[shown], color="C3", marker=marker)
         seen.set_ylabel("bytes seen", color="C3")
         seen.set_ylim(bottom=0)
+
+
+def _printable(text: str) -> str:
+    """``text`` with ``?`` for what of a file's name is not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -18,10 +18,23 @@ from .checkpoint_files import keep_as, numbered_checkpoints, remove_unnamed_shar
 from .data import Corpus
 from .errors import CommandError
 from .loop import make_optimizer, make_scaler
+from .metrics import abandon_rows
 from .options import TrainOptions
 from .parallel import Parallel, parallelize, wrap_blocks
 from .ranks import Ranks
 from .run_folder import BEST, CHECKPOINT, CONFIG
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftLine:
+    """The line of steps that a run leaves, to go on from another checkpoint."""
+
+    history: list[dict[str, Any]]
+    """As that of a run."""
+    last_step: int
+    """The step of its last checkpoint."""
+    common: int
+    """How many of its steps led to the other checkpoint too."""
 
 
 @dataclass(kw_only=True)
@@ -52,8 +65,15 @@ class Run:
     """The folder with the tensors of the checkpoint on disk; None if they are in its file."""
     best: dict[str, Any] | None = None
     """``step`` and ``val_bits_per_byte`` of the lowest loss on held-out text; None before there is one."""
+    attempt: int = 0
+    """How many times it was resumed, other lines of steps included."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """For each time that the run was resumed ``step`` and ``changed``: options as [before, after]."""
+    """For each time that it was resumed on the line of steps that led here, ``step``, the number of the
+    ``attempt``, and ``changed``: options as [before, after]."""
+    init_from: dict[str, Any] | None = None
+    """``run`` and ``step`` that the first weights are of; None if they were drawn."""
+    left: LeftLine | None = None
+    """What it goes back from; None if it goes on from its last checkpoint."""
 
     @property
     def ranks(self) -> Ranks:
@@ -119,12 +139,24 @@ class Run:
         if self.options.keep > 1:
             keep_as(self.folder, f"checkpoint-{self.step}.pt")
         numbered = numbered_checkpoints(self.folder)
-        # Those of later steps belong to what was left when the run went back to an earlier one.
-        kept = [step for step in numbered if step <= self.step]
-        kept = kept[-self.options.keep :] if self.options.keep > 1 else []
-        for step in numbered.keys() - set(kept):
+        # Those of later steps were left when the run went back: it may go there again.
+        earlier = [step for step in numbered if step <= self.step]
+        for step in earlier[: -self.options.keep] if self.options.keep > 1 else earlier:
             numbered[step].unlink()
         remove_unnamed_shards(self.folder)
+
+    def leave(self, metrics: BinaryIO) -> None:
+        """Keep the last checkpoint and the metrics of the line of steps that is left, if one is.
+
+        Args:
+            metrics: the file, of the first rank.
+
+        Raises:
+            OSError: nothing is lost.
+        """
+        if self.left is not None:
+            keep_as(self.folder, f"checkpoint-{self.left.last_step}.pt")
+            abandon_rows(metrics, self.folder, self.left.history, self.left.last_step, self.left.common)
 
     def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Go on from a checkpoint of this run, read from ``path``, whatever number of ranks wrote it.
@@ -172,7 +204,9 @@ class Run:
             "options": dataclasses.asdict(self.options),
             "model_config": dataclasses.asdict(self.config),
             "data": self.corpus.facts(),
+            "attempt": self.attempt,
             "history": self.history,
+            "init_from": self.init_from,
         }
 
     def write_config(self) -> None:

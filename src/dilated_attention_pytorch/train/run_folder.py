@@ -1,13 +1,10 @@
-"""The folder of a run: its name, and ``metrics.jsonl`` in it."""
+"""The folder of a run: how it is named and found, and the names of its files."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from .errors import CommandError
 
@@ -15,6 +12,7 @@ CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+ABANDONED = "metrics-abandoned.jsonl"
 PLOT = "loss.png"
 SAMPLE = "sample.txt"
 
@@ -76,59 +74,5 @@ def existing_run_folder(run: str) -> Path:
     raise CommandError(f"no run {candidates[0]}")
 
 
-def lock_metrics(path: Path) -> BinaryIO:
-    """Open the metrics for appending, locked against other processes until they are closed.
-
-    Raises:
-        CommandError: another process writes them.
-        OSError: they cannot be opened.
-    """
-    file = path.open("ab+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise CommandError(f"another process is training in {path.parent}") from None
-    return file
-
-
-def cut_metrics(file: BinaryIO, last_step: int) -> list[dict[str, Any]]:
-    """Cut the metrics after ``last_step``, in one system call, and return the rows that stay.
-
-    A line that is not whole, as a killed process leaves it, ends the rows.
-
-    Raises:
-        OSError: they cannot be read or written.
-    """
-    file.seek(0)
-    rows = []
-    end = 0
-    for line in file:
-        row = _row_of(line)
-        if row is None or row["step"] > last_step:
-            break
-        rows.append(row)
-        end += len(line)
-    file.truncate(end)
-    os.fsync(file.fileno())
-    return rows
-
-
-def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    """Append one line to the metrics and flush it."""
-    file.write(json.dumps(row).encode() + b"\n")
-    file.flush()
-
-
 def _path_of(run: str) -> Path:
     return Path(run) if os.sep in run else Path("runs", run)
-
-
-def _row_of(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -25,11 +25,12 @@ from .device import (
     set_threads,
 )
 from .errors import CommandError, raise_if_out_of_memory
+from .metrics import common_steps
 from .options import BYTES, SHAPE, TrainOptions, flag, given_options, in_flags
 from .parallel import Parallel
 from .progress import say
 from .ranks import Ranks
-from .run import Run
+from .run import LeftLine, Run
 from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
 from .tensorboard import TensorBoard
 from .tokenizer import TOKENIZER, Tokenizer, load_tokenizer, tokenizer_of_run
@@ -48,6 +49,8 @@ def start_run(args: argparse.Namespace, ranks: Ranks) -> Run:
     if args.checkpoint is not None and args.resume is None and args.init_from is None:
         raise CommandError("--checkpoint needs --resume or --init-from, whose checkpoint it names")
     if args.resume is not None:
+        if args.init_from is not None:
+            raise CommandError("--init-from starts a new run, --resume goes on with one: give one of them")
         return _resumed_run(args, given, ranks)
     run = ranks.together(lambda: _new_run(args, given, ranks))
     check_same_on_all_ranks(run)
@@ -70,6 +73,7 @@ def _new_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -
     options = _with_shape_of(checkpoint, given, args.init_from)
     run = _make_run(args, options, tokenizer, ranks)
     run.model.load_state_dict(weights)
+    run.init_from = {"run": str(folder.absolute()), "step": checkpoint["step"]}
     return run
 
 
@@ -102,38 +106,63 @@ def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Rank
     given = dict(given)
     given_tokenizer = given.pop("tokenizer", None)
 
-    def prepare() -> tuple[Run, dict[str, Any], dict[str, Any], Path]:
+    def prepare() -> tuple[Run, dict[str, Any], Path]:
         folder = existing_run_folder(args.resume)
         path = find_checkpoint(folder, args.checkpoint or "last")
         checkpoint = load_checkpoint(path)
         # What the run was last trained with, also where it goes back to an earlier step.
         last = checkpoint if path == folder / CHECKPOINT else load_checkpoint(folder / CHECKPOINT)
         try:
-            before = TrainOptions(**last["options"])
+            options = TrainOptions(**last["options"])
         except (TypeError, ValueError) as error:
             raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
-        _refuse_other_shape(given, dataclasses.asdict(before), str(folder))
+        _refuse_other_shape(given, dataclasses.asdict(options), str(folder))
         tokenizer = _same_tokenizer(last, given_tokenizer, folder)
-        run = _make_run(args, checked(lambda: dataclasses.replace(before, **given)), tokenizer, ranks)
-        text, facts = last["data"], run.corpus.facts()
-        if text != facts and not {"data", "held_out", "seq_len"} & given.keys():
-            raise CommandError(
-                f"the text in {run.corpus.source} is not the one that {folder} was trained on: {facts} now, "
-                f"{text} then; go on with this one by --data, or start a new run"
-            )
+        run = _make_run(args, checked(lambda: dataclasses.replace(options, **given)), tokenizer, ranks)
+        if not {"data", "held_out", "seq_len"} & given.keys():
+            run.corpus.check_same(last["data"], folder, "to go on with it as it is now, give --data {0}")
+        changed = _changes(checkpoint, last, run, given)
+        _check_steps_left(checkpoint["step"], changed, run.options, folder)
+        before = _history(checkpoint)
+        run.attempt = last.get("attempt", len(_history(last))) + 1
+        run.history = [*before, {"step": checkpoint["step"], "attempt": run.attempt, "changed": changed}]
         run.folder, run.saved_step = folder, last["step"]
-        return run, last, checkpoint, path
+        run.init_from = checkpoint.get("init_from")
+        if path != folder / CHECKPOINT:
+            common = common_steps(_history(last), last["step"], before, checkpoint["step"])
+            run.left = LeftLine(history=_history(last), last_step=last["step"], common=common)
+        # The best stays the best when the run goes back to before it, but not when the text is another.
+        was, options = TrainOptions(**last["options"]), run.options
+        comparable = (was.seq_len, was.eval_windows) == (options.seq_len, options.eval_windows)
+        run.best = last.get("best") if comparable and last["data"] == run.corpus.facts() else None
+        return run, checkpoint, path
 
-    run, last, checkpoint, path = ranks.together(prepare)
+    run, checkpoint, path = ranks.together(prepare)
     check_same_on_all_ranks(run)
     run.distribute()
     run.load(checkpoint, path)
-    changed = _changes(last, run, given)
-    # The best stays the best when the run goes back to before it, but not when the text is another.
-    comparable = not changed.keys() & {"text", "seq_len", "eval_windows"}
-    run.best = last.get("best") if comparable else None
-    run.history = [*last.get("history", []), {"step": run.step, "changed": changed}]
     return run
+
+
+def _history(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The times that the run was resumed before ``checkpoint``; earlier versions did not number them."""
+    return [{"attempt": number, **entry} for number, entry in enumerate(checkpoint.get("history", []), 1)]
+
+
+def _check_steps_left(step: int, changed: Mapping[str, Any], options: TrainOptions, folder: Path) -> None:
+    if options.steps < step:
+        raise CommandError(
+            f"--steps {options.steps} is less than the {step} that {folder} has taken: give more, or go back "
+            "to an earlier checkpoint with --checkpoint"
+        )
+    # What counts at the end of a run too, and where the same text is now.
+    other = {"prompt", "sample_bytes", "keep", "device", "threads", "tensorboard", "data", "held_out"}
+    without_effect = changed.keys() - other
+    if options.steps == step and without_effect:
+        raise CommandError(
+            f"{folder} has taken all of its {step} steps, so that {in_words(changed)} has no effect: give "
+            "--steps a higher number"
+        )
 
 
 def _make_run(
@@ -199,10 +228,13 @@ def _refuse_other_shape(given: Mapping[str, Any], trained_with: Mapping[str, Any
             )
 
 
-def _changes(checkpoint: Mapping[str, Any], run: Run, given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What the run goes on with in another way: each as [before, after]."""
+def _changes(
+    checkpoint: Mapping[str, Any], last: Mapping[str, Any], run: Run, given: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """What goes on from ``checkpoint`` in another way, because it was given now or before ``last``."""
     before, after = checkpoint["options"], dataclasses.asdict(run.options)
-    changed = {name: [before.get(name), after[name]] for name in given if before.get(name) != after[name]}
+    names = [name for name in after if name in given or before.get(name) != last["options"].get(name)]
+    changed = {name: [before.get(name), after[name]] for name in names if before.get(name) != after[name]}
     if checkpoint["data"] != run.corpus.facts():
         changed["text"] = [checkpoint["data"]["digest"], run.corpus.digest]
     return changed
@@ -210,10 +242,13 @@ def _changes(checkpoint: Mapping[str, Any], run: Run, given: Mapping[str, Any]) 
 
 def in_words(changed: Mapping[str, list[Any]]) -> str:
     """Changes on one line, such as ``lr 0.004 -> 0.001, steps 500 -> 800``."""
-    return ", ".join(
-        "other text" if name == "text" else f"{flag(name)[2:]} {shown(before)} -> {shown(after)}"
+    words = [
+        f"{flag(name)[2:]} {shown(before)} -> {shown(after)}"
         for name, (before, after) in changed.items()
-    )
+        if name != "text"
+    ]
+    explained = changed.keys() & {"data", "held_out", "seq_len"}
+    return ", ".join([*words, *(["other text"] if "text" in changed and not explained else [])])
 
 
 def checked(make: Callable[[], T]) -> T:
@@ -226,6 +261,12 @@ def checked(make: Callable[[], T]) -> T:
 
 def shown(value: Any) -> str:
     """A value as it would be given on the command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None:
+        return "default"
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
@@ -254,5 +295,12 @@ def describe(run: Run) -> None:
             + (f" ({part.sharding})" if part.num_context > 1 else "")
         )
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.history else ""))
+    if run.init_from is not None and not run.history:
+        say(f"       with the weights of {run.init_from['run']} after step {run.init_from['step']}")
+    if run.left is not None and run.left.last_step != run.step:
+        last = run.left.last_step
+        say(f"       leaving step {last}, which is kept: --checkpoint {last} goes back to it")
     if run.history and run.history[-1]["changed"]:
         say(f"from step {run.step + 1}: {in_words(run.history[-1]['changed'])}")
+    if run.step == options.steps:
+        say(f"all {run.step} steps are taken")

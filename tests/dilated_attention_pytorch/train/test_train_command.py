@@ -17,9 +17,9 @@ from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_che
 from dilated_attention_pytorch.train.contexts import Contexts, batch_of_step, evenly_spaced
 from dilated_attention_pytorch.train.data import read_corpus
 from dilated_attention_pytorch.train.loop import evaluate, make_optimizer
+from dilated_attention_pytorch.train.metrics import append_row, complete_rows, lock_metrics
 from dilated_attention_pytorch.train.options import TrainOptions
 from dilated_attention_pytorch.train.progress import say
-from dilated_attention_pytorch.train.run_folder import append_row, cut_metrics, lock_metrics
 
 
 def rows_of(folder):
@@ -424,7 +424,7 @@ def test_metrics_are_cut_after_the_checkpoint_and_at_a_torn_line(tmp_path):
     path.write_text("".join(lines) + '{"step": 4')
     for last, kept in ((9, 3), (2, 2), (0, 0)):
         with lock_metrics(path) as file:
-            rows = cut_metrics(file, last)
+            rows = complete_rows(file, tmp_path, [], last)
         assert rows == [{"step": step} for step in range(1, kept + 1)]
         assert path.read_text() == "".join(lines[:kept])
 

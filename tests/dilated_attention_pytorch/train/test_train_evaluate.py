@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dilated_attention_pytorch.models import LongNetConfig, LongNetLM
+from dilated_attention_pytorch.train.checkpoint import load_checkpoint, save_checkpoint
 from dilated_attention_pytorch.train.evaluate import bits_by_position, intervals
 from dilated_attention_pytorch.train.weights import read_weights
 
@@ -57,6 +58,30 @@ def test_evaluate_on_other_text_and_context(tiny_run, longnet, tmp_path):
     bits = -probability.gather(-1, windows[:, 1:, None]).log2()[..., 0]
     assert result["bits_per_byte"] == pytest.approx(bits.mean().item(), rel=1e-6)
     assert result["by_position"][1]["bits_per_byte"] == pytest.approx(bits[:, 64:].mean().item(), rel=1e-6)
+
+
+def test_the_text_must_be_the_one_that_was_held_out(tiny_run, text, longnet):
+    status, out, _ = longnet("evaluate", "tiny", "--seq-len", 2000)
+    assert (status, " contexts of 2,000 bytes of " in out) == (0, True)
+    before = sum(path.stat().st_size for path in text.iterdir())
+    (text / "json.py").unlink()
+    now = sum(path.stat().st_size for path in text.iterdir())
+    status, out, err = longnet("evaluate", "tiny")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"longnet evaluate: error: the text in {text} is not the one that runs/tiny was trained on ({now:,} "
+        f"bytes now, {before:,} bytes then): to evaluate on all of it as it is now, give --data {text}\n"
+    )
+    assert longnet("evaluate", "tiny", "--data", text)[0] == 0
+
+
+def test_weights_that_are_not_finite_are_a_failure(tiny_run, longnet):
+    checkpoint = load_checkpoint(tiny_run / "checkpoint.pt")
+    checkpoint["model"]["head.weight"][0, 0] = torch.nan
+    save_checkpoint(tiny_run / "checkpoint.pt", checkpoint)
+    status, out, err = longnet("evaluate", "tiny")
+    assert (status, out) == (1, "")
+    assert err == "longnet evaluate: error: the losses of runs/tiny/checkpoint.pt are not finite\n"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,11 @@ def test_learning_rate_without_warmup_and_with_nothing_else():
     assert learning_rate(1, TrainOptions(steps=1, lr=1.0, final_lr_fraction=0.25)) == 0.25
     assert learning_rate(1, TrainOptions(steps=2, lr=1.0, warmup_steps=2)) == 0.5
     assert learning_rate(2, TrainOptions(steps=2, lr=1.0, warmup_steps=2)) == 1.0
-    assert TrainOptions(steps=200).warmup_steps == 10
+    options = TrainOptions(steps=200)
+    assert (options.num_warmup_steps, options.num_decay_steps) == (10, 40)
+    # What is left to its default follows the steps.
+    options = dataclasses.replace(options, steps=400)
+    assert (options.num_warmup_steps, options.num_decay_steps) == (20, 80)
 
 
 def test_default_pattern_of_8192_is_the_documented_one():
