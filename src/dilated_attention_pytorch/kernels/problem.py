@@ -90,6 +90,10 @@ class Tile:
 
     The rows are ``index [segments, rows]`` where given, else every ``rate``-th from ``offset`` in each of
     ``count`` segments of ``length`` after ``start``.
+
+    With a ``cycle`` above 1 the heads come in cycles of that many, whose offsets are ``offset``,
+    ``offset + 1`` and so on; ``length`` is then a multiple of ``rate``. To the kernel each cycle of each
+    segment is a sequence of its own, and [segments] below stands for [segments, cycles].
     """
 
     batch: slice
@@ -100,6 +104,7 @@ class Tile:
     offset: int = 0
     rate: int = 1
     index: Tensor | None = None
+    cycle: int = 1
 
     def take(self, x: Tensor, heads: slice) -> Tensor:
         """``x [b, n, h, ...]`` -> ``[b', segments, rows, h', ...]``: a view, unless indexed."""
@@ -107,7 +112,13 @@ class Tile:
         if self.index is not None:
             return torch.unflatten(x[:, self.index.flatten()], 1, self.index.shape)
         x = x[:, self.start : self.start + self.count * self.length]
-        return torch.unflatten(x, 1, (self.count, self.length))[:, :, self.offset :: self.rate]
+        x = torch.unflatten(x, 1, (self.count, self.length))
+        if self.cycle == 1:
+            return x[:, :, self.offset :: self.rate]
+        # [b', segments, rows, offsets, cycles, cycle, ...]: head i of a cycle has the i-th of the offsets.
+        x = torch.unflatten(torch.unflatten(x, 3, (-1, self.cycle)), 2, (-1, self.rate))
+        x = x[:, :, :, self.offset : self.offset + self.cycle].diagonal(dim1=3, dim2=5)
+        return x.transpose(2, 3).movedim(-1, 4)
 
     def put(self, x: Tensor, heads: slice, rows: Tensor) -> None:
         """Write ``rows [b', segments, rows, h', ...]`` where :meth:`take` reads in ``x``."""
@@ -118,15 +129,18 @@ class Tile:
 
     def rows_for_kernel(self, x: Tensor, heads: slice) -> Tensor:
         """``x [b, n, h, d]`` -> ``[b' * segments, h', rows, d]``: a view for r = 1 where strides allow."""
-        rows = self.take(x, heads).transpose(2, 3)
+        rows = self.take(x, heads).transpose(-3, -2)
         if self.index is None and self.rate > 1:
             rows = rows.contiguous()
-        return rows.flatten(0, 1)
+        return rows.flatten(0, -4)
 
     def rows_from_kernel(self, rows: Tensor) -> Tensor:
         """``[b' * segments, h', rows, ...]`` -> ``[b', segments, rows, h', ...]``: a view."""
         segments = self.count if self.index is None else self.index.shape[0]
-        return torch.unflatten(rows, 0, (-1, segments)).transpose(2, 3)
+        if self.cycle == 1:
+            return torch.unflatten(rows, 0, (-1, segments)).transpose(2, 3)
+        cycles = (self.heads.query.stop - self.heads.query.start) // self.cycle
+        return torch.unflatten(rows, 0, (-1, segments, cycles)).transpose(3, 4)
 
     def ignored_keys(self, padding: Tensor | None) -> Tensor | None:
         """``padding [b, n]`` -> ``[b' * segments, rows]``."""
@@ -159,7 +173,8 @@ def head_groups(offset: int, rate: int, heads: int, group: int, first_head: int)
 def merge_rows(tile: Tile, out: Tensor, lse: Tensor, rows_out: Tensor, rows_lse: Tensor) -> None:
     """Mix a tile's result into ``out [b, n, h, d]`` and ``lse [b, n, h]`` by their softmax weights."""
     heads = tile.heads.query
-    old_lse = tile.take(lse, heads)
+    # Contiguous: of other numbers the CPU takes one at a time.
+    old_lse, rows_lse = tile.take(lse, heads).contiguous(), rows_lse.contiguous()
     weight = torch.sigmoid(rows_lse - old_lse).masked_fill_(rows_lse == float("-inf"), 0.0)
     tile.put(out, heads, tile.take(out, heads).lerp_(rows_out, weight[..., None]))
     tile.put(lse, heads, torch.logaddexp(old_lse, rows_lse))

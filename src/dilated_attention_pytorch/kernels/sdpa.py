@@ -2,7 +2,8 @@
 
 Letters: b batch, n sequence, h query heads, g key/value heads, d head dimension; w, r, o segment length,
 dilation rate and offset of a branch. A tile is what one fused call computes: equally many rows of some
-segments, for heads that share an offset.
+segments, for heads that share an offset or, where it can be done, for consecutive heads at all offsets: every
+call and every merge starts all threads, so few of them matter most where other work shares the cores.
 
 A branch with r = 1 goes first, reads its inputs in place, and its result becomes the accumulator. Tiles of
 r > 1 copy their rows: rows that lie r * h * d apart cost the kernel more than the copy does.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from math import lcm
 
 import torch
@@ -144,7 +146,7 @@ def partial_backward(
             tile.rows_for_kernel(key, kv_heads),
             tile.rows_for_kernel(value, kv_heads),
             tile.rows_for_kernel(out, q_heads),
-            tile.take(lse, q_heads).transpose(2, 3).flatten(0, 1),
+            tile.rows_for_kernel(lse[..., None], q_heads)[..., 0],
             is_causal=problem.is_causal,
             scale=problem.scale,
             ignored=tile.ignored_keys(problem.padding),
@@ -177,46 +179,81 @@ def _tiles(query: Tensor, key: Tensor, problem: Problem) -> Iterator[tuple[bool,
     group = heads // key.shape[2]
     # A branch with r = 1 serves every (row, head) exactly once; best if its segments also divide n.
     branches = sorted(problem.branches, key=lambda branch: (branch[1] > 1, seq % branch[0] != 0))
-    for place, (w, r) in enumerate(branches):
-        first = place == 0 and r == 1
-        for offset in sorted({(problem.first_head + head) % r for head in range(min(r, heads))}):
-            for selection in head_groups(offset, r, heads, group, problem.first_head):
-                if problem.positions is not None:
-                    tiles = _indexed_tiles(query, problem.positions, w, r, offset, selection)
-                elif first and seq % w == 0 == problem.origin % w and batch * seq // w <= _MAX_BATCH:
-                    tiles = iter([Tile(slice(0, batch), selection, count=seq // w, length=w)])
-                else:
-                    tiles = _strided_tiles(query, problem.origin, w, r, offset, selection)
-                for tile in tiles:
-                    yield first, tile
+    for index, (w, r) in enumerate(branches):
+        first = index == 0 and r == 1
+        if problem.positions is not None:
+            tiles = _indexed_tiles(query, problem, problem.positions, w, r, group)
+        elif first and seq % w == 0 == problem.origin % w and batch * seq // w <= _MAX_BATCH:
+            every = Heads(slice(0, heads), slice(0, heads // group))
+            tiles = iter([Tile(slice(0, batch), every, count=seq // w, length=w)])
+        else:
+            tiles = _strided_tiles(query, problem, w, r, group)
+        for tile in tiles:
+            yield first, tile
 
 
-def _strided_tiles(
-    query: Tensor, origin: int, w: int, r: int, offset: int, selection: Heads
-) -> Iterator[Tile]:
-    batch, seq, _, _ = query.shape
+def _strided_tiles(query: Tensor, problem: Problem, w: int, r: int, group: int) -> Iterator[Tile]:
+    batch, seq, heads, _ = query.shape
     # The first segment may have begun before row 0, the last may end early.
-    begun = origin % w
+    begun = problem.origin % w
     head = min(-begun % w, seq)
     full, tail = divmod(seq - head, w)
-    parts = ((0, 1, head, (offset - begun) % r), (head, full, w, offset), (head + full * w, 1, tail, offset))
-    for start, count, length, first in parts:
-        rows = num_rows(length, r, first)
-        if not rows or not count:
+    parts = ((0, 1, head, begun), (head, full, w, 0), (head + full * w, 1, tail, 0))
+    for start, count, length, before in parts:
+        if not length or not count:
             continue
-        items = min(batch, _batch_of(query, rows, selection))
-        step = max(1, _batch_of(query, rows, selection) // items)
-        for item in range(0, batch, items):
-            chosen = slice(item, min(item + items, batch))
-            for segment in range(0, count, step):
-                part = min(step, count - segment)
-                yield Tile(chosen, selection, start + segment * length, part, length, first, r)
+        # A mask of keys cannot differ between heads.
+        if group == 1 and problem.padding is None and length % r == 0 == before % r:
+            # As many as share an offset, or more: of one head, threads get unequal parts of a triangle.
+            most = max(1, heads // r, _rows_of_tile(query, query.dtype) // (length // r))
+            chosen = _head_cycles(problem.first_head, heads, r, most)
+        else:
+            chosen = ((offset, 1, some) for offset, some in _offsets(problem, heads, r, group))
+        for offset, cycle, selection in chosen:
+            first = (offset - before) % r
+            rows = num_rows(length, r, first)
+            if not rows:
+                continue
+            sequences = _batch_of(query, rows, selection, cycle)
+            items = min(batch, sequences)
+            step = max(1, sequences // items)
+            for item in range(0, batch, items):
+                elements = slice(item, min(item + items, batch))
+                for segment in range(0, count, step):
+                    part = min(step, count - segment)
+                    begin = start + segment * length
+                    yield Tile(elements, selection, begin, part, length, first, r, cycle=cycle)
+
+
+def _offsets(problem: Problem, heads: int, r: int, group: int) -> Iterator[tuple[int, Heads]]:
+    """Every offset with the heads that share it."""
+    for offset in sorted({(problem.first_head + head) % r for head in range(min(r, heads))}):
+        for selection in head_groups(offset, r, heads, group, problem.first_head):
+            yield offset, selection
+
+
+def _head_cycles(first_head: int, heads: int, r: int, most: int) -> Iterator[tuple[int, int, Heads]]:
+    """Heads in a row, at most ``most``: cycles through all r offsets, or a part of one cycle.
+
+    Yields:
+        the first one's offset, the length of a cycle, the heads.
+    """
+    head = 0
+    while head < heads:
+        offset = (first_head + head) % r
+        number = min(most, heads - head)
+        cycle = min(number, r - offset)
+        number -= number % r if cycle == r else number - cycle
+        some = slice(head, head + number)
+        yield offset, cycle, Heads(some, some)
+        head += number
 
 
 def _indexed_tiles(
-    query: Tensor, positions: Tensor, w: int, r: int, offset: int, selection: Heads
+    query: Tensor, problem: Problem, positions: Tensor, w: int, r: int, group: int
 ) -> Iterator[Tile]:
-    for item, ranks in enumerate(positions):
+    chosen = _offsets(problem, query.shape[2], r, group)
+    for (offset, selection), (item, ranks) in product(chosen, enumerate(positions)):
         members = ((ranks % w) % r == offset).nonzero()[:, 0]
         segment = ranks[members] // w
         # Stable: inside a segment the rows keep the order of the tensor, so causality stays a triangle.
@@ -229,10 +266,11 @@ def _indexed_tiles(
                 yield Tile(slice(item, item + 1), selection, index=part)
 
 
-def _batch_of(query: Tensor, rows: int, selection: Heads) -> int:
+def _batch_of(query: Tensor, rows: int, selection: Heads, cycle: int = 1) -> int:
     """How many sequences of ``rows`` one tile should take."""
     num_heads = len(range(*selection.query.indices(query.shape[2])))
-    return min(_MAX_BATCH, max(1, _rows_of_tile(query, query.dtype) // (rows * num_heads)))
+    most = _MAX_BATCH if cycle == 1 else _MAX_BATCH * cycle // num_heads
+    return min(most, max(1, _rows_of_tile(query, query.dtype) // (rows * num_heads)))
 
 
 def _rows_of_tile(x: Tensor, dtype: torch.dtype) -> int:

@@ -124,12 +124,34 @@ def test_many_tiles_equal_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
 
     problem = Problem(2, 70, 6, 3, 8, ((8, 1), (16, 2), (32, 4)), True, True, "none", "contiguous", seed=2)
     ranked = Problem(2, 70, 6, 3, 8, ((8, 1), (16, 2)), True, False, "row each", "contiguous", seed=2)
-    for case in (problem, ranked):
+    cycles = Problem(2, 76, 6, 6, 8, ((8, 1), (16, 2), (32, 4)), True, False, "none", "contiguous", seed=2)
+    for case in (problem, ranked, cycles):
         whole, _ = compute(case, dtype)
         with monkeypatch.context() as patch:
             patch.setitem(sdpa._TILE_BYTES, "cpu", 16 * case.head_dim * dtype.itemsize)
             split, _ = compute(case, dtype)
         torch.testing.assert_close(split, whole)
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows_of_tile", "calls"),
+    [(8, 1000, 1), (6, 1000, 2), (8, 16, 2), (2, 1000, 1), (8, 1, 4)],
+    ids=["two cycles", "a cycle and a half", "a cycle each", "half a cycle", "two heads at least"],
+)
+def test_heads_with_different_offsets_share_a_call(
+    monkeypatch: pytest.MonkeyPatch, heads: int, rows_of_tile: int, calls: int
+):
+    """Of w = 16, r = 4: 4 rows of one segment for each head."""
+    from dilated_attention_pytorch.kernels import sdpa
+
+    found = []
+    fused_forward = sdpa.fused_forward
+    monkeypatch.setattr(sdpa, "fused_forward", lambda *a, **k: found.append(1) or fused_forward(*a, **k))
+    monkeypatch.setitem(sdpa._TILE_BYTES, "cpu", rows_of_tile * 8 * 8)
+    problem = Problem(1, 16, heads, heads, 8, ((16, 4),), True, False, "none", "contiguous", seed=3)
+    got, expected = compute(problem, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    assert len(found) == calls
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2, 4), (2, 0, 2, 4), (0, 0, 2, 4)])
