@@ -419,6 +419,7 @@ def test_nested_tensors_are_refused_everywhere(layout: torch.layout):
                 call()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
 def test_transforms_inside_torch_compile():
     x = torch.randn(1, 5, 2, 2, dtype=torch.float64)
     function = of_one(attend)
@@ -431,6 +432,17 @@ def test_transforms_inside_torch_compile():
 
     (expected,) = gradients(lambda x: of_one(exact)(x).sin().sum(), x)
     close(torch.compile(gradient, backend="aot_eager")(x), expected)
+    jacobian = torch.autograd.functional.jacobian(of_one(exact), x)
+    close(torch.compile(lambda x: jacrev(function)(x), backend="aot_eager")(x), jacobian)
+    # PyTorch's own: any break of the graph inside grad ends so with this backend, as the docstring says.
+    with pytest.raises(AssertionError, match="False != True"):
+        torch.compile(
+            lambda x: grad(lambda x: torch.compiler.disable(torch.sin)(x).sum())(x), backend="eager"
+        )(x)
+    by_reference = of_one(attend, backend="reference")
+    close(
+        torch.compile(lambda x: grad(lambda x: by_reference(x).sin().sum())(x), backend="eager")(x), expected
+    )
     with pytest.raises(NotImplementedError, match=NO_FORWARD_MODE):
         torch.compile(tangent, backend="aot_eager")(x)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="with backend='reference' only"):

@@ -214,12 +214,17 @@ def _fold(
 
 
 def refuse_transforms(name: str, *tensors: Tensor) -> None:
-    """Raise NotImplementedError under a transform of torch.func, or if one of ``tensors`` has a tangent.
+    """Raise NotImplementedError under a transform of torch.func, or for batched tensors and tangents.
 
     For what neither can differentiate nor map: ``name`` says what, and how else to compute it.
     """
-    if torch._C._are_functorch_transforms_active() or any(_has_tangent(x) for x in tensors):
-        raise NotImplementedError(f"torch.func and forward-mode AD do not go through {name}")
+    # autograd.grad(is_grads_batched=True) and autograd.functional.jacobian(vectorize=True) map the older way.
+    if torch._C._are_functorch_transforms_active() or any(
+        torch._C._functorch.is_legacy_batchedtensor(x) or _has_tangent(x) for x in tensors
+    ):
+        raise NotImplementedError(
+            f"torch.func, batched gradients and forward-mode AD do not go through {name}"
+        )
 
 
 def _forward_flops(

@@ -24,7 +24,8 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 def largest_score(dtype: torch.dtype) -> float:
     """The largest lse that the backward takes: beyond it ``exp(score - lse)`` is too coarse to be a weight.
 
-    2 ** 20 for float32, 2 ** 49 for float64, from where on neighbouring numbers are 1/8 apart.
+    2 ** 20 for float32, 2 ** 49 for float64, from where on neighbouring numbers are 1/8 apart. Below it the
+    weights are not exact either: their relative error is up to about ``lse * eps``.
     """
     return 0.125 / torch.finfo(dtype).eps
 

@@ -66,10 +66,14 @@ def reference_attention(
 
     with without_autocast(query.device.type):  # it would round the scores
         scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
-        scores = (scores + counts.to(accumulation).log()).masked_fill(counts == 0, float("-inf"))
+        hidden = counts == 0
+        unserved = hidden.all(-1)
+        # A row of -inf has no derivative: an unserved row is computed from 0, and its results replaced.
+        scores = (scores + counts.to(accumulation).log()).masked_fill(hidden, float("-inf"))
+        scores = scores.masked_fill(unserved[..., None], 0.0)
         lse = scores.logsumexp(dim=-1) if seq else scores.new_zeros(batch, heads, 0)
-        served = lse > float("-inf")
-        weights = (scores - lse.masked_fill(~served, 0.0)[..., None]).exp()
+        weights = (scores - lse[..., None]).exp().masked_fill(unserved[..., None], 0.0)
+        lse = lse.masked_fill(unserved, float("-inf"))
         out = torch.einsum("bhij,bjhd->bihd", weights, v)
         if spoilt is not None:
             out = out.masked_fill(spoilt, float("nan"))

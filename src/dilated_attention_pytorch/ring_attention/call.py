@@ -9,8 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from kernel_pytorch.groups import agree
-
 from ..attention import dilated_attention
 from ..core.autocast import autocast
 from ..core.masks import ignored_keys
@@ -24,7 +22,10 @@ from .computation import Kernels, Part, SdpaKernels
 from .config import RingAttentionConfig
 from .function import blockwise_function, ring_function
 from .sharding import check_shard_length
-from .utils.communication import report_failure
+from .utils.communication import agree, check_travels, report_failure
+
+# What ends a call on one rank before its first message; a warning is one that the user made an error.
+REFUSALS = (TypeError, ValueError, NotImplementedError, UserWarning)
 
 
 def ring_attention(
@@ -58,6 +59,8 @@ def ring_attention(
     try:
         query, key, value = autocast(query, key, value)
         check_qkv(query, key, value)
+        if around_ring:
+            check_travels(query, key, value)
         if key_padding_mask is not None:
             key_padding_mask = ignored_keys(key_padding_mask, query)
         if first_head is None:
@@ -70,7 +73,7 @@ def ring_attention(
             branches=branches,
             seq=query.shape[1] * world,
         )
-    except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
+    except REFUSALS as error:
         if group is not None and around_ring:
             report_failure(group, device_of(query), error)
         raise
@@ -182,7 +185,7 @@ def agree_on_call(
             "_has_padding": has_padding,
         },
         group,
-        device=query.device,
+        query.device,
     )
     if not any(header["_has_padding"] for header in headers):
         return None

@@ -12,10 +12,10 @@ from ..core.autocast import autocast
 from ..core.masks import ignored_keys
 from ..core.validation import check_qkv
 from .base import BaseRingAttention
-from .call import agree_on_call, device_of, ring_attention, warn_of_gaps
+from .call import REFUSALS, agree_on_call, device_of, ring_attention, warn_of_gaps
 from .config import RingAttentionConfig
 from .group import Shared
-from .utils.communication import RingError, all_to_all, report_failure
+from .utils.communication import RingError, all_to_all, check_travels, report_failure
 
 
 class RingDistributedDilatedAttention(BaseRingAttention):
@@ -71,6 +71,8 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         Raises:
             TypeError, ValueError: naming the argument and its values; on a 2-D mesh the number of query heads
                 and that of key/value heads must be multiples of its second dimension.
+            NotImplementedError: around a ring, under torch.func, forward-mode AD or batched gradients, or on
+                the device "meta".
             RingError: a rank failed, did not answer in time, or works on another problem.
         """
         mesh = self.device_mesh
@@ -84,6 +86,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
         try:
             q, k, v = autocast(q, k, v)
             check_qkv(q, k, v)
+            check_travels(q, k, v)
             if key_padding_mask is not None:
                 key_padding_mask = ignored_keys(key_padding_mask, q)
             for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
@@ -93,7 +96,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
                         f"got {heads} heads for {size} ranks"
                     )
             warn_of_gaps(self.config, q)
-        except (TypeError, ValueError, UserWarning) as error:  # a warning that the user made an error
+        except REFUSALS as error:
             for others in (group, ring):
                 report_failure(others, device_of(q), error)
             raise

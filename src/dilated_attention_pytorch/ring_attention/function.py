@@ -18,13 +18,14 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
-from kernel_pytorch.groups import Message, Pending, agree
+from kernel_pytorch.groups import Message, Pending
 
 from ..core.memory.unified_pool import UnifiedMemoryPool
 from ..kernels.operator import refuse_transforms
 from ..kernels.problem import check_scores
 from .computation import KeyValue, Offer, Part, add_to_owner, own_backward, own_forward
 from .schedule import Block
+from .utils.communication import NO_TRANSFORMS, agree, check_travels
 
 
 class Parcel:
@@ -130,9 +131,6 @@ class _Hops:
             received.release()
 
 
-_NO_TRANSFORMS = "ring attention; dilated_attention on one device takes them"
-
-
 def ring_function(
     query: Tensor,
     key: Tensor,
@@ -145,7 +143,6 @@ def ring_function(
     """out ``[b, n, h, d]`` and lse ``[b, h, n]`` of one rank's query ``[b, n, h, d]``, key and value
     ``[b, n, g, d]``; lse is not differentiable.
     """
-    refuse_transforms(_NO_TRANSFORMS, query, key, value)
     return RingFunction.apply(query, key, value, part, group, overlap, pool)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -154,7 +151,7 @@ def ring_function(
 @_disable_dynamo
 def blockwise_function(query: Tensor, key: Tensor, value: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """What :func:`ring_function` computes on all ranks, on one device: all tensors are whole."""
-    refuse_transforms(_NO_TRANSFORMS, query, key, value)
+    refuse_transforms(NO_TRANSFORMS, query, key, value)
     return BlockwiseFunction.apply(query, key, value, part)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -196,10 +193,11 @@ class RingFunction(torch.autograd.Function):
 
         # Detects a rank that makes another call instead of this backward.
         def fields() -> dict[str, Any]:
+            check_travels(grad_out)
             check_scores(grad_out, lse)
             return {"pass": "backward", "query": list(query.shape)}
 
-        agree(fields, group, device=query.device)
+        agree(fields, group, query.device)
         go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
         saved = go, q, o, lse
         hops = _Hops(group, key, value, part, overlap, pool)
@@ -249,6 +247,7 @@ class BlockwiseFunction(torch.autograd.Function):
         _refuse_second_derivative()
         query, key, value, out, lse = ctx.saved_tensors
         part = ctx.part
+        refuse_transforms(NO_TRANSFORMS, grad_out)
         check_scores(grad_out, lse)
         go, q, k, v, o = (part.kernels.cast(x) for x in (grad_out, query, key, value, out))
         total = [torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v)]

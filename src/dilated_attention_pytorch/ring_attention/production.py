@@ -59,6 +59,8 @@ class RingDilatedAttention(BaseRingAttention):
 
         Raises:
             TypeError, ValueError: naming the argument and its values.
+            NotImplementedError: around a ring, under torch.func, forward-mode AD or batched gradients, or on
+                the device "meta".
             RingError: a rank failed, did not answer within the group's timeout, or works on another problem.
         """
         out, lse = ring_attention(

@@ -10,12 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from kernel_pytorch.groups import agree
-
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
 from ..core.validation import check_dense
 from .group import Ring, ring_group
-from .utils.communication import all_to_all
+from .utils.communication import agree, all_to_all, check_travels
 
 
 def shard_sequence(
@@ -80,6 +78,8 @@ def unshard_sequence(
 
     Raises:
         TypeError, ValueError: naming the argument and its value.
+        NotImplementedError: with other ranks, under torch.func, forward-mode AD or batched gradients, or on
+            the device "meta".
         RingError: a rank failed, or has another shard or other arguments.
     """
     check_sharding(sharding)
@@ -88,15 +88,19 @@ def unshard_sequence(
     world = 1 if group is None else dist.get_world_size(group)
     parts = shard[None]
     if group is not None and world > 1:
-        header = {
-            "shard": list(shard.shape),
-            "dtype": str(shard.dtype),
-            "sharding": sharding,
-            "length": length,
-            "dim": dim,
-            "gradients needed": torch.is_grad_enabled() and shard.requires_grad,
-        }
-        agree(lambda: header, group, device=shard.device)
+
+        def fields() -> dict[str, Any]:
+            check_travels(shard)
+            return {
+                "shard": list(shard.shape),
+                "dtype": str(shard.dtype),
+                "sharding": sharding,
+                "length": length,
+                "dim": dim,
+                "gradients needed": torch.is_grad_enabled() and shard.requires_grad,
+            }
+
+        agree(fields, group, shard.device)
         parts = _Gather.apply(shard, group)  # type: ignore[no-untyped-call]
     seq = world * shard.shape[dim]
     check_shard_length(shard.shape[dim], sharding)
@@ -125,8 +129,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        fields = {"pass": "backward of unshard_sequence", "parts": list(grad.shape)}
-        agree(lambda: fields, ctx.group, device=grad.device)
+        def fields() -> dict[str, Any]:
+            check_travels(grad)
+            return {"pass": "backward of unshard_sequence", "parts": list(grad.shape)}
+
+        agree(fields, ctx.group, grad.device)
         return all_to_all(grad, ctx.group).sum(0), None
 
 

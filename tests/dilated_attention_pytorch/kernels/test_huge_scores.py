@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,12 @@ from torch import Tensor
 from dilated_attention_pytorch import MultiheadDilatedAttention, dilated_attention
 from dilated_attention_pytorch.kernels.problem import largest_score
 
+PAGE = (Path(__file__).parents[3] / "docs/kernels.md").read_text()
+DOCUMENTED = [
+    re.findall(r"[^\s|]+", line)
+    for line in re.findall(r"^\| (?:scores up to|relative error) (.*)$", PAGE, re.MULTILINE)
+]
+"""Largest score, and the relative error up to there."""
 BRANCHES = ([8, 16, 32], [1, 2, 4])
 
 
@@ -38,6 +47,24 @@ def test_below_the_limit_the_weights_of_a_query_sum_to_1(dtype: torch.dtype):
     grad_value = torch.autograd.grad(out.sum(), inputs[2])[0]
     # Half of the distance of neighbours: lse is no more exact.
     torch.testing.assert_close(grad_value, torch.ones_like(grad_value), rtol=0.04, atol=0)
+
+
+@pytest.mark.parametrize("exponent", [14, 16, 17, 18, 19, 20])
+def test_below_the_limit_a_weight_errs_by_the_distance_of_neighbouring_scores(exponent: int):
+    """As the documentation says of a key that three branches offer alone."""
+    scores = 2.0 ** torch.linspace(exponent - 1, exponent - 0.01, 400)
+    query = (scores[:, None, None, None] / 8).sqrt().expand(-1, 1, 1, 64).contiguous()
+    errors = {}
+    for backend in ("sdpa", "reference"):
+        value = torch.ones_like(query).requires_grad_()
+        out = dilated_attention(query, query, value, *BRANCHES, backend=backend)
+        (grad_value,) = torch.autograd.grad(out.sum(), value)
+        errors[backend] = (grad_value - 1).abs().flatten(1).amax(1)
+        torch.testing.assert_close(out, value, rtol=1e-6, atol=0)
+    assert bool((errors["sdpa"] <= scores * torch.finfo(torch.float32).eps).all())
+    assert errors["reference"].max() < 1e-6
+    documented = dict(zip(*DOCUMENTED, strict=True))[f"2^{exponent}"]
+    assert errors["sdpa"].max() <= 1.1 * float(documented)
 
 
 def test_float64_and_the_reference_go_on():

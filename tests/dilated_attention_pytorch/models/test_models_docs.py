@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from ring_examples import run_example
 from tiny import TINY
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -43,14 +43,9 @@ def test_the_pages_code_runs(tmp_path, monkeypatch):
 
 
 def ring_example(group: ProcessGroup) -> tuple[Tensor, Tensor, LongNetEncoder]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "init_process_group", lambda backend: None)
-        torch.set_default_dtype(torch.float64)
-        try:
-            names = run([block for block in BLOCKS if block.startswith("# torchrun")])
-        finally:
-            torch.set_default_dtype(torch.float32)
-    return names["image"], names["states"].detach(), names["encoder"]
+    (code,) = [block for block in BLOCKS if block.startswith("# torchrun")]
+    image, states, encoder = run_example(code, str(PAGE))
+    return image, states.detach(), encoder
 
 
 def test_the_grid_around_a_ring_has_the_states_of_one_process(two_ranks: World):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from ring_examples import run_example
 from worlds import World
 
 from dilated_attention_pytorch import LongNetConfig, LongNetLM, dilated_attention
@@ -19,22 +19,8 @@ DOCS = (Path(__file__).parents[3] / "docs/ring_attention.md").read_text()
 USE, TRAIN = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 
-def example_rank(group, code: str) -> dict[str, object]:
-    """What the example leaves behind, in float64, in a world that is there already."""
-    names: dict[str, object] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "init_process_group", lambda backend: None)
-        torch.set_default_dtype(torch.float64)
-        try:
-            exec(compile(code, "docs/ring_attention.md", "exec"), names)
-        finally:
-            torch.set_default_dtype(torch.float32)
-    return names
-
-
-def used_rank(group) -> list[torch.Tensor]:
-    names = example_rank(group, USE)
-    return [names["whole"], names["result"]]
+def used_rank(group) -> tuple[torch.Tensor, torch.Tensor]:
+    return run_example(USE, "docs/ring_attention.md")
 
 
 def test_use(world: Worlds):
@@ -45,12 +31,13 @@ def test_use(world: Worlds):
 
 def trained_rank(group, wrapper: str):
     """The text, its loss, and the gradients by name."""
-    names = example_rank(group, TRAIN.replace("DistributedDataParallel(LongNetLM(config))", wrapper))
+    code = TRAIN.replace("DistributedDataParallel(LongNetLM(config))", wrapper)
+    model, text, loss = run_example(code, "docs/ring_attention.md")
     grads = {
         name.removeprefix("module."): getattr(x.grad, "full_tensor", lambda grad=x.grad: grad)()
-        for name, x in names["model"].named_parameters()
+        for name, x in model.named_parameters()
     }
-    return names["text"], names["loss"].detach(), grads
+    return text, loss.detach(), grads
 
 
 WRAPPERS = {

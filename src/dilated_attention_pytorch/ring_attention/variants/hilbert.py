@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from ...kernels.hilbert import check_grid_shape, hilbert_order
 
@@ -57,11 +58,17 @@ class HilbertMixin(nn.Module):
         grid = check_grid_shape(self.grid_shape)
         order = self._buffers.get("_hilbert_order")
         if order is None or order.device != device or self._hilbert_grid != grid:
-            with torch.inference_mode(False):  # the buffer may outlive a caller's inference mode
-                order = _shared_order(grid).to(device)
+            order = _order_on(grid, device)
             self.register_buffer("_hilbert_order", order, persistent=False)
             self._hilbert_grid = grid
         return order
+
+
+@_disable_dynamo
+def _order_on(grid_shape: tuple[int, ...], device: torch.device) -> Tensor:
+    # What is kept outlives a caller's inference mode or transform.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        return _shared_order(grid_shape).to(device)
 
 
 @lru_cache(maxsize=8)
