@@ -11,6 +11,7 @@ from .core.autocast import autocast
 from .core.masks import ignored_keys
 from .core.pattern import DilatedPattern
 from .core.validation import (
+    check_bool,
     check_branches,
     check_no_dropout,
     check_positions,
@@ -130,6 +131,7 @@ def dilated_attention(
     if positions is not None:
         check_positions(positions, query)
         positions = positions.expand(batch, seq)
+    check_bool("is_causal", is_causal)
     check_softmax_scale(softmax_scale)
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
 

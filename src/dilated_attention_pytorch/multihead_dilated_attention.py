@@ -17,7 +17,7 @@ from .core.autocast import autocast
 from .core.linear import initialize, xavier_std
 from .core.masks import ignored_keys, mask_is_causal
 from .core.pattern import DilatedPattern
-from .core.validation import check_branches, check_no_dropout
+from .core.validation import check_bool, check_branches, check_int, check_no_dropout
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query ``[b, n, h, d]`` over key and value ``[b, n, h_kv, d]``: ``[b, n, h, d]``."""
@@ -68,6 +68,7 @@ class MultiheadDilatedAttention(nn.Module):
         layer_norm: whether there is a sub-LayerNorm.
         layer_norm_eps: its epsilon.
         gamma_init: gain of the value and output projections; MAGNETO: ``sqrt(log(2 * num_layers))``.
+        add_bias_kv, add_zero_attn: must be False: the pattern has no positions for the keys they add.
         device, dtype: of the parameters.
 
     Raises:
@@ -94,23 +95,32 @@ class MultiheadDilatedAttention(nn.Module):
         layer_norm: bool = True,
         layer_norm_eps: float = 1e-5,
         gamma_init: float = 1.0,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_no_dropout("dropout", dropout)
+        check_bool("batch_first", batch_first)
+        for name, asked in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
+            if asked:
+                raise ValueError(
+                    f"{name} must be False, got {asked!r}: the pattern has no positions for such keys"
+                )
         self.pattern = DilatedPattern(
             *check_branches(segment_lengths, dilation_rates), num_heads, num_kv_heads=num_kv_heads
         )
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
         for name, width in (("embed_dim", embed_dim), ("kdim", kdim), ("vdim", vdim)):
-            if not isinstance(width, int):
-                raise TypeError(f"{name} must be int, got {width!r}")
+            check_int(name, width)
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={width}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim=}, {num_heads=}")
+        if isinstance(gamma_init, bool) or not isinstance(gamma_init, (int, float)):
+            raise TypeError(f"gamma_init must be a number, got {gamma_init!r}")
         if not (math.isfinite(gamma_init) and gamma_init > 0):
             raise ValueError(f"gamma_init must be positive and finite, got {gamma_init}")
         self.embed_dim = embed_dim
@@ -179,9 +189,9 @@ class MultiheadDilatedAttention(nn.Module):
             average_attn_weights: without effect, there being no weights.
             is_causal: a query sees no later token; ``attn_mask`` may be left out.
             attend: what maps the projected ``q [b, n, h, d]``, ``k``, ``v [b, n, h_kv, d]`` to
-                ``[b, n, h, d]``, a ring attention for instance. Default: :func:`dilated_attention`. It has
-                its own say on masks: all masks and ``is_causal`` must be left at their defaults, and padded
-                tokens must be finite.
+                ``[b, n, h, d]``, a ring attention for instance. Default: :func:`dilated_attention`. It must
+                apply masks and causality itself: here all masks and ``is_causal`` must be left at their
+                defaults, and padded tokens must be finite.
 
         Returns:
             The output in the shape of ``query``, and None instead of the weights.
@@ -257,6 +267,8 @@ class MultiheadDilatedAttention(nn.Module):
                     f"{name} must be a dense tensor, got {got}; for rows of several lengths pass "
                     "key_padding_mask"
                 )
+            if not tensor.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
             if tensor.dim() not in (2, 3) or tensor.shape[-1] != getattr(self, width):
                 e = f"{width}={getattr(self, width)}"
                 raise ValueError(f"{name} must be [{layout}, {e}] or [seq, {e}], got {list(tensor.shape)}")

@@ -133,6 +133,7 @@ QKV = dict.fromkeys(("query", "key", "value"), torch.zeros(2, 6, 4, 8))
         ),
         ({"segment_lengths": [4, 8]}, ValueError, r"segment_lengths=\[4, 8\], dilation_rates=\[1\]"),
         ({"softmax_scale": float("nan")}, ValueError, "softmax_scale must be positive and finite, got nan"),
+        ({"is_causal": "no"}, TypeError, "is_causal must be bool, got 'no'"),
         ({"softmax_scale": "1"}, TypeError, "softmax_scale must be a number or None, got '1'"),
         ({"backend": "fast"}, ValueError, "got 'fast'"),
     ],

@@ -221,11 +221,16 @@ def test_autocast():
         ({"dilation_rates": [0]}, r"dilation_rates .* got \[0\]"),
         ({"gamma_init": 0.0}, r"gamma_init must be positive and finite, got 0.0"),
         ({"gamma_init": math.nan}, r"gamma_init must be positive and finite, got nan"),
+        ({"add_bias_kv": True}, r"add_bias_kv must be False, got True: the pattern has no positions"),
+        ({"add_zero_attn": True}, r"add_zero_attn must be False, got True"),
+        ({"gamma_init": "a"}, r"gamma_init must be a number, got 'a'"),
+        ({"embed_dim": True}, r"embed_dim must be int, got True"),
+        ({"batch_first": "no"}, r"batch_first must be bool, got 'no'"),
     ],
 )
 def test_bad_construction(arguments, message):
     make = {"embed_dim": 16, "num_heads": 4, "segment_lengths": [4], "dilation_rates": [1]}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=f"^.*{message}"):
         MultiheadDilatedAttention(**{**make, **arguments})
 
 

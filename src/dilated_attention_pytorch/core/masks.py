@@ -65,8 +65,8 @@ def mask_is_causal(
     position = torch.arange(seq, device=mask.device)
     causal = (hidden == (position[None, :] > position[:, None])).all()
     message = (
-        f"{name} must be causal or hide nothing: segment_lengths and dilation_rates decide who attends to "
-        "whom. For padding pass key_padding_mask"
+        f"{name} must be causal or hide nothing, got another of shape {list(mask.shape)}: segment_lengths "
+        "and dilation_rates decide who attends to whom. For padding pass key_padding_mask"
     )
     if torch.compiler.is_compiling():
         torch._assert_async(causal, f"{message}; in a compiled graph {name} must be causal")

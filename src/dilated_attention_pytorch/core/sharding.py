@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from .validation import check_int
+
 Sharding = Literal["contiguous", "zigzag"]
 Chunk = tuple[int, int]
 
@@ -15,7 +17,9 @@ def check_sharding(sharding: str) -> None:
 
 
 def check_rank(rank: int, world_size: int) -> None:
-    """Raise ValueError unless ``0 <= rank < world_size``."""
+    """Raise unless both are int and ``0 <= rank < world_size``."""
+    check_int("rank", rank)
+    check_int("world_size", world_size)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got {rank=}, {world_size=}")
 

@@ -16,7 +16,7 @@ def check_branches(
 
     Raises:
         TypeError: if either is not a sequence of integers.
-        ValueError: if they are empty, differ in length, or hold a value below 1.
+        ValueError: if they are empty, differ in length, or hold a value below 1 or from 2^63.
     """
     checked = []
     for name, values in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
@@ -26,6 +26,8 @@ def check_branches(
             raise TypeError(f"{name} must hold int only, got {list(values)!r}")
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must all be at least 1, got {list(values)}")
+        if any(value >= 2**63 for value in values):
+            raise ValueError(f"{name} must all be below 2**63, got {list(values)}")
         checked.append(tuple(values))
     segments, rates = checked
     if not segments or len(segments) != len(rates):
@@ -34,6 +36,18 @@ def check_branches(
             f"got segment_lengths={list(segments)}, dilation_rates={list(rates)}"
         )
     return segments, rates
+
+
+def check_bool(name: str, value: bool) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be bool, got {value!r}")
+
+
+def check_int(name: str, value: int) -> None:
+    """Raise TypeError unless ``value`` is an int, and not a bool."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be int, got {value!r}")
 
 
 def check_heads(num_heads: int, num_kv_heads: int) -> None:

@@ -58,6 +58,10 @@ class LongNetLM(LongNetStack):
         from ..train.errors import CommandError  # training is the upper floor
         from ..train.weights import read_weights
 
+        if checkpoint is None or isinstance(checkpoint, bool):
+            raise ValueError(f'checkpoint must be "last", "best" or a step, got {checkpoint!r}')
+        if not isinstance(run, (str, os.PathLike)):
+            raise TypeError(f"run must be the folder of a run or its name, got {run!r}")
         path = os.fspath(run)
         try:
             found, weights = read_weights(path, str(checkpoint))

@@ -115,10 +115,16 @@ def of_old_call(
         old = dict(**by_position, **old)
     if not old:
         return config, process_group
+    if "segment_lengths" in old:
+        # Without effect, as the modules have no parameters.
+        old = {key: value for key, value in old.items() if key not in ("device", "dtype")}
     known = [field.name for field in fields(RingAttentionConfig)]
     unknown = [key for key in old if key not in (*known, "enable_memory_pool")]
     if unknown:
-        raise TypeError(f"{name} takes a config and a process_group, got {', '.join(unknown)}")
+        raise TypeError(
+            f"{name} takes a config and a process_group, {name}(RingAttentionConfig(segment_lengths=..., "
+            f"dilation_rates=...), process_group), got {', '.join(unknown)}"
+        )
     if config is not None:
         raise TypeError(f"{name} takes a config or what older versions took, got both: {', '.join(old)}")
     if old.pop("enable_memory_pool", False):

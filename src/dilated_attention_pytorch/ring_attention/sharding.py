@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..core.sharding import Sharding, check_rank, check_sharding, chunks_of
-from ..core.validation import check_dense
+from ..core.validation import check_dense, check_int
 from .group import Ring, ring_group
 from .utils.communication import agree, all_to_all, check_travels
 
@@ -63,10 +63,9 @@ def unshard_sequence(
 ) -> Tensor:
     """The whole sequence, from every rank's shard: undoes :func:`shard_sequence`.
 
-    Differentiable, as ``torch.distributed.nn.functional.all_gather`` is: a shard's gradient is that of the
-    *sum* of all ranks' losses. If every rank computes the same loss from the whole sequence, that is P times
-    the gradient of the loss: divide the loss by P, unless DDP or FSDP2 average over the ranks anyway. Either
-    all ranks call the backward, or none.
+    If all ranks compute the same loss from the result, divide it by P (not under DDP or FSDP2, which
+    average). The gradient of a shard is that of the *sum* of all ranks' losses, as that of
+    ``torch.distributed.nn.functional.all_gather`` is. Either all ranks call the backward, or none.
 
     Args:
         shard: this rank's, n/P along ``dim``.
@@ -84,6 +83,8 @@ def unshard_sequence(
     """
     check_sharding(sharding)
     _check_dim("shard", shard, dim)
+    if length is not None:
+        check_int("length", length)
     group = ring_group(process_group)
     world = 1 if group is None else dist.get_world_size(group)
     parts = shard[None]
@@ -145,6 +146,7 @@ def check_shard_length(length: int, sharding: Sharding) -> None:
 
 def _check_dim(name: str, x: Tensor, dim: int) -> None:
     check_dense(name, x)
+    check_int("dim", dim)
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim must be a dimension of the tensor, got {dim=}, shape {list(x.shape)}")
 

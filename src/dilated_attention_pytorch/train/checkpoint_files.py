@@ -50,7 +50,12 @@ def find_checkpoint(folder: Path, which: str) -> Path:
                 return path
     else:
         raise CommandError(f"--checkpoint must be last, best or a step, got {which!r}")
-    there = ["last", *(["best"] if best.exists() else []), *map(str, numbered)]
+    there = [
+        f"{name} (step {load_checkpoint(path)['step']})"
+        for name, path in (("last", folder / CHECKPOINT), ("best", best))
+        if path.exists()
+    ]
+    there += [str(step) for step in numbered]
     raise CommandError(f"{folder} has no checkpoint {which}: it has {', '.join(there)}")
 
 

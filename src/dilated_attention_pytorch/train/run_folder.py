@@ -64,7 +64,11 @@ def existing_run_folder(run: str) -> Path:
     Raises:
         CommandError: there is none with a checkpoint in it.
     """
+    if run == "":
+        raise CommandError("the run must be a folder or its name below runs, got ''")
     candidates = [Path(run), _path_of(run)]
+    if candidates[0].is_file():
+        raise CommandError(f"{run} is a file: give the folder of the run")
     for folder in candidates:
         if (folder / CHECKPOINT).exists():
             return folder

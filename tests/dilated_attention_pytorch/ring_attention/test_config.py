@@ -62,6 +62,7 @@ OLD_CALLS = [
         "memory_pool_strategy='adaptive'",
     ),
     (([8, 16], [1, 2]), {"enable_memory_pool": False}, "segment_lengths=[8, 16], dilation_rates=[1, 2]"),
+    (([8, 16], [1, 2]), {"device": "cpu", "dtype": None}, "segment_lengths=[8, 16], dilation_rates=[1, 2]"),
 ]
 
 
@@ -87,7 +88,12 @@ def test_old_names_take_their_old_call_and_show_the_new_one(old_name: str, args,
 @pytest.mark.parametrize(
     ("args", "keywords", "message"),
     [
-        (([8], [1]), {"device": "cpu", "use_flash_attention": True}, "got device, use_flash_attention$"),
+        (
+            ([8], [1]),
+            {"device": "cpu", "use_flash_attention": True},
+            r"\(RingAttentionConfig\(segment_lengths=\.\.\., .* got use_flash_attention$",
+        ),
+        ((CONFIG,), {"device": "cpu"}, "got device$"),
         ((CONFIG,), {"ring_size": 2}, "takes a config or what older versions took, got both: ring_size$"),
         ((), {}, "config must be a RingAttentionConfig, got NoneType"),
         (([8], [1]), {"dilation_rates": [1]}, "multiple values for .* 'dilation_rates'"),

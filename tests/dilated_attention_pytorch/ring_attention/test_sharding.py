@@ -141,6 +141,21 @@ def undecided_rank(group):
     unshard_sequence(torch.zeros(1, 2, requires_grad=group.rank() == 0), group)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: shard_sequence([1], 0, 2), "x must be a torch.Tensor, got list"),
+        (lambda: shard_sequence(torch.zeros(1, 4), 0, "2"), "world_size must be int, got '2'"),
+        (lambda: shard_sequence(torch.zeros(1, 4), 0, 2, dim="a"), "dim must be int, got 'a'"),
+        (lambda: unshard_sequence([1], "local"), "shard must be a torch.Tensor, got list"),
+        (lambda: unshard_sequence(torch.zeros(1, 4), "local", length="a"), "length must be int, got 'a'"),
+    ],
+)
+def test_wrong_types_are_named(call, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        call()
+
+
 def test_errors():
     x = torch.zeros(1, 4)
     with pytest.raises(ValueError, match=r"rank must be in \[0, world_size\), got rank=2, world_size=2"):

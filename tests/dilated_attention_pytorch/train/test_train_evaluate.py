@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_a_failure(tiny_run, longnet):
     ("arguments", "message"),
     [
         (["nothing"], "no run nothing"),
-        (["tiny", "--checkpoint", "7"], "runs/tiny has no checkpoint 7: it has last, best"),
+        (["tiny", "--checkpoint", "7"], "runs/tiny has no checkpoint 7: it has last (step 6), best (step 6)"),
         (["tiny", "--windows", "0"], "--windows must be at least 1, got 0"),
         (["tiny", "--seq-len", "0"], "--seq-len must be at least 1, got 0"),
         (["tiny", "--data", "none.txt"], "cannot read "),

@@ -54,7 +54,10 @@ def test_generate(tiny_run, longnet):
             ["tiny", "--prompt", "a", "--prompt-file", "b"],
             "argument --prompt-file: not allowed with argument",
         ),
-        (["tiny", "--prompt", "a", "--checkpoint", "3"], "runs/tiny has no checkpoint 3: it has last, best"),
+        (
+            ["tiny", "--prompt", "a", "--checkpoint", "3"],
+            "runs/tiny has no checkpoint 3: it has last (step 6), best (step 6)",
+        ),
         (["tiny", "--prompt", "a", "--bytes", "0"], "--bytes must be at least 1, got 0"),
         (
             ["tiny", "--prompt", "a", "--temperature", "-1"],

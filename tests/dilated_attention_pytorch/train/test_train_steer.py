@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_a_run_that_cannot_go_back_loses_nothing(text, longnet, monkeypatch):
 
 def test_a_checkpoint_that_is_not_there(tiny_run, longnet):
     for which, message in (
-        ("5", "runs/tiny has no checkpoint 5: it has last, best"),
+        ("5", "runs/tiny has no checkpoint 5: it has last (step 6), best (step 6)"),
         ("first", "--checkpoint must be last, best or a step, got 'first'"),
     ):
         status, _, err = longnet("train", "--resume", "tiny", "--checkpoint", which)
@@ -279,11 +280,16 @@ def test_a_run_is_loaded_in_python(tiny_run):
         for which in ("last", "best", 6):
             model = LongNetLM.load(run, checkpoint=which)
             assert same(model.state_dict(), weights_of(tiny_run / "checkpoint.pt"))
+    with pytest.raises(TypeError, match=r"^run must be the folder of a run or its name, got 5$"):
+        LongNetLM.load(5)
     for arguments, message in (
         (("nothing",), "no run nothing"),
-        (("tiny", 7), "runs/tiny has no checkpoint 7: it has last, best"),
+        (("",), "the run must be a folder or its name below runs, got ''"),
+        ((tiny_run / "checkpoint.pt",), "checkpoint.pt is a file: give the folder of the run"),
+        (("tiny", None), 'checkpoint must be "last", "best" or a step, got None'),
+        (("tiny", 7), "runs/tiny has no checkpoint 7: it has last (step 6), best (step 6)"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=re.escape(message)):
             LongNetLM.load(*arguments)
 
 
