@@ -72,6 +72,7 @@ def test_float32_is_within_its_rounding(problem: Problem):
 @settings(max_examples=50)
 @given(problem=problems)
 @example(problem=PLAIN)
+@example(problem=Problem(1, 16, 1, 1, 1, ((16, 1),), False, True, "none", "contiguous", seed=1))
 def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dtype, native: bool):
     """On CPUs with and without matrix instructions for bfloat16: the kernel takes it on both."""
     with pytest.MonkeyPatch.context() as patch:
@@ -85,9 +86,12 @@ def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dt
     # The backward, in float32, starts from that output: its rowsum(grad * out) is off by as much.
     rowsum_error = (grad.double().abs() * (half_unit * expected[0].abs() + inner)).sum(-1)
     scale = problem.head_dim**-0.5
+    # The exponential of PyTorch's kernel for bfloat16 is off by up to 7.3e-5 of its value, and so is their sum:
+    # an absolute error of the lse, however small that is.
+    lse_error = 8e-5 if native else 0.0
     inherited = (
         inner,
-        0.0,
+        lse_error,
         rowsum_error[..., None] * scale * key.double().abs().max(),
         rowsum_error.sum() * scale * query.double().abs().max(),
         0.0,
