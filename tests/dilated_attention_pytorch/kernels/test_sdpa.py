@@ -86,8 +86,8 @@ def test_half_precision_is_within_its_rounding(problem: Problem, dtype: torch.dt
     # The backward, in float32, starts from that output: its rowsum(grad * out) is off by as much.
     rowsum_error = (grad.double().abs() * (half_unit * expected[0].abs() + inner)).sum(-1)
     scale = problem.head_dim**-0.5
-    # The exponential of PyTorch's kernel for bfloat16 is off by up to 7.3e-5 of its value, and so is their sum:
-    # an absolute error of the lse, however small that is.
+    # The exponential of PyTorch's kernel for bfloat16 is off by up to 7.3e-5 of its value, and so is their
+    # sum: an absolute error of the lse, however small that is.
     lse_error = 8e-5 if native else 0.0
     inherited = (
         inner,
