@@ -102,7 +102,8 @@ class MultiheadDilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_no_dropout("dropout", dropout)
-        check_bool("batch_first", batch_first)
+        for name, flag in (("bias", bias), ("batch_first", batch_first), ("layer_norm", layer_norm)):
+            check_bool(name, flag)
         for name, asked in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
             if asked:
                 raise ValueError(
@@ -119,8 +120,9 @@ class MultiheadDilatedAttention(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {name}={width}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim=}, {num_heads=}")
-        if isinstance(gamma_init, bool) or not isinstance(gamma_init, (int, float)):
-            raise TypeError(f"gamma_init must be a number, got {gamma_init!r}")
+        for name, number in (("layer_norm_eps", layer_norm_eps), ("gamma_init", gamma_init)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise TypeError(f"{name} must be a number, got {number!r}")
         if not (math.isfinite(gamma_init) and gamma_init > 0):
             raise ValueError(f"gamma_init must be positive and finite, got {gamma_init}")
         self.embed_dim = embed_dim
@@ -203,6 +205,7 @@ class MultiheadDilatedAttention(nn.Module):
             raise ValueError(
                 "need_weights must be False, got True: the fused kernels never form the attention weights"
             )
+        check_bool("is_causal", is_causal)
         key = query if key is None else key
         value = key if value is None else value
         self._check_inputs(query, key, value)
@@ -234,7 +237,7 @@ class MultiheadDilatedAttention(nn.Module):
             key = _only_finite(key, padding)
             value = key if shared else _only_finite(value, padding)
             query = key if of_itself else query
-        q, k, v = self.project(query, key, value)
+        q, k, v = self._checked_project(query, key, value)
         if attend is not None:
             heads = attend(q, k, v)
         else:
@@ -277,6 +280,23 @@ class MultiheadDilatedAttention(nn.Module):
                 "query, key and value must have one length and batch, dilated attention is defined along one "
                 f"sequence: got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
             )
+
+    def _checked_project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`project`; an input that has not the dtype of the parameters raises TypeError.
+
+        Checked afterwards: autocast, hooks and quantised projections may make any dtype right.
+        """
+        try:
+            return self.project(query, key, value)
+        except RuntimeError as error:
+            for name, tensor in (("query", query), ("key", key), ("value", value)):
+                weight = getattr(getattr(self, f"{name[0]}_proj"), "weight", None)
+                if "dtype" in str(error) and isinstance(weight, Tensor) and weight.dtype != tensor.dtype:
+                    raise TypeError(
+                        f"{name} must be {weight.dtype} like the parameters, got {tensor.dtype}: convert it "
+                        "or the module with .to(dtype)"
+                    ) from error
+            raise
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The queries ``[b, n, h, d]``, keys and values ``[b, n, h_kv, d]`` of three ``[b, n, e]``."""

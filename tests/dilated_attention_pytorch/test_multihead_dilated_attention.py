@@ -225,7 +225,11 @@ def test_autocast():
         ({"add_zero_attn": True}, r"add_zero_attn must be False, got True"),
         ({"gamma_init": "a"}, r"gamma_init must be a number, got 'a'"),
         ({"embed_dim": True}, r"embed_dim must be int, got True"),
+        ({"layer_norm_eps": "a"}, r"layer_norm_eps must be a number, got 'a'"),
+        ({"num_heads": [4]}, r"num_heads must be int, got \[4\]"),
         ({"batch_first": "no"}, r"batch_first must be bool, got 'no'"),
+        ({"bias": "no"}, r"bias must be bool, got 'no'"),
+        ({"layer_norm": "no"}, r"layer_norm must be bool, got 'no'"),
     ],
 )
 def test_bad_construction(arguments, message):
@@ -242,7 +246,7 @@ def test_bad_construction(arguments, message):
         (
             [(2, 5, 16)],
             {"attn_mask": torch.ones(5, 5).triu() > 0},
-            "attn_mask must be causal or hide nothing",
+            r"attn_mask must be causal or hide nothing, got shape \[5, 5\], whose entry \[0, 0\] hides",
         ),
         ([(2, 5, 16)], {"attn_mask": torch.eye(5) > 0}, "attn_mask must be causal .* pass key_padding_mask"),
         (
@@ -295,6 +299,15 @@ def test_bad_call_names_the_layout():
     ("wrong", "message"),
     [
         ({"query": [1.0]}, "query must be a dense tensor, got list"),
+        ({"query": torch.zeros(2, 5, 16).long()}, r"query must be floating point, got torch.int64"),
+        (
+            {"query": torch.zeros(2, 5, 16).double()},
+            r"query must be torch.float32 like the parameters, got torch.float64: convert it or the module",
+        ),
+        ({"query": torch.zeros(2, 5, 16).bfloat16()}, r"query must be torch.float32 .* got torch.bfloat16"),
+        ({"key": torch.zeros(2, 5, 16).double()}, r"key must be torch.float32 .* got torch.float64"),
+        ({"is_causal": "no"}, r"is_causal must be bool, got 'no'"),
+        ({"is_causal": "no", "attn_mask": torch.zeros(5, 5)}, r"is_causal must be bool, got 'no'"),
         ({"key_padding_mask": [False] * 5}, "key_padding_mask must be a bool, .* got list"),
         (
             {"attn_mask": torch.zeros(5, 5, dtype=torch.complex64)},
@@ -306,6 +319,25 @@ def test_bad_type(wrong, message):
     module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
     with pytest.raises(TypeError, match=message):
         module(**{"query": torch.zeros(2, 5, 16), **wrong})
+
+
+def test_errors_that_are_not_about_dtypes_stay_what_they_are():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1]).to(torch.bfloat16)
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    module.k_proj.register_forward_pre_hook(exhausted)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(torch.OutOfMemoryError):
+        module(torch.zeros(2, 5, 16))
+
+
+def test_a_hook_may_convert_the_input():
+    module = MultiheadDilatedAttention(16, 4, segment_lengths=[4], dilation_rates=[1])
+    for projection in (module.q_proj, module.k_proj, module.v_proj):
+        projection.register_forward_pre_hook(lambda _module, inputs: inputs[0].float())
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(module(x.double())[0], module(x)[0])
 
 
 def test_nested_tensor_is_refused_by_name():

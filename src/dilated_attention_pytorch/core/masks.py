@@ -63,18 +63,21 @@ def mask_is_causal(
         return True
     hidden = _as_bool(mask, name)
     position = torch.arange(seq, device=mask.device)
-    causal = (hidden == (position[None, :] > position[:, None])).all()
-    message = (
-        f"{name} must be causal or hide nothing, got another of shape {list(mask.shape)}: segment_lengths "
-        "and dilation_rates decide who attends to whom. For padding pass key_padding_mask"
+    wrong = hidden != (position[None, :] > position[:, None])
+    wanted = f"{name} must be causal or hide nothing, got"
+    reason = (
+        "segment_lengths and dilation_rates decide who attends to whom. For padding pass key_padding_mask"
     )
     if torch.compiler.is_compiling():
-        torch._assert_async(causal, f"{message}; in a compiled graph {name} must be causal")
+        message = f"{wanted} shape {list(mask.shape)}: {reason}; in a compiled graph {name} must be causal"
+        torch._assert_async(~wrong.any(), message)
         return True
-    if bool(causal):
+    if not bool(wrong.any()):
         return True
     if bool(hidden.any()):
-        raise ValueError(message)
+        first = tuple(wrong.nonzero()[0].tolist())
+        what = "hides what a causal mask shows" if bool(hidden[first]) else "shows what a causal mask hides"
+        raise ValueError(f"{wanted} shape {list(mask.shape)}, whose entry {list(first)} {what}: {reason}")
     return False
 
 

@@ -16,18 +16,23 @@ def check_branches(
 
     Raises:
         TypeError: if either is not a sequence of integers.
-        ValueError: if they are empty, differ in length, or hold a value below 1 or from 2^63.
+        ValueError: if they are empty, differ in length, or hold a value below 1, a length of at least 2^63
+            or a rate of at least 2^31.
     """
     checked = []
-    for name, values in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
+    # Operators take int64, and strides in memory are multiples of the rates.
+    for name, values, bits in (
+        ("segment_lengths", segment_lengths, 63),
+        ("dilation_rates", dilation_rates, 31),
+    ):
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
             raise TypeError(f"{name} must be a sequence of int, got {values!r}")
         if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
             raise TypeError(f"{name} must hold int only, got {list(values)!r}")
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must all be at least 1, got {list(values)}")
-        if any(value >= 2**63 for value in values):
-            raise ValueError(f"{name} must all be below 2**63, got {list(values)}")
+        if any(value >= 2**bits for value in values):
+            raise ValueError(f"{name} must all be below 2**{bits}, got {list(values)}")
         checked.append(tuple(values))
     segments, rates = checked
     if not segments or len(segments) != len(rates):
@@ -53,7 +58,7 @@ def check_int(name: str, value: int) -> None:
 def check_heads(num_heads: int, num_kv_heads: int) -> None:
     """Raise unless both are positive int and ``num_kv_heads`` divides ``num_heads``."""
     for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-        if value is None or isinstance(value, (bool, float, str)):
+        if value is None or isinstance(value, (bool, float, str, list, tuple)):
             raise TypeError(f"{name} must be int, got {value!r}")
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(

@@ -58,7 +58,7 @@ class LongNetLM(LongNetStack):
         from ..train.errors import CommandError  # training is the upper floor
         from ..train.weights import read_weights
 
-        if checkpoint is None or isinstance(checkpoint, bool):
+        if not (str(checkpoint) in ("last", "best") or str(checkpoint).isdecimal()):
             raise ValueError(f'checkpoint must be "last", "best" or a step, got {checkpoint!r}')
         if not isinstance(run, (str, os.PathLike)):
             raise TypeError(f"run must be the folder of a run or its name, got {run!r}")
@@ -134,24 +134,8 @@ class LongNetLM(LongNetStack):
             TypeError, ValueError: naming the argument and its value.
             FloatingPointError: the logits are not finite.
         """
-        if key_padding_mask is None:
-            drawn = self.stream(tokens, max_new_tokens, temperature, top_k, seed)
-            return torch.cat([tokens, *(token[:, None] for token in drawn)], dim=1)
-        check_tokens(tokens)
-        kept = ~ignored_keys(key_padding_mask, tokens)
-        lengths = kept.sum(dim=1)
-        check_sampling(max_new_tokens, temperature, top_k, seed)
-        new = tokens.new_empty(len(tokens), max_new_tokens)
-        empty = (lengths == 0).nonzero()
-        if len(empty):
-            raise ValueError(
-                f"key_padding_mask must leave every row a token, got row {empty[0].item()} without one"
-            )
-        for length in set(lengths.tolist()):
-            rows = lengths == length
-            prompts = tokens[rows][kept[rows]].view(-1, length)
-            new[rows] = self.generate(prompts, max_new_tokens, temperature, top_k, seed)[:, length:]
-        return torch.cat([tokens, new], dim=1)
+        drawn = self.stream(tokens, max_new_tokens, temperature, top_k, seed, key_padding_mask)
+        return torch.cat([tokens, *(token[:, None] for token in drawn)], dim=1)
 
     def stream(
         self,
@@ -160,6 +144,7 @@ class LongNetLM(LongNetStack):
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int | None = None,
+        key_padding_mask: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The new tokens of :meth:`generate`, each int64 ``[b]``, as they are drawn.
 
@@ -167,6 +152,29 @@ class LongNetLM(LongNetStack):
         """
         c, vocab_size = self.config, self.head.out_features
         check_tokens(tokens)
+        if key_padding_mask is not None:
+            kept = ~ignored_keys(key_padding_mask, tokens)
+            lengths = kept.sum(dim=1)
+            check_sampling(max_new_tokens, temperature, top_k, seed)
+            empty = (lengths == 0).nonzero()
+            if len(empty):
+                raise ValueError(
+                    f"key_padding_mask must leave every row a token, got row {empty[0].item()} without one"
+                )
+            streams = []
+            for length in set(lengths.tolist()):
+                rows = lengths == length
+                prompts = tokens[rows][kept[rows]].view(-1, length)
+                streams.append((rows, self.stream(prompts, max_new_tokens, temperature, top_k, seed)))
+
+            def together() -> Iterator[Tensor]:
+                for _ in range(max_new_tokens):
+                    new = tokens.new_empty(len(tokens))
+                    for rows, stream in streams:
+                        new[rows] = next(stream)
+                    yield new
+
+            return together()
         if tokens.shape[1] == 0:
             raise ValueError(f"tokens must hold a prompt of at least one token, got {list(tokens.shape)}")
         outside = tokens[(tokens < 0) | (tokens >= vocab_size)]

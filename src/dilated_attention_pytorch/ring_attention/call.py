@@ -15,7 +15,7 @@ from ..core.masks import ignored_keys
 from ..core.memory.unified_pool import UnifiedMemoryPool
 from ..core.pattern import DilatedPattern
 from ..core.sharding import chunks_of
-from ..core.validation import check_branches, check_qkv
+from ..core.validation import check_bool, check_branches, check_qkv
 from ..kernels.backends import choose_backend
 from ..kernels.problem import Problem
 from .computation import Kernels, Part, SdpaKernels
@@ -63,6 +63,7 @@ def ring_attention(
             check_travels(query, key, value)
         if key_padding_mask is not None:
             key_padding_mask = ignored_keys(key_padding_mask, query)
+        check_bool("is_causal", is_causal)
         if first_head is None:
             warn_of_gaps(config, query)
         backend = choose_backend(

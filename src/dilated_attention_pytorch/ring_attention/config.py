@@ -115,23 +115,23 @@ def of_old_call(
         old = dict(**by_position, **old)
     if not old:
         return config, process_group
-    if "segment_lengths" in old:
-        # Without effect, as the modules have no parameters.
-        old = {key: value for key, value in old.items() if key not in ("device", "dtype")}
+    ignored = [key for key in ("device", "dtype") if key in old and "segment_lengths" in old]
+    old = {key: value for key, value in old.items() if key not in ignored}
     known = [field.name for field in fields(RingAttentionConfig)]
     unknown = [key for key in old if key not in (*known, "enable_memory_pool")]
     if unknown:
         raise TypeError(
-            f"{name} takes a config and a process_group, {name}(RingAttentionConfig(segment_lengths=..., "
-            f"dilation_rates=...), process_group), got {', '.join(unknown)}"
+            f"{name} takes a config and a process_group: {name}(RingAttentionConfig(segment_lengths=..., "
+            f"dilation_rates=...), process_group); got {', '.join(unknown)}"
         )
     if config is not None:
         raise TypeError(f"{name} takes a config or what older versions took, got both: {', '.join(old)}")
     if old.pop("enable_memory_pool", False):
         old.setdefault("memory_pool_strategy", "adaptive")
     new = _call("RingAttentionConfig", old) + (", process_group" if process_group else "")
+    no_effect = f"{' and '.join(ignored)} without effect (the module has no parameters); " if ignored else ""
     warnings.warn(
-        f"{name} takes a config: {name}({new}); the old call is refused in {REMOVED_IN}",
+        f"{name} takes a config: {name}({new}); {no_effect}the old call is refused in {REMOVED_IN}",
         DeprecationWarning,
         stacklevel=3,
     )

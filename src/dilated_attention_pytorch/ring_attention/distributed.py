@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.autocast import autocast
 from ..core.masks import ignored_keys
-from ..core.validation import check_qkv
+from ..core.validation import check_bool, check_qkv
 from .base import BaseRingAttention
 from .call import REFUSALS, agree_on_call, device_of, ring_attention, warn_of_gaps
 from .config import RingAttentionConfig
@@ -89,6 +89,7 @@ class RingDistributedDilatedAttention(BaseRingAttention):
             check_travels(q, k, v)
             if key_padding_mask is not None:
                 key_padding_mask = ignored_keys(key_padding_mask, q)
+            check_bool("is_causal", is_causal)
             for name, heads in (("query", q.shape[2]), ("key/value", k.shape[2])):
                 if heads % size:
                     raise ValueError(

@@ -68,9 +68,16 @@ def test_only_the_causal_mask_is_causal():
     by_head = causal.repeat(6, 1, 1)
     by_head[5] = False
     window = causal | causal.T.tril(-2)
-    for mask in (causal.T, ~causal, by_head, causal | (torch.eye(4) > 0), window):
-        with pytest.raises(ValueError, match="attn_mask must be causal or hide nothing"):
+    for mask, entry in (
+        (causal.T, "got shape [4, 4], whose entry [0, 1] shows what a causal mask hides"),
+        (~causal, "[0, 0] hides what a causal mask shows"),
+        (by_head, "got shape [6, 4, 4], whose entry [5, 0, 1] shows"),
+        (causal | (torch.eye(4) > 0), "[0, 0] hides"),
+        (window, "[2, 0] hides"),
+    ):
+        with pytest.raises(ValueError, match="attn_mask must be causal or hide nothing") as caught:
             mask_is_causal(mask, LIKE, 3)
+        assert entry in str(caught.value)
         assert mask_is_causal(mask, LIKE, 3, hint=True) is True
 
 

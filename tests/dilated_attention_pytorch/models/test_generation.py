@@ -275,6 +275,8 @@ def test_a_padded_row_is_continued_as_it_is_alone(model, temperature):
     how = {"temperature": temperature, "seed": 3}
     out = model.generate(tokens, 30, **how, key_padding_mask=PADDING)
     assert torch.equal(out[:, :7], tokens)
+    stream = model.stream(tokens, 30, **how, key_padding_mask=PADDING)
+    assert torch.equal(torch.stack(list(stream), dim=1), out[:, 7:])
     for length, rows in {7: [0], 4: [1, 2, 3], 1: [4]}.items():
         prompts = torch.stack([tokens[row][PADDING[row] == 0] for row in rows])
         assert torch.equal(out[rows, 7:], model.generate(prompts, 30, **how)[:, length:])
@@ -289,6 +291,7 @@ def test_a_padded_row_is_continued_as_it_is_alone(model, temperature):
         ([[1, 0], [1, 1]], TypeError, "key_padding_mask must be .* got list"),
     ],
 )
-def test_bad_masks(model, mask, error, message):
+@pytest.mark.parametrize("name", ["generate", "stream"])
+def test_bad_masks(model, name, mask, error, message):
     with pytest.raises(error, match=message):
-        model.generate(torch.ones(2, 2, dtype=torch.int64), 1, key_padding_mask=mask)
+        getattr(model, name)(torch.ones(2, 2, dtype=torch.int64), 1, key_padding_mask=mask)

@@ -62,7 +62,6 @@ OLD_CALLS = [
         "memory_pool_strategy='adaptive'",
     ),
     (([8, 16], [1, 2]), {"enable_memory_pool": False}, "segment_lengths=[8, 16], dilation_rates=[1, 2]"),
-    (([8, 16], [1, 2]), {"device": "cpu", "dtype": None}, "segment_lengths=[8, 16], dilation_rates=[1, 2]"),
 ]
 
 
@@ -85,13 +84,24 @@ def test_old_names_take_their_old_call_and_show_the_new_one(old_name: str, args,
 
 
 @pytest.mark.parametrize("cls", [RingDilatedAttention, RingDilatedAttentionHilbert])
+def test_device_and_dtype_of_the_old_call_have_no_effect(cls):
+    with pytest.warns(DeprecationWarning, match="takes a config") as caught:
+        cls([8], [1], device="meta", dtype=torch.float64)
+    assert str(caught[0].message) == (
+        f"{cls.__name__} takes a config: {cls.__name__}(RingAttentionConfig(segment_lengths=[8], "
+        "dilation_rates=[1])); device and dtype without effect (the module has no parameters); the old call "
+        "is refused in v0.3.0"
+    )
+
+
+@pytest.mark.parametrize("cls", [RingDilatedAttention, RingDilatedAttentionHilbert])
 @pytest.mark.parametrize(
     ("args", "keywords", "message"),
     [
         (
             ([8], [1]),
             {"device": "cpu", "use_flash_attention": True},
-            r"\(RingAttentionConfig\(segment_lengths=\.\.\., .* got use_flash_attention$",
+            r": Ring.*\(RingAttentionConfig\(segment_lengths=\.\.\., .*\); got use_flash_attention$",
         ),
         ((CONFIG,), {"device": "cpu"}, "got device$"),
         ((CONFIG,), {"ring_size": 2}, "takes a config or what older versions took, got both: ring_size$"),

@@ -139,6 +139,16 @@ def refused_3d_rank(group):
     RingDistributedDilatedAttention(config_of(PLAIN), init_device_mesh("cpu", (1, 2, 2)))
 
 
+def wrong_flag_rank(group):
+    q, k, v = (torch.randn(1, 6, 4, 4) for _ in range(3))
+    RingDistributedDilatedAttention(config_of(PLAIN), mesh_of((2, 2)))(q, k, v, is_causal="no")
+
+
+def test_a_flag_that_is_no_bool_is_refused(world: Worlds):
+    answers = world(4).run(wrong_flag_rank)
+    assert [(type(x), str(x)) for x in answers] == [(TypeError, "is_causal must be bool, got 'no'")] * 4
+
+
 def differing_rank(group, option):
     q, k, v = (torch.randn(1, 6, 4, 4) for _ in range(3))
     ring = RingDistributedDilatedAttention(config_of(PLAIN), mesh_of((2, 2)))

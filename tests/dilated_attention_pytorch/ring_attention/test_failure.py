@@ -122,19 +122,29 @@ def test_a_rank_that_never_calls():
         assert "rank 0 of 2 waited for rank 1 of 2, which failed or did not answer" in str(answer)
 
 
-def refusing_rank(group) -> None:
-    """Rank 1 gives a mask that it should not."""
-    mask = torch.zeros(1, 16 + group.rank(), dtype=torch.bool)
+def refusing_rank(group, wrong: dict[str, Any]) -> None:
+    """Rank 1 gives what it should not."""
     config = RingAttentionConfig(segment_lengths=[64], dilation_rates=[1])
-    RingDilatedAttention(config, group)(*(torch.randn(1, 16, 2, 4) for _ in range(3)), False, mask)
+    q, k, v = (torch.randn(1, 16, 2, 4) for _ in range(3))
+    RingDilatedAttention(config, group)(q, k, v, **(wrong if group.rank() == 1 else {}))
 
 
-def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds):
-    first, second = world(2).run(refusing_rank)
-    message = "key_padding_mask must be [batch, seq] = [1, 16], got [1, 17]"
-    assert (type(second), str(second)) == (ValueError, message)
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (
+            {"key_padding_mask": torch.zeros(1, 17, dtype=torch.bool)},
+            ValueError,
+            "key_padding_mask must be [batch, seq] = [1, 16], got [1, 17]",
+        ),
+        ({"is_causal": "no"}, TypeError, "is_causal must be bool, got 'no'"),
+    ],
+)
+def test_a_rank_that_refuses_its_arguments_tells_the_others(world: Worlds, wrong, error, message: str):
+    first, second = world(2).run(refusing_rank, wrong)
+    assert (type(second), str(second)) == (error, message)
     assert isinstance(first, RingError)
-    assert str(first) == f"rank 1 of 2 cannot go on: ValueError: {message}"
+    assert str(first) == f"rank 1 of 2 cannot go on: {error.__name__}: {message}"
 
 
 def skipping_rank(group) -> None:

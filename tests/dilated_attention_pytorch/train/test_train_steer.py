@@ -287,6 +287,8 @@ def test_a_run_is_loaded_in_python(tiny_run):
         (("",), "the run must be a folder or its name below runs, got ''"),
         ((tiny_run / "checkpoint.pt",), "checkpoint.pt is a file: give the folder of the run"),
         (("tiny", None), 'checkpoint must be "last", "best" or a step, got None'),
+        (("tiny", "first"), """checkpoint must be "last", "best" or a step, got 'first'"""),
+        (("tiny", -1), 'checkpoint must be "last", "best" or a step, got -1'),
         (("tiny", 7), "runs/tiny has no checkpoint 7: it has last (step 6), best (step 6)"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
