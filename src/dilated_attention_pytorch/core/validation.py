@@ -16,23 +16,18 @@ def check_branches(
 
     Raises:
         TypeError: if either is not a sequence of integers.
-        ValueError: if they are empty, differ in length, or hold a value below 1, a length of at least 2^63
-            or a rate of at least 2^31.
+        ValueError: if they are empty, differ in length, or hold a value below 1 or from 2^63.
     """
     checked = []
-    # Operators take int64, and strides in memory are multiples of the rates.
-    for name, values, bits in (
-        ("segment_lengths", segment_lengths, 63),
-        ("dilation_rates", dilation_rates, 31),
-    ):
+    for name, values in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
             raise TypeError(f"{name} must be a sequence of int, got {values!r}")
         if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
             raise TypeError(f"{name} must hold int only, got {list(values)!r}")
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must all be at least 1, got {list(values)}")
-        if any(value >= 2**bits for value in values):
-            raise ValueError(f"{name} must all be below 2**{bits}, got {list(values)}")
+        if any(value >= 2**63 for value in values):
+            raise ValueError(f"{name} must all be below 2**63, got {list(values)}")
         checked.append(tuple(values))
     segments, rates = checked
     if not segments or len(segments) != len(rates):

@@ -115,7 +115,8 @@ class Tile:
         x = x[:, self.start : self.start + self.count * self.length]
         x = torch.unflatten(x, 1, (self.count, self.length))
         if self.cycle == 1:
-            return x[:, :, self.offset :: self.rate]
+            # A rate beyond the length chooses one row, and would overflow the stride.
+            return x[:, :, self.offset :: min(self.rate, self.length)]
         # [b', segments, rows, offsets, cycles, cycle, ...]: head i of a cycle has the i-th of the offsets.
         x = torch.unflatten(torch.unflatten(x, 3, (-1, self.cycle)), 2, (-1, self.rate))
         x = x[:, :, :, self.offset : self.offset + self.cycle].diagonal(dim1=3, dim2=5)
@@ -157,6 +158,7 @@ def head_groups(offset: int, rate: int, heads: int, group: int, first_head: int)
     groups of 3: heads 0 2 with 0, then head 4 with 1.
     """
     start = (offset - first_head) % rate
+    rate = min(rate, heads)  # as for rows: a larger one chooses one head
     shared = [
         (kv, len(list(run))) for kv, run in groupby(head // group for head in range(start, heads, rate))
     ]

@@ -35,28 +35,26 @@ def find_checkpoint(folder: Path, which: str) -> Path:
     Raises:
         CommandError: there is none, and which there are.
     """
-    if which == "last":
-        return folder / CHECKPOINT
-    best = folder / BEST
     numbered = numbered_checkpoints(folder)
-    if which == "best":
-        if best.exists():
-            return best
-    elif which.isdecimal():
+    named = {
+        name: path for name, path in (("last", folder / CHECKPOINT), ("best", folder / BEST)) if path.exists()
+    }
+    if which in named:
+        return named[which]
+    if which not in ("last", "best") and not which.isdecimal():
+        raise CommandError(f"--checkpoint must be last, best or a step, got {which!r}")
+    there = list(named)
+    if which.isdecimal():
         if int(which) in numbered:
             return numbered[int(which)]
-        for path in (folder / CHECKPOINT, best):
-            if path.exists() and load_checkpoint(path)["step"] == int(which):
-                return path
-    else:
-        raise CommandError(f"--checkpoint must be last, best or a step, got {which!r}")
-    there = [
-        f"{name} (step {load_checkpoint(path)['step']})"
-        for name, path in (("last", folder / CHECKPOINT), ("best", best))
-        if path.exists()
-    ]
-    there += [str(step) for step in numbered]
-    raise CommandError(f"{folder} has no checkpoint {which}: it has {', '.join(there)}")
+        steps = {name: load_checkpoint(path)["step"] for name, path in named.items()}
+        for name, step in steps.items():
+            if step == int(which):
+                return named[name]
+        there = [f"{name} (step {step})" for name, step in steps.items()]
+    raise CommandError(
+        f"{folder} has no checkpoint {which}: it has {', '.join([*there, *map(str, numbered)])}"
+    )
 
 
 def keep_as(folder: Path, name: str) -> None:

@@ -121,6 +121,16 @@ def test_readable_cases(layout: str, is_causal: bool, seq: int, heads: int, kv_h
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("ranked", ["none", "row each"])
+def test_rates_beyond_every_length(ranked: str):
+    """Whose strides would not fit into memory's: of each segment, head j has token j alone."""
+    problem = Problem(
+        2, 13, 6, 3, 8, ((5, 2**63 - 1), (2**62, 7), (9, 2**40)), True, True, ranked, LAYOUTS[0], 1
+    )
+    got, expected = compute(problem, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_tiles_equal_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
     """Sequences that need several tiles and parts: forced by a tiny tile."""
