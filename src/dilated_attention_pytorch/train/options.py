@@ -28,7 +28,8 @@ The -- keeps torchrun from taking --run for one of its own options.
 
 A run folder has config.json, metrics.jsonl, loss.png, sample.txt, checkpoint.pt, best.pt (the checkpoint
 with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several processes the folders with
-their tensors, shards-STEP. With --tokenizer it has tokenizer.json too.
+their tensors, shards-STEP. With --tokenizer it has tokenizer.json too, and once it went back to an
+earlier checkpoint metrics-abandoned.jsonl, the metrics of what it left.
 --resume takes the options from there. New values are printed, and noted in config.json by step.
 Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
 checkpoint; 2 a mistake in what was given; 1 a failure of the computation.

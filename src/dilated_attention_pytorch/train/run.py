@@ -73,7 +73,7 @@ class Run:
     init_from: dict[str, Any] | None = None
     """``run`` and ``step`` that the first weights are of; None if they were drawn."""
     left: LeftLine | None = None
-    """What it goes back from; None if it goes on from its last checkpoint."""
+    """What it goes back from; None if it goes on from there."""
 
     @property
     def ranks(self) -> Ranks:

@@ -128,8 +128,8 @@ def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Rank
         run.history = [*before, {"step": checkpoint["step"], "attempt": run.attempt, "changed": changed}]
         run.folder, run.saved_step = folder, last["step"]
         run.init_from = checkpoint.get("init_from")
-        if path != folder / CHECKPOINT:
-            common = common_steps(_history(last), last["step"], before, checkpoint["step"])
+        common = common_steps(_history(last), last["step"], before, checkpoint["step"])
+        if common < last["step"]:
             run.left = LeftLine(history=_history(last), last_step=last["step"], common=common)
         # The best stays the best when the run goes back to before it, but not when the text is another.
         was, options = TrainOptions(**last["options"]), run.options
@@ -297,7 +297,7 @@ def describe(run: Run) -> None:
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.history else ""))
     if run.init_from is not None and not run.history:
         say(f"       with the weights of {run.init_from['run']} after step {run.init_from['step']}")
-    if run.left is not None and run.left.last_step != run.step:
+    if run.left is not None:
         last = run.left.last_step
         say(f"       leaving step {last}, which is kept: --checkpoint {last} goes back to it")
     if run.history and run.history[-1]["changed"]:

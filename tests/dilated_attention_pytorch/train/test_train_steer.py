@@ -377,12 +377,14 @@ def test_what_would_have_no_effect_is_refused(tiny_run, longnet, arguments, mess
     assert files == {path: path.read_bytes() for path in tiny_run.iterdir()}
 
 
-def test_a_finished_run_says_so(tiny_run, longnet):
-    rows = rows_of(tiny_run)
-    status, out, err = longnet("train", "--resume", "tiny")
+@pytest.mark.parametrize("which", ["last", "best", "6"])
+def test_a_finished_run_says_so_and_leaves_nothing(tiny_run, longnet, which):
+    rows, files = rows_of(tiny_run), sorted(os.listdir(tiny_run))
+    status, out, err = longnet("train", "--resume", "tiny", "--checkpoint", which)
     assert (status, err) == (0, "")
     assert "all 6 steps are taken\n" in out
     assert rows_of(tiny_run) == rows
+    assert sorted(os.listdir(tiny_run)) == files
 
 
 def test_defaults_follow_the_steps_of_a_resumed_run(tiny_run, longnet):
