@@ -40,7 +40,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,bf_interval=2
-ReturnToService=2
+ReturnToService=1
 SlurmdTimeout={slurmd_timeout_s}
 MessageTimeout=3
 KillWait=5
