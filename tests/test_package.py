@@ -22,6 +22,7 @@ HEAVY = (
     "matplotlib",
     "rich",
     "kubernetes",
+    "yaml",
 )
 
 
@@ -115,6 +116,7 @@ FOLDERS = (
     "watch",
     "power",
     "placement",
+    "jobs",
     "distributed_scale",
     "cli",
 )
