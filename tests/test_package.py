@@ -22,6 +22,7 @@ HEAVY = (
     "matplotlib",
     "rich",
     "kubernetes",
+    "yaml",
 )
 
 

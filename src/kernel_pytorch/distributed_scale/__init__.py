@@ -1,4 +1,4 @@
-"""A job's hardware: topology, condition and placement. Names are loaded on first use."""
+"""A job and its hardware: specification, topology, condition and placement. Names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from .hardware_discovery import NodeTopology as NodeTopology
     from .hardware_discovery import ThermalState as ThermalState
     from .hardware_discovery import create_hardware_manager as create_hardware_manager
+    from .job_management import ClusterNode as ClusterNode
+    from .job_management import FailureType as FailureType
+    from .job_management import JobState as JobState
+    from .job_management import JobStatus as JobStatus
+    from .job_management import ResourceRequirement as ResourceRequirement
+    from .job_management import ResourceType as ResourceType
+    from .job_management import TrainingJobSpec as TrainingJobSpec
     from .thermal_power_management import PowerEfficiencyOptimizer as PowerEfficiencyOptimizer
     from .thermal_power_management import ThermalAwareScheduler as ThermalAwareScheduler
     from .thermal_power_management import create_thermal_scheduler as create_thermal_scheduler
@@ -37,6 +44,15 @@ __getattr__, __dir__, __all__ = lazy(
             "NodeTopology",
             "ThermalState",
             "create_hardware_manager",
+        ],
+        "job_management": [
+            "ClusterNode",
+            "FailureType",
+            "JobState",
+            "JobStatus",
+            "ResourceRequirement",
+            "ResourceType",
+            "TrainingJobSpec",
         ],
         "thermal_power_management": [
             "PowerEfficiencyOptimizer",
