@@ -115,6 +115,7 @@ FOLDERS = (
     "watch",
     "power",
     "placement",
+    "jobs",
     "distributed_scale",
     "cli",
 )
