@@ -24,10 +24,13 @@ SOURCES = [path for path in FILES if path.suffix == ".py"]
 WRITTEN = {
     "checkpoint.pt",
     "config.json",
+    "end.json",
     "example.py",
     "gpt2.json",
+    "job.json",
     "loss.png",
     "metrics.jsonl",
+    "native.json",
     "topology.svg",
     "trace.jsonl",
     "train.py",

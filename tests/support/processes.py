@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,15 @@ def first_process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str
             yield process, int(child), line
         finally:
             process.kill()
+
+
+def on_a_small_disk(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script to which ``folder``, its first argument, is a disk of 64 KB."""
+    mount = f"mount -t tmpfs -o size=64k none '{folder}' && exec "
+    command = ["unshare", "--mount", "sh", "-c", mount + '"$@"', "sh"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare and the right to mount")
+    return subprocess.run([*command, sys.executable, "-c", script, folder], capture_output=True, text=True)
 
 
 WITH_A_DRIVER = """
