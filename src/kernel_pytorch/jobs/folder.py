@@ -138,6 +138,10 @@ class JobFolder:
             attempt += 1
         return attempt
 
+    def claim_decision(self, attempt: int) -> bool:
+        """Whether this is the first to decide what follows on an attempt whose first node is lost."""
+        return create_atomically(self.path / "attempts" / f"{attempt}.decided", b"")
+
     def attempt_numbers(self) -> list[int]:
         """The numbers of the attempts so far, in order."""
         # Listed, not looked up by name: when a folder is opened, NFS asks the server for news of it, while

@@ -75,7 +75,8 @@ def classify(evidence: Evidence, attempt: int | None = None) -> Failure:
         signs += _good_end(evidence)
     else:
         signs += _of_ranks(evidence)
-        signs = signs or [*_bad_end(evidence)]
+        if all(sign.kind == "network" for sign in signs):  # what a rank that dies leaves on the others
+            signs += _bad_end(evidence) if not signs else _killed(evidence)
         if asked := evidence.stop_requested:
             fact = f"asked to stop ({asked}) before {signs[0].fact}"
             signs.append(_Sign("stopped", f"asked to stop ({asked}), but not all ranks had saved", fact))
@@ -219,6 +220,14 @@ def _bad_end(evidence: Evidence) -> Iterator[_Sign]:
         known = [f"torchrun returned {agent}"] * bool(agent) + [f"Slurm's state {state}"] * bool(state)
         text = ", ".join(known) or "nothing is known about how it ended"
         yield _Sign("unknown", text, text)
+
+
+def _killed(evidence: Evidence) -> Iterator[_Sign]:
+    """Ranks that a signal ended, but for torchrun's own, and that said nothing."""
+    for rank, code in sorted(evidence.exit_codes.items()):
+        number = -_as_signal(code)
+        if number > 0 and number != signal.SIGTERM and rank not in evidence.errors:
+            yield _Sign("crash", *[f"rank {rank} was ended by {_name(number)}"] * 2, rank)
 
 
 def _state(evidence: Evidence) -> str:
