@@ -97,7 +97,6 @@ class Head:
             return
         if kind == "asked":
             self.asked = self.asked or report["why"]
-            self._look_at = 0.0
             return
         if "evidence" in report:
             self._evidence = self._evidence.joined(Evidence.from_dict(report["evidence"]))
@@ -128,10 +127,7 @@ class Head:
         Args:
             wall: seconds since 1970.
         """
-        found = []
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
-            found += self._stop_if_asked(wall)
+        found = [*self._stop_if_asked(now, wall)]
         if self._hang and self._decide_at is None:
             self._decide_by(now + STACKS_S)
             found.append({"kind": "stacks"})
@@ -150,26 +146,28 @@ class Head:
                 beats[int(rank)] = replace(beats[int(rank)], where=line)
         self._evidence = replace(self._evidence, beats=beats)
 
-    def _stop_if_asked(self, wall: float) -> list[Order]:
+    def _stop_if_asked(self, now: float, wall: float) -> list[Order]:
         if self._told:
             return []
-        self.asked = self.asked or self._why_stop(wall)
+        self.asked = self.asked or self._why_stop(now, wall)
         if self.asked is None:
             return []
         self._told = True
         self.event("stop", f"asked to stop: {self.asked}", step=self._step())
         return [{"kind": "stop", "why": self.asked}]
 
-    def _why_stop(self, wall: float) -> str | None:
-        with suppress(JobFolderError):
-            if self.folder.ended():
-                return "cancelled"
-            if self.folder.stop_requested():
-                return "stop file"
+    def _why_stop(self, now: float, wall: float) -> str | None:
         if self.ends_at is not None:
             lead = lead_time(self._most("save_s"), self._most("median_step_s"))
             if wall >= self.ends_at - lead.value:
                 return f"the time limit is near ({lead.why})"
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            with suppress(JobFolderError):
+                if self.folder.ended():
+                    return "cancelled"
+                if self.folder.stop_requested():
+                    return "stop file"
         return None
 
     def _most(self, name: str) -> float | None:
