@@ -6,6 +6,7 @@ It knows no sockets and no processes; the recovery contract itself is :func:`ker
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
 from ..recovery.plan import REQUEUE, Decision, Limits, plan
 from ..recovery.timing import lead_time
-from .history import failures, last_saved, requeues_by_faults
+from .history import failures, last_save_s, last_saved, requeues_by_faults
 
 SETTLE_S = 2.0
 """From the first sign of a failure until it is judged: time for what caused it to show."""
@@ -72,6 +73,7 @@ class Head:
         self.contract, self.ends_at = contract, ends_at
         self.present = set(present)
         self.history = failures(folder)
+        self._began, self._saved_before_s = time.time(), last_save_s(folder)
         self.asked: str | None = None
         """Why the ranks are to stop; None: they are not."""
         self._told = False
@@ -158,8 +160,11 @@ class Head:
 
     def _why_stop(self, now: float, wall: float) -> str | None:
         if self.ends_at is not None:
-            lead = lead_time(self._most("save_s"), self._most("median_step_s"))
-            if wall >= self.ends_at - lead.value:
+            save_s = self._most("save_s") or self._saved_before_s
+            lead = lead_time(save_s, self._most("median_step_s"))
+            # A short attempt would end before it has begun by an assumption made for hours.
+            longest = lead.value if save_s is not None else (self.ends_at - self._began) / 2
+            if wall >= self.ends_at - min(lead.value, longest):
                 return f"the time limit is near ({lead.why})"
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S

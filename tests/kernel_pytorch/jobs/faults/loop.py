@@ -1,6 +1,6 @@
 """A rank without torch: counts steps, each in a row of its file, and goes on where it last saved.
 
-    python loop.py FOLDER STEPS [SECONDS OF A SAVE]
+python loop.py FOLDER STEPS [SECONDS OF A SAVE]
 """
 
 from __future__ import annotations

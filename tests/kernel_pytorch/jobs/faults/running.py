@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.manage import Jobs
+
+from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.rank.beats import Beat, Beats
 
 T = TypeVar("T")

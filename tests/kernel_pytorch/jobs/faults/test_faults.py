@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kernel_pytorch.jobs.manage import Jobs
+from kernel_pytorch.jobs.target import target_named
 from tests.kernel_pytorch.jobs.faults.loop import EVERY, STEP_S
 from tests.kernel_pytorch.jobs.faults.running import Running, descendants, kill
 
-from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.read import spec_of
-from kernel_pytorch.jobs.target import target_named
 
 LOOP = Path(__file__).with_name("loop.py")
 STEPS = 60
@@ -24,7 +24,9 @@ Submit = Callable[..., Running]
 
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.xdist_group("slurm"))])
-def submit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
+def submit(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Submit]:
     """Submit the loop for two nodes; whatever happens, no process stays."""
     name = request.param
     if name == "slurm":
@@ -183,7 +185,9 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_whole(submit, tmp_pa
 
     def saving() -> int | None:
         beats = job.beats()
-        return beats[0].pid if 0 in beats and beats[0].phase == "saving" and (beats[0].step or 0) > 5 else None
+        return (
+            beats[0].pid if 0 in beats and beats[0].phase == "saving" and (beats[0].step or 0) > 5 else None
+        )
 
     kill(job.until(saving, "save"))
     assert job.end()["state"] == "completed", job.told()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,12 @@ def test_the_same_crash_three_times_over_attempts(folder):
     "evidence, code",
     [
         (Evidence(oom_kills={"n2": 1}, exit_codes={1: -9}), 1),
-        (Evidence(errors={1: RankError(text="[Errno 28] No space left on device", type="OSError", step=3)}), 1),
+        (
+            Evidence(
+                errors={1: RankError(text="[Errno 28] No space left on device", type="OSError", step=3)}
+            ),
+            1,
+        ),
         (Evidence(exit_codes={1: 127}), 2),
     ],
 )
@@ -186,13 +192,31 @@ def test_a_hang_is_judged_also_when_a_node_writes_no_stacks(folder):
 
 
 def test_the_time_limit_asks_to_stop_a_lead_before(folder):
-    head = begun(folder, ends_at=1000.0)
-    assert head.orders(1.0, 1000.0 - ASSUMED_LEAD_S - 1) == []
+    end = time.time() + 3600
+    head = begun(folder, ends_at=end)
+    assert head.orders(1.0, end - ASSUMED_LEAD_S - 1) == []
     head.take(0, {"kind": "seen", "step": 3, "save_s": 2.0, "median_step_s": 0.5}, 2.0)
-    assert head.orders(2.5, 1000.0 - 8) == []
-    (order,) = head.orders(4.0, 1000.0 - 7)  # 3 saves and 2 steps
+    assert head.orders(2.5, end - 8) == []
+    (order,) = head.orders(4.0, end - 7)  # 3 saves and 2 steps
     assert order["kind"] == "stop"
     assert "3 x 2 s" in order["why"]
+
+
+def test_without_a_measured_save_the_lead_is_assumed(folder):
+    end = time.time() + 3600
+    (order,) = begun(folder, ends_at=end).orders(1.0, end - ASSUMED_LEAD_S)
+    assert "assumed" in order["why"]
+    folder.write_record(1, 0, {"saved": [{"step": 4, "seconds": 2.0}], "restart": 0})
+    head = begun(folder, ends_at=end)  # measured by the attempt before
+    assert head.orders(1.0, end - 7) == []
+    assert "3 x 2 s" in head.orders(1.0, end - 6)[0]["why"]
+
+
+def test_a_short_attempt_is_not_stopped_before_it_begins(folder):
+    begin = time.time()
+    head = begun(folder, ends_at=begin + 40)
+    assert head.orders(1.0, begin + 15) == []
+    assert head.orders(1.0, begin + 25)[0]["kind"] == "stop"
 
 
 def test_a_stop_file_asks_and_a_cancelled_job_is_not_requeued(folder):
