@@ -197,7 +197,7 @@ class _First(_Node):
             circle.wait(_TICK_S)
 
     def _nobody_came(self, error: MeetingError, attempt: int, contract: Contract) -> int:
-        """Nodes that have met before can have been lost since; those that never met cannot reach each other."""
+        """Nodes that met before may have been lost since; those that never did cannot reach each other."""
         head = Head(self.folder, attempt, self.place.names, [0], contract)
         met_before = any(event["kind"] == "attempt" for event in self.folder.events())
         if not met_before:

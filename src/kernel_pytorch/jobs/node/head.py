@@ -1,6 +1,7 @@
 """Decides for all nodes of an attempt: reports of the nodes in, orders to them out.
 
-It knows no sockets and no processes; the recovery contract itself is :func:`kernel_pytorch.jobs.recovery.plan.plan`.
+It knows no sockets and no processes. The recovery contract itself is
+:func:`kernel_pytorch.jobs.recovery.plan.plan`.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Member:
         return {"evidence": evidence.to_dict(), "health": health.evidence()}
 
     def stop(self) -> None:
-        """Ask the ranks to stop; those that have never called the interface get SIGTERM, as from a cluster."""
+        """Ask the ranks to stop; those that never called the interface get SIGTERM, as from a cluster."""
         beats = Beats(self.beats)
         beats.ask_to_stop()
         asked = {beat.pid for beat in beats.read().values()}
@@ -136,7 +136,7 @@ class Member:
 
 
 def _beats_folder(prefix: str) -> Path:
-    """A new folder in memory, if there is such; those that killed programs of the same node left are removed."""
+    """A new folder, in memory if there is such; those that killed programs of the node left are removed."""
     parent = Path("/dev/shm")
     if not os.access(parent, os.W_OK | os.X_OK):
         parent = Path(tempfile.gettempdir())

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,9 @@ class Running:
         for rank, pid in self.ranks().items():
             folder = _environment(pid).get("KERNEL_PYTORCH_BEATS")
             if folder and Path(folder).exists():
-                found.update({rank: b for b in Beats(folder).read().values() if b.pid == pid})
+                for beat in Beats(folder).read().values():
+                    if beat.pid == pid:
+                        found[rank] = beat
         return found
 
     def ranks(self) -> dict[int, int]:
@@ -116,10 +119,8 @@ class Running:
 def kill(*pids: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to processes that may have ended."""
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def descendants(pid: int) -> set[int]:
