@@ -14,6 +14,7 @@ from kernel_pytorch.jobs.recovery.timing import ASSUMED_LEAD_S
 
 NAMES = ("n1", "n2")
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
+FULL = "[Errno 28] No space left on device"
 CONTRACT = Contract(min_nodes=2, max_retries=3, max_requeues=20)
 ANY_SIZE = Contract(min_nodes=1, max_retries=3, max_requeues=20)
 
@@ -118,13 +119,11 @@ def test_the_same_crash_three_times_over_attempts(folder):
 
 
 @pytest.mark.parametrize(
-    "evidence, code",
+    ("evidence", "code"),
     [
         (Evidence(oom_kills={"n2": 1}, exit_codes={1: -9}), 1),
         (
-            Evidence(
-                errors={1: RankError(text="[Errno 28] No space left on device", type="OSError", step=3)}
-            ),
+            Evidence(errors={1: RankError(text=FULL, type="OSError", step=3)}),
             1,
         ),
         (Evidence(exit_codes={1: 127}), 2),
