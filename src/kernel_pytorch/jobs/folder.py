@@ -8,7 +8,7 @@
     events.jsonl           what happened, one event a line
     records/attempt-1/     a file by rank: what it saved, and what it said last
     logs/  stacks/         by attempt, as the records
-    stop                   exists when somebody asked the job to stop
+    stop                   exists while the attempt that runs is asked to save and leave
     end.json               how it ended
 """
 
@@ -189,12 +189,17 @@ class JobFolder:
         return {rank: read_json(self._record(attempt, rank)) for rank in _numbered(folder, "rank-")}
 
     def request_stop(self) -> None:
-        """Ask the job to stop, and not to be requeued."""
+        """Ask the attempt that runs to save and leave; the job is requeued and goes on from there."""
         write_atomically(self.path / "stop", b"")
 
     def stop_requested(self) -> bool:
         """Whether somebody, or :meth:`request_stop`, has made the stop file."""
         return (self.path / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Forget a request to stop, as every new attempt does; nothing happens where there is none."""
+        with one_line(self.path / "stop", "removed"):
+            (self.path / "stop").unlink(missing_ok=True)
 
     def end(self, state: str, reason: str, *, step: int | None = None, attempt: int | None = None) -> bool:
         """Write how the job ended; the first call wins.

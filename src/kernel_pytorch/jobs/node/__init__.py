@@ -1,1 +1,1 @@
-"""What runs once on each node of a job. Standard library only."""
+"""What runs once on every node of a job: it finds the other nodes, starts the ranks and watches them."""

@@ -82,7 +82,9 @@ def test_a_killed_writer_is_never_seen_halfway(tmp_path: Path):
 
 
 def checked_step(beats: Beats) -> int | None:
-    if not (read := beats.read()):  # the writer may sleep in the middle of its first beat
+    if not (
+        read := beats.read()
+    ):  # not one whole beat was seen yet: the writer may sleep in the middle of one
         return None
     beat = read[0]
     assert beat.step == beat.save_step == beat.save_s
