@@ -1,0 +1,1 @@
+"""What runs once on each node of a job. Standard library only."""
