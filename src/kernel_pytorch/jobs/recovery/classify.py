@@ -168,15 +168,15 @@ def _meanings(evidence: Evidence, rank: int, source: str, lines: Iterable[str]) 
 
 def _hang(evidence: Evidence) -> Iterator[_Sign]:
     limits = {
-        rank: hang_limit(beat.phase, beat.median_step_s)
+        rank: hang_limit(beat.phase, beat.median_step_s, beat.min_hang_s)
         for rank, beat in evidence.beats.items()
         if evidence.exit_codes.get(rank) != 0
     }
-    late = {rank: beat for rank, beat in evidence.beats.items() if rank in limits}
-    late = {rank: beat for rank, beat in late.items() if beat.since_s > limits[rank].value}
-    if late:
-        rank = suspect(late)
-        beat = late[rank]
+    silent = {rank: evidence.beats[rank].since_s / limit.value for rank, limit in limits.items()}
+    if max(silent.values(), default=0.0) > 1:
+        # The rank for which the others wait may have been the last to beat: it is not late yet.
+        rank = suspect({rank: evidence.beats[rank] for rank, share in silent.items() if share > 0.5})
+        beat = evidence.beats[rank]
         where = f" at {beat.where}" if beat.where else ""
         text = f"rank {rank} hangs{where}: no beat for {beat.since_s:.0f} s while {beat.phase}"
         fact = f"rank {rank}: no beat for {beat.since_s:.0f} s, limit {limits[rank].why}"

@@ -17,6 +17,8 @@ class Beat:
     since_s: float = 0.0
     """Seconds since the beat, when the rank was last seen alive."""
     median_step_s: float | None = None
+    min_hang_s: float | None = None
+    """The shortest limit for a hang, if it is not the usual one."""
     process_state: str | None = None
     """State letter of ``/proc/PID/stat``: T is stopped, D an uninterruptible wait."""
     where: str | None = None
