@@ -46,7 +46,7 @@ def observed_mtbf_h(folder: JobFolder) -> float:
         return MTBF_H
     attempts = folder.attempts()
     begins = [attempt["started_at"] for attempt in attempts] + [time.time()]
-    node_s = sum(
+    node_s: float = sum(
         (end - begin) * len(attempt["nodes"])
         for attempt, begin, end in zip(attempts, begins, begins[1:], strict=False)
     )

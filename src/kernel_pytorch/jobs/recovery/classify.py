@@ -227,7 +227,8 @@ def _killed(evidence: Evidence) -> Iterator[_Sign]:
     for rank, code in sorted(evidence.exit_codes.items()):
         number = -_as_signal(code)
         if number > 0 and number != signal.SIGTERM and rank not in evidence.errors:
-            yield _Sign("crash", *[f"rank {rank} was ended by {_name(number)}"] * 2, rank)
+            how = f"rank {rank} was ended by {_name(number)}"
+            yield _Sign("crash", how, how, rank)
 
 
 def _state(evidence: Evidence) -> str:
