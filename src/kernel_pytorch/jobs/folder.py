@@ -217,6 +217,21 @@ class JobFolder:
         """How the job ended; None if it has not."""
         return _read_if_there(self.path / "end.json")
 
+    def reopen(self) -> bool:
+        """Keep the end record under another name, so that the job can run again; whether there was one."""
+        self.clear_stop()
+        end = self.path / "end.json"
+        number = 1
+        while (kept := self.path / f"end-{number}.json").exists():
+            number += 1
+        with one_line(end, "renamed"):
+            try:
+                os.rename(end, kept)
+            except FileNotFoundError:
+                return False
+            sync_folder(self.path)
+        return True
+
     def _attempt(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt}.json"
 
