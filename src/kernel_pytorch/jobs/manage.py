@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from .facts import JobState, JobStatus
 from .folder import JobFolder, JobFolderError, as_text, find_job, job_folders, jobs_folder, new_job_id
 from .logs import follow_events, log_lines
 from .recovery.plan import Limits
-from .recovery.timing import DEFAULT_INTERVAL_S, checkpoint_interval, lead_time
+from .recovery.timing import checkpoint_interval, lead_time
 from .spec import TrainingJobSpec
 from .status import FINAL, ClusterWord, FolderRecords, status_of
 from .target import ClusterUnavailableError, Target, target_named
@@ -45,8 +44,7 @@ class Submitted:
 
 def plan_of(spec: TrainingJobSpec) -> dict[str, Any]:
     """When the job saves, when it is asked to stop, and how often it is restarted; each with the reason."""
-    asked_s = spec.checkpoint_interval_minutes * 60
-    every = checkpoint_interval(None if asked_s == DEFAULT_INTERVAL_S else asked_s, None, spec.num_nodes[1])
+    every = checkpoint_interval(spec.checkpoint_interval_minutes * 60, None, spec.num_nodes[1])
     lead = lead_time(None)
     never = spec.restart_policy == "Never"
     return {
@@ -121,7 +119,7 @@ class Jobs:
         try:
             for id in ids:
                 folders.append(JobFolder.create(self.root, {**job, "id": id}))
-                folders[-1].event("submitted", f"submitted to {target.name}: {shlex.join(spec.command)}")
+                folders[-1].event("submitted", f"submitted to {target.name}")
             native_ids = target.submit(spec, folders, inherit_env=inherit_env)
         except BaseException:
             for folder in folders:

@@ -162,7 +162,7 @@ def locked(folder: JobFolder) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Supervise the job of a folder; returns when it has ended."""
+    """Have a process of its own supervise the job of a folder; returns in that one when the job has ended."""
     if len(arguments) != 1:
         print("usage: python -m kernel_pytorch.jobs.local.supervise FOLDER", file=sys.stderr)
         return 2
@@ -174,6 +174,8 @@ def main(arguments: list[str]) -> int:
         except BlockingIOError:
             print(f"{folder.id} has a supervisor already", file=sys.stderr)
             return 1
+        if os.fork():  # the lock is the child's too; what started this program need not wait for the job
+            return 0
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         supervisor = Supervisor(folder)

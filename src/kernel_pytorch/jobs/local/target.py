@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,10 @@ class LocalTarget:
 
 def _start(folder: JobFolder, *, inherit_env: bool) -> str:
     environment = {name: value for name, value in os.environ.items() if inherit_env or name in _KEPT}
-    begun = len(folder.attempt_numbers())
+    begun = _count_begun(folder)
     log = folder.path / "logs" / "supervisor.log"
     with log.open("ab") as file:
-        supervisor = subprocess.Popen(
+        subprocess.run(
             [sys.executable, "-m", "kernel_pytorch.jobs.local.supervise", str(folder.path)],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -115,15 +115,20 @@ def _start(folder: JobFolder, *, inherit_env: bool) -> str:
             start_new_session=True,
         )
     until = time.monotonic() + _BEGIN_S
-    while sum(event["kind"] == "attempt" for event in folder.events()) <= begun:
-        ended, late = supervisor.poll() is not None, time.monotonic() > until
-        if ended or late:
-            supervisor.kill()
-            supervisor.wait()
+    while _count_begun(folder) <= begun:
+        if not locked(folder) or time.monotonic() > until:
+            if _count_begun(folder) > begun:  # and has ended since
+                break
+            with suppress(OSError, ValueError):
+                os.kill(_supervisor_pid(folder), signal.SIGKILL)
             end = (folder.ended() or {}).get("reason")
             raise KernelPytorchError(f"the job did not begin: {end or _last_line(log)}")
         time.sleep(_LOOK_EVERY_S)
-    return f"{socket.gethostname()}-{supervisor.pid}-{int(time.time())}"
+    return f"{socket.gethostname()}-{_supervisor_pid(folder)}-{int(time.time())}"
+
+
+def _count_begun(folder: JobFolder) -> int:
+    return sum(event["kind"] == "attempt" for event in folder.events())
 
 
 def _word(folder: JobFolder) -> ClusterWord:
@@ -161,8 +166,9 @@ def _last_line(log: Path) -> str:
 def _num_gpus() -> int | None:
     """GPUs of this machine; None: not known."""
     try:
-        from ...machine.discover import read_node
+        from ...machine.live import Machine
 
-        return sum(device.kind == "gpu" for device in read_node().devices)
+        with closing(Machine(load_torch=False)) as machine:
+            return sum(device.kind == "gpu" for device in machine.node.devices)
     except Exception:  # the machine's own facts are not worth a job
         return None

@@ -106,6 +106,8 @@ class _Node:
         assert self.member is not None
         if order["kind"] == "stop":
             self.member.stop()
+        elif order["kind"] == "restart":
+            self.member.restart()
         elif order["kind"] == "stacks":
             return [self.member.take_stacks()]
         return []

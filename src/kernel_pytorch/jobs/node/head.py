@@ -226,7 +226,7 @@ class Head:
             self._restarts += decision.action == "restart"
             self.present = self._left()
             self._begin_case()
-            return []
+            return [{"kind": "restart"}] if decision.action == "go_on_smaller" else []
         exclude = list(decision.exclude)
         return [{"kind": "end", "code": decision.exit_code, "why": decision.reason, "exclude": exclude}]
 

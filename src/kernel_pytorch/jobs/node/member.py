@@ -66,7 +66,10 @@ class Member:
         self.watch = Watch(folder, self.attempt, self.beats, self.name)
         self.agent.start()
         self._exits: list[RankExit] = []
+        self._restarting = False
+        """Whether ranks of this node have failed, and torchrun has not started others yet."""
         self._late: frozenset[int] = frozenset()
+        self._pids: dict[int, int] = {}
         self._ended = False
         self._look_at = 0.0
         self._seen: Report | None = None
@@ -77,6 +80,7 @@ class Member:
         code = None if self._ended else self.agent.poll()
         if exits := self.agent.new_exits():
             self._exits += exits
+            self._restarting = True
             self._late = frozenset()
             found.append({"kind": "failed", **self._evidence()})
         if code is not None:
@@ -99,6 +103,8 @@ class Member:
         if report != self._seen:
             self._seen = report
             found.append(report)
+        if seen.pids != self._pids:
+            self._pids, self._restarting = dict(seen.pids), False
         late = frozenset(seen.late)
         if late - self._late:
             found.append({"kind": "late", **self._evidence()})
@@ -119,6 +125,13 @@ class Member:
             if pid not in asked:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Have torchrun start the ranks again, without a lost node's, for which they might wait for long."""
+        if not self._restarting:
+            for pid in self.watch.look().pids.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def take_stacks(self) -> Report:
         """Write the stacks of all ranks of this node, which ends them; torchrun starts them again."""
