@@ -82,11 +82,11 @@ def of_queries() -> dict[str, str]:
 def of_submission(given: Iterable[str]) -> dict[str, str]:
     """The environment for sbatch, which a job inherits.
 
-    Variables of sbatch count more than a script's header, and those of a job in which ``submit`` is typed would
-    be taken for the new job's.
+    Variables of sbatch count more than a script's header, and those of a job in which ``submit`` is typed
+    would be taken for the new job's.
 
     Args:
-        given: names of options in the header, such as ``partition``; only the others have the user's defaults.
+        given: names of options in the header, such as ``partition``; the user's variables set only others.
     """
     names = set(_DEFAULTS) - {name.upper() for name in given}
     kept = {*_KEPT, *(f"SBATCH_{name}" for name in names)}

@@ -43,21 +43,21 @@ def _misfit(spec: TrainingJobSpec, partition: Partition) -> str | None:
     gpus = spec.num_gpus_per_node or 0
     if least > len(partition.nodes):
         return (
-            f"nodes={least} are more than the {len(partition.nodes)} of partition {name}: ask for fewer, as in "
-            f"--nodes {len(partition.nodes)}, or choose another partition"
+            f"nodes={least} are more than the {len(partition.nodes)} of partition {name}: ask for fewer, or "
+            "choose another partition"
         )
     if partition.max_nodes is not None and least > partition.max_nodes:
         return (
-            f"nodes={least} are more than the {partition.max_nodes} that partition {name} gives to one job: ask "
-            "for fewer, or choose another partition"
+            f"nodes={least} are more than the {partition.max_nodes} that partition {name} gives to one job: "
+            "ask for fewer, or choose another partition"
         )
     having = sum((node.total_gpus or 0) >= gpus for node in partition.nodes)
     if having < least:
         most = max((node.total_gpus or 0 for node in partition.nodes), default=0)
         if having == 0:
             return (
-                f"gpus_per_node={gpus} are more than any node of partition {name} has ({most}): spread the job "
-                "over more nodes, or choose another partition"
+                f"gpus_per_node={gpus} are more than any node of partition {name} has ({most}): spread the "
+                "job over more nodes, or choose another partition"
             )
         return (
             f"nodes={least} with gpus_per_node={gpus}: partition {name} has {having} such node"
@@ -101,23 +101,27 @@ def settings_notes(
     for partition in partitions:
         grace_s = max(kill_wait_s, partition.grace_time_s or 0.0) if partition.is_preempting else kill_wait_s
         if grace_s < longest_s:
-            what = f"a preemption in partition {partition.name}" if partition.is_preempting else "a requeue by Slurm"
+            what = (
+                f"a preemption in partition {partition.name}"
+                if partition.is_preempting
+                else "a requeue by Slurm"
+            )
             took = "takes longer" if save_s is None else f"takes {save_s:g} s"
             source = f"KillWait={kill_wait_s:g} s" + (
                 f", GraceTime={partition.grace_time_s or 0:g} s" if partition.is_preempting else ""
             )
             notes.append(
-                f"{what} leaves {grace_s:g} s to save ({source}): where a save {took}, the steps since the last "
-                "checkpoint are lost; the time limit and a request to stop lose none"
+                f"{what} leaves {grace_s:g} s to save ({source}): where a save {took}, the steps since the "
+                "last checkpoint are lost; the time limit and a request to stop lose none"
             )
     if config.get("JobRequeue") == "0":
         notes.append(
-            "the site requeues no jobs by default (JobRequeue=0); this job asks for it, and an administrator may "
-            "have to allow it"
+            "the site requeues no jobs by default (JobRequeue=0); this job asks to be requeued, which an "
+            "administrator may have to allow"
         )
     if spec.resources.cpu_cores is None:
         notes.append(
-            "no CPU cores are asked for, so that Slurm may give one per node; see --cpus-per-task, DefCpuPerGPU"
+            "no CPU cores are asked for: unless the site has another default, Slurm gives one on each node"
         )
     if spec.resources.gpu_memory_gb is not None:
         notes.append("Slurm chooses no GPUs by their memory: choose a type or a constraint")

@@ -13,7 +13,9 @@ from . import commands
 
 _MIB_IN_GB = 2**20 / 1e9
 _GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)")
-_FINE = re.compile("(IDLE|MIXED|ALLOCATED|COMPLETING|PLANNED|CLOUD|POWER_SAVING|POWERED_DOWN|DYNAMIC_\\w+)[*+~#%$@^!-]*")
+_FINE = re.compile(
+    "(IDLE|MIXED|ALLOCATED|COMPLETING|PLANNED|CLOUD|POWER_SAVING|POWERED_DOWN|DYNAMIC_\\w+)[*+~#%$@^!-]*"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

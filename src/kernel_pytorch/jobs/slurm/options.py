@@ -21,10 +21,32 @@ _OURS = {
     "--no-requeue": "use restart_policy Never",
     "--export": "use inherit_env",
     **dict.fromkeys(
-        "--ntasks --ntasks-per-node --output --open-mode --comment --chdir --signal --wrap --export-file "
-        "--parsable --test-only --wait --help --usage --version".split(),
+        (
+            *("--ntasks", "--ntasks-per-node", "--output", "--open-mode", "--comment", "--chdir", "--signal"),
+            *("--wrap", "--export-file", "--parsable", "--test-only", "--wait", "--help", "--usage"),
+            "--version",
+        ),
         "the job needs its own",
     ),
+}
+_COMMON = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "gres",
+    "exclude",
+    "dependency",
+    "reservation",
+    "array",
+)
+_COMMON_SHORT = {
+    "-p": "partition",
+    "-A": "account",
+    "-q": "qos",
+    "-C": "constraint",
+    "-x": "exclude",
+    "-d": "dependency",
 }
 _SHORT = {"-a": "--array", "-N": "--nodes", "-t": "--time", "-J": "--job-name", "-n": "--ntasks"}
 _SHORT |= {"-o": "--output", "-D": "--chdir", "-W": "--wait", "-h": "--help", "-V": "--version"}
@@ -47,25 +69,32 @@ class SlurmOptions:
     sbatch: tuple[str, ...] = ()
     """Any other options, such as ``--exclusive`` or ``--mail-type=END``."""
 
+    def common(self) -> dict[str, str]:
+        """Those with names of their own that were given."""
+        return {name: value for name in _COMMON if (value := getattr(self, name)) is not None}
+
 
 def options_of(spec: TrainingJobSpec) -> SlurmOptions:
-    """The options, checked.
+    """The options, checked. Common ones among ``sbatch`` count as if given by their own names.
 
     Raises:
-        TypeError, ValueError: one is unknown, has the wrong type or a line break, or is not the user's to set.
+        TypeError, ValueError: one is unknown, has the wrong type, or is not the user's to set.
     """
     given: Mapping[str, Any] = spec.options.get("slurm", {})
     refuse_unknown(given, [item.name for item in fields(SlurmOptions)], "options.slurm")
     values = {name: value for name, value in given.items() if value is not None}
+    flags = []
+    for flag in check_texts("options.slurm.sbatch", values.pop("sbatch", [])):
+        name, _, value = flag_of(flag)
+        common = _COMMON_SHORT.get(name, name.removeprefix("--"))
+        if common in _COMMON:
+            values[common] = value or ""
+        else:
+            flags.append(flag)
     for name, value in values.items():
-        where = f"options.slurm.{name}"
-        if name == "sbatch":
-            values = {**values, name: tuple(check_texts(where, value))}
-            for flag in values[name]:
-                flag_of(flag)
-        elif "\n" in check_text(where, value) or "\r" in value:
-            raise ValueError(f"{where} must be one line, got {value!r}")
-    options = SlurmOptions(**values)
+        if re.search("[\n\r]", check_text(f"options.slurm.{name}", value)):
+            raise ValueError(f"options.slurm.{name} must be one line, got {value!r}")
+    options = SlurmOptions(**values, sbatch=tuple(flags))
     if options.array is not None:
         indices_of(options.array)
     return options

@@ -23,8 +23,8 @@ _OURS_TO_END = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CON
 def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
     """Requeue the job of this process. Any number of its processes may call this at once.
 
-    The requeue signals all processes of the job, this one too; meanwhile SIGTERM and SIGUSR1 are ignored. A job
-    that was cancelled or has ended otherwise than by its time limit is left alone.
+    The requeue signals all processes of the job, this one too; meanwhile SIGTERM and SIGUSR1 are ignored. A
+    job that was cancelled, or has ended otherwise than by its time limit, is left alone.
 
     Args:
         job_id: of Slurm; ``17`` or ``17_3``.

@@ -91,15 +91,11 @@ def _header(spec: TrainingJobSpec, folder: Path, lead_s: float, inherit_env: boo
     yield "--open-mode=append"
     yield "--chdir=/"  # exists everywhere, and holds no modules that Python would take for its own
     yield f"--export={'ALL' if inherit_env else 'NIL'}"
-    for name in ("partition", "account", "qos", "constraint", "gres", "exclude", "dependency"):
-        if (value := getattr(options, name)) is not None:
-            yield f"--{name}={quoted(value)}"
-    for name in ("reservation", "array"):
-        if (value := getattr(options, name)) is not None:
-            yield f"--{name}={quoted(value)}"
+    for name, value in options.common().items():
+        yield f"--{name}={quoted(value)}"
     for flag in options.sbatch:
-        name, sign, value = flag_of(flag)
-        yield f"{name}{sign}{quoted(value) if value is not None else ''}"
+        option, sign, argument = flag_of(flag)
+        yield f"{option}{sign}{quoted(argument) if argument is not None else ''}"
 
 
 def minutes_of(spec: TrainingJobSpec) -> int:
@@ -129,14 +125,14 @@ def _resources(spec: TrainingJobSpec) -> Iterator[str]:
 def _refuse_impossible(spec: TrainingJobSpec) -> None:
     if spec.image is not None or spec.volumes:
         raise ValueError(
-            f"image={spec.image!r}: on Slurm a job runs in the Python that submitted it, in no container, and "
-            "mounts no volumes; leave image and volumes out, or put the container's own command, such as "
-            "apptainer exec IMAGE, before yours"
+            f"image={spec.image!r}, volumes={spec.volumes}: on Slurm a job runs in no container and mounts "
+            "nothing; leave both out, or put the container's own command, such as apptainer exec IMAGE, "
+            "before yours"
         )
     if len(kinds := spec.resources.required_gpu_types or ()) > 1:
         raise ValueError(
-            f"required_gpu_types={list(kinds)}: Slurm takes one type; choose one, or set options.slurm.constraint, "
-            "such as 'a100|h100', where the site has such features"
+            f"required_gpu_types={list(kinds)}: Slurm takes one type; choose one, or set "
+            "options.slurm.constraint, such as 'a100|h100', where the site has such features"
         )
     if spec.resources.node_selector:
         raise ValueError(

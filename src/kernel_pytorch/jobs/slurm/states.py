@@ -43,15 +43,32 @@ _FLAGS = {
     "STOPPED": JobState.RUNNING,
     "UPDATE_DB": None,  # says nothing of the job
 }
-_COMPACT = dict(
-    word.split(":")
-    for word in (
-        "BF:BOOT_FAIL CA:CANCELLED CD:COMPLETED CF:CONFIGURING CG:COMPLETING DL:DEADLINE F:FAILED NF:NODE_FAIL "
-        "OOM:OUT_OF_MEMORY PD:PENDING PR:PREEMPTED R:RUNNING RD:RESV_DEL_HOLD RF:REQUEUE_FED RH:REQUEUE_HOLD "
-        "RQ:REQUEUED RS:RESIZING RV:REVOKED S:SUSPENDED SE:SPECIAL_EXIT SI:SIGNALING SO:STAGE_OUT ST:STOPPED "
-        "TO:TIMEOUT"
-    ).split()
-)
+_COMPACT = {
+    "BF": "BOOT_FAIL",
+    "CA": "CANCELLED",
+    "CD": "COMPLETED",
+    "CF": "CONFIGURING",
+    "CG": "COMPLETING",
+    "DL": "DEADLINE",
+    "F": "FAILED",
+    "NF": "NODE_FAIL",
+    "OOM": "OUT_OF_MEMORY",
+    "PD": "PENDING",
+    "PR": "PREEMPTED",
+    "R": "RUNNING",
+    "RD": "RESV_DEL_HOLD",
+    "RF": "REQUEUE_FED",
+    "RH": "REQUEUE_HOLD",
+    "RQ": "REQUEUED",
+    "RS": "RESIZING",
+    "RV": "REVOKED",
+    "S": "SUSPENDED",
+    "SE": "SPECIAL_EXIT",
+    "SI": "SIGNALING",
+    "SO": "STAGE_OUT",
+    "ST": "STOPPED",
+    "TO": "TIMEOUT",
+}
 STATES: dict[str, JobState | None] = {**_BASE, **_FLAGS}
 """Base states and flags."""
 
@@ -80,7 +97,7 @@ def state_of(word: str) -> JobState | None:
     """The state that a word of Slurm's means; None: none, or not known.
 
     Args:
-        word: long, compact, with ``JOB_`` before it, or as sacct has it: ``CANCELLED by 1000``, ``CANCELLED+``.
+        word: long, compact, with ``JOB_`` before it, or as of sacct: ``CANCELLED by 1000``, ``CANCELLED+``.
     """
     name = long_word(word)
     return None if name is None else STATES.get(name)
