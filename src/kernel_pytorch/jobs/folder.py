@@ -8,7 +8,7 @@
     events.jsonl           what happened, one event a line
     records/attempt-1/     a file by rank: what it saved, and what it said last
     logs/  stacks/         by attempt, as the records
-    stop                   exists when somebody asked the job to stop
+    stop                   exists while the attempt that runs is asked to save and leave
     end.json               how it ended
 """
 
@@ -138,6 +138,10 @@ class JobFolder:
             attempt += 1
         return attempt
 
+    def claim_decision(self, attempt: int) -> bool:
+        """Whether this is the first to decide what follows on an attempt whose first node is lost."""
+        return create_atomically(self.path / "attempts" / f"{attempt}.decided", b"")
+
     def attempt_numbers(self) -> list[int]:
         """The numbers of the attempts so far, in order."""
         # Listed, not looked up by name: when a folder is opened, NFS asks the server for news of it, while
@@ -185,12 +189,17 @@ class JobFolder:
         return {rank: read_json(self._record(attempt, rank)) for rank in _numbered(folder, "rank-")}
 
     def request_stop(self) -> None:
-        """Ask the job to stop, and not to be requeued."""
+        """Ask the attempt that runs to save and leave; the job is requeued and goes on from there."""
         write_atomically(self.path / "stop", b"")
 
     def stop_requested(self) -> bool:
         """Whether somebody, or :meth:`request_stop`, has made the stop file."""
         return (self.path / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Forget a request to stop, as every new attempt does; nothing happens where there is none."""
+        with one_line(self.path / "stop", "removed"):
+            (self.path / "stop").unlink(missing_ok=True)
 
     def end(self, state: str, reason: str, *, step: int | None = None, attempt: int | None = None) -> bool:
         """Write how the job ended; the first call wins.
@@ -207,6 +216,21 @@ class JobFolder:
     def ended(self) -> dict[str, Any] | None:
         """How the job ended; None if it has not."""
         return _read_if_there(self.path / "end.json")
+
+    def reopen(self) -> bool:
+        """Keep the end record under another name, so that the job can run again; whether there was one."""
+        self.clear_stop()
+        end = self.path / "end.json"
+        number = 1
+        while (kept := self.path / f"end-{number}.json").exists():
+            number += 1
+        with one_line(end, "renamed"):
+            try:
+                os.rename(end, kept)
+            except FileNotFoundError:
+                return False
+            sync_folder(self.path)
+        return True
 
     def _attempt(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt}.json"

@@ -99,7 +99,7 @@ class _Rank(RankJob):
         beats = Path(variable("KERNEL_PYTORCH_BEATS"))
         path = beats / f"rank-{self._record.local_rank}"
         with one_line(path, "written"):
-            self._beats = BeatWriter(path)
+            self._beats = BeatWriter(path, self._record.rank)
         self._stop_file, self._asked, self._look_at = beats / "stop", False, 0.0
         self._pid, self._excepthook, sys.excepthook = os.getpid(), sys.excepthook, self._failed
 

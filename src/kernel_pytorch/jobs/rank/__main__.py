@@ -6,18 +6,20 @@ parses what the user wrote.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from ..atomic import one_line
+from ..atomic import one_line, write_atomically
 from ..folder import JobFolder, JobFolderError, as_bytes
 from .parent import die_with_parent
-from .record import RankRecord
+from .record import RankRecord, variable
 
 
 def main(arguments: list[str]) -> int:
@@ -30,12 +32,36 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m kernel_pytorch.jobs.rank FOLDER", file=sys.stderr)
         return 2
     try:
+        if "KERNEL_PYTORCH_ATTEMPT" in os.environ:  # else it was started by hand
+            _announce(RankRecord.of_this_process())
         _exec(JobFolder(arguments[0]).job())
     except (JobFolderError, OSError, ValueError) as error:
         print(f"kernel_pytorch.jobs.rank: error: {error}", file=sys.stderr)
         with suppress(JobFolderError):
             RankRecord.of_this_process().failed(error)
     return 2
+
+
+def _announce(record: RankRecord) -> None:
+    """Open the rank's log as stdout and stderr, and tell the node program of the process."""
+    beats = Path(variable("KERNEL_PYTORCH_BEATS"))
+    log = record.folder.path / "logs" / f"attempt-{record.attempt}" / f"rank-{record.rank}.log"
+    with one_line(log.parent, "made"):
+        log.parent.mkdir(0o700, exist_ok=True)
+    with one_line(log, "written"):
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        size = os.fstat(descriptor).st_size
+    started = {
+        "rank": record.rank,
+        "pid": os.getpid(),
+        "restart": record.restart,
+        "time_s": monotonic(),
+        "log_from": size,
+    }
+    write_atomically(beats / f"started-{record.local_rank}.json", json.dumps(started).encode())
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
 
 
 def _exec(job: Mapping[str, Any]) -> None:
@@ -48,6 +74,9 @@ def _exec(job: Mapping[str, Any]) -> None:
     # Python ignores these; a shell's pipelines need the first.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # The agent ignores these, but ends ranks by SIGTERM when it restarts them.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     # Until the training loop handles it, a request to stop must not kill the rank.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     argv = [as_bytes(argument) for argument in job["argv"]]

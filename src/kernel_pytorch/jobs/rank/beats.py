@@ -1,8 +1,8 @@
 """Heartbeats: a mapped file for each rank of a node, written at every step, read by the node program.
 
 The file has 64 bytes: the sequence (odd while the rest is written), step, monotonic time, phase, seconds and
-step of the last save, process id, and a checksum of all that. The checksum is what a reader trusts: stores
-to memory may arrive in another order than they were made (on ARM), and a writer may be killed halfway.
+step of the last save, process id, rank, and a checksum of all that. The checksum is what a reader trusts:
+stores to memory may arrive in another order than they were made (on ARM), and a writer may be killed halfway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zlib import crc32
 
 PHASES = ("starting", "training", "evaluating", "saving", "left")
 _NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
-_RECORD, _SEQUENCE, _CHECK = struct.Struct("<qqdqdqi"), struct.Struct("<q"), struct.Struct("<I")
+_RECORD, _SEQUENCE, _CHECK = struct.Struct("<qqdqdqii"), struct.Struct("<q"), struct.Struct("<I")
 _WHOLE, _SIZE = _RECORD.size + _CHECK.size, 64
 _UNKNOWN = -1
 _TRIES = 100
@@ -40,6 +40,8 @@ class Beat:
     save_step: int | None
     pid: int
     """The rank's process."""
+    rank: int | None = None
+    """Among all ranks of the job; None if it did not say."""
 
 
 class BeatWriter:
@@ -47,15 +49,16 @@ class BeatWriter:
 
     Args:
         path: created, or taken over from an earlier process of the rank.
+        rank: among all ranks of the job.
 
     Raises:
         OSError: it cannot be created.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, rank: int | None = None) -> None:
         self._sequence = 0
         self._save_s, self._save_step = math.nan, _UNKNOWN
-        self._pid = os.getpid()
+        self._pid, self._rank = os.getpid(), _UNKNOWN if rank is None else rank
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # Not ftruncate: where /dev/shm is full, the first store to an empty page is a SIGBUS.
@@ -81,6 +84,7 @@ class BeatWriter:
                 self._save_s,
                 self._save_step,
                 self._pid,
+                self._rank,
             )
         except (KeyError, struct.error) as error:
             if phase not in _NUMBERS:
@@ -128,7 +132,7 @@ def _read(path: Path) -> Beat | None:
             # Not mapped: reading a map of a file that another process cuts is a SIGBUS.
             data = os.pread(descriptor, _WHOLE, 0)
             if len(data) == _WHOLE and crc32(data[: _RECORD.size]) == _CHECK.unpack(data[_RECORD.size :])[0]:
-                _, step, time_s, phase, save_s, save_step, pid = _RECORD.unpack(data[: _RECORD.size])
+                _, step, time_s, phase, save_s, save_step, pid, rank = _RECORD.unpack(data[: _RECORD.size])
                 return Beat(
                     step=None if step == _UNKNOWN else step,
                     time_s=time_s,
@@ -136,6 +140,7 @@ def _read(path: Path) -> Beat | None:
                     save_s=None if math.isnan(save_s) else save_s,
                     save_step=None if save_step == _UNKNOWN else save_step,
                     pid=pid,
+                    rank=None if rank == _UNKNOWN else rank,
                 )
     finally:
         os.close(descriptor)

@@ -69,7 +69,7 @@ class RankRecord:
         )
 
     def _last_word(self, word: dict[str, Any]) -> None:
-        self._write({"saved": self._saves(), **word})
+        self._write({"saved": self._saves(), **word, "pid": os.getpid()})
 
     def _saves(self) -> list[dict[str, Any]]:
         saves: list[dict[str, Any]] = (self.folder.record(self.attempt, self.rank) or {}).get("saved", [])

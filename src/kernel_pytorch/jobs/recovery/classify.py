@@ -75,7 +75,8 @@ def classify(evidence: Evidence, attempt: int | None = None) -> Failure:
         signs += _good_end(evidence)
     else:
         signs += _of_ranks(evidence)
-        signs = signs or [*_bad_end(evidence)]
+        if all(sign.kind == "network" for sign in signs):  # what a rank that dies leaves on the others
+            signs += _bad_end(evidence) if not signs else _killed(evidence)
         if asked := evidence.stop_requested:
             fact = f"asked to stop ({asked}) before {signs[0].fact}"
             signs.append(_Sign("stopped", f"asked to stop ({asked}), but not all ranks had saved", fact))
@@ -167,15 +168,15 @@ def _meanings(evidence: Evidence, rank: int, source: str, lines: Iterable[str]) 
 
 def _hang(evidence: Evidence) -> Iterator[_Sign]:
     limits = {
-        rank: hang_limit(beat.phase, beat.median_step_s)
+        rank: hang_limit(beat.phase, beat.median_step_s, beat.min_hang_s)
         for rank, beat in evidence.beats.items()
         if evidence.exit_codes.get(rank) != 0
     }
-    late = {rank: beat for rank, beat in evidence.beats.items() if rank in limits}
-    late = {rank: beat for rank, beat in late.items() if beat.since_s > limits[rank].value}
-    if late:
-        rank = suspect(late)
-        beat = late[rank]
+    silent = {rank: evidence.beats[rank].since_s / limit.value for rank, limit in limits.items()}
+    if max(silent.values(), default=0.0) > 1:
+        # The rank for which the others wait may have been the last to beat: it is not late yet.
+        rank = suspect({rank: evidence.beats[rank] for rank, share in silent.items() if share > 0.5})
+        beat = evidence.beats[rank]
         where = f" at {beat.where}" if beat.where else ""
         text = f"rank {rank} hangs{where}: no beat for {beat.since_s:.0f} s while {beat.phase}"
         fact = f"rank {rank}: no beat for {beat.since_s:.0f} s, limit {limits[rank].why}"
@@ -219,6 +220,15 @@ def _bad_end(evidence: Evidence) -> Iterator[_Sign]:
         known = [f"torchrun returned {agent}"] * bool(agent) + [f"Slurm's state {state}"] * bool(state)
         text = ", ".join(known) or "nothing is known about how it ended"
         yield _Sign("unknown", text, text)
+
+
+def _killed(evidence: Evidence) -> Iterator[_Sign]:
+    """Ranks that a signal ended, but for torchrun's own, and that said nothing."""
+    for rank, code in sorted(evidence.exit_codes.items()):
+        number = -_as_signal(code)
+        if number > 0 and number != signal.SIGTERM and rank not in evidence.errors:
+            how = f"rank {rank} was ended by {_name(number)}"
+            yield _Sign("crash", how, how, rank)
 
 
 def _state(evidence: Evidence) -> str:

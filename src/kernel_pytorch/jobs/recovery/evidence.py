@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,8 @@ class Beat:
     since_s: float = 0.0
     """Seconds since the beat, when the rank was last seen alive."""
     median_step_s: float | None = None
+    min_hang_s: float | None = None
+    """The shortest limit for a hang, if it is not the usual one."""
     process_state: str | None = None
     """State letter of ``/proc/PID/stat``: T is stopped, D an uninterruptible wait."""
     where: str | None = None
@@ -80,6 +83,25 @@ class Evidence:
         if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
             raise ValueError(f"unknown evidence: {', '.join(unknown)}")
         return cls(**{name: _read(name, value) for name, value in values.items()})  # type: ignore[arg-type]
+
+    def joined(self, later: Evidence) -> Evidence:
+        """This and what was learnt later, or on another node, of the same attempt.
+
+        What was known first stays: after a failure the ranks that wait for the failed one end too, and the
+        next ones begin. Only the agents' exit codes are weighed: one that is not 0 counts for all.
+        """
+        values: dict[str, Any] = {}
+        for name, default in vars(_NOTHING).items():
+            mine, other = getattr(self, name), getattr(later, name)
+            if isinstance(default, Mapping):
+                values[name] = {**other, **mine}
+            elif isinstance(default, tuple):
+                values[name] = tuple(dict.fromkeys((*mine, *other)))
+            elif name == "agent_exit_code":
+                values[name] = mine or (mine if other is None else other)
+            else:
+                values[name] = other if mine in (None, False) else mine
+        return Evidence(**values)
 
 
 _BY_RANK = ("exit_codes", "errors", "log_lines", "beats", "left", "node_of")

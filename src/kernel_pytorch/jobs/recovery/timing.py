@@ -89,25 +89,29 @@ _HANG = {
 }
 
 
-def hang_limit(phase: str, median_step_s: float | None = None) -> Figure:
+def hang_limit(phase: str, median_step_s: float | None = None, min_s: float | None = None) -> Figure:
     """Seconds without a beat after which a rank counts as hanging.
 
     Args:
         phase: starting, training, evaluating, saving or left.
         median_step_s: measured duration of a step; None: not known.
+        min_s: the shortest limit; None: 60 s.
 
     Raises:
         ValueError: the phase is not one of those, or a value is negative.
     """
     _check_duration(median_step_s=median_step_s)
+    _check_positive(min_s=min_s)
+    least = MIN_HANG_S if min_s is None else min_s
+    slow = max(SLOW_PHASE_S, least)
     if phase in _HANG:
-        return Figure(SLOW_PHASE_S, f"{SLOW_PHASE_S:g} s while {phase}: {_HANG[phase]}")
+        return Figure(slow, f"{slow:g} s while {phase}: {_HANG[phase]}")
     if phase != "training":
         raise ValueError(f"phase must be one of {', '.join(('training', *_HANG))}, got {phase!r}")
     if median_step_s is None:
-        return Figure(SLOW_PHASE_S, f"{SLOW_PHASE_S:g} s while training: no step was measured yet")
-    value = max(MIN_HANG_S, STEPS_TO_HANG * median_step_s)
-    steps = f"{STEPS_TO_HANG} x {median_step_s:g} s, the median step, at least {MIN_HANG_S:g} s"
+        return Figure(slow, f"{slow:g} s while training: no step was measured yet")
+    value = max(least, STEPS_TO_HANG * median_step_s)
+    steps = f"{STEPS_TO_HANG} x {median_step_s:g} s, the median step, at least {least:g} s"
     return Figure(value, f"{value:g} s while training: {steps}")
 
 

@@ -56,7 +56,9 @@ def test_all_ranks_of_a_node(tmp_path: Path):
     assert list(first) == [9, 10]
     assert first[9].phase == "starting"
     assert first[9].pid == os.getpid()
-    assert first[9].step is first[9].save_s is first[9].save_step is None
+    assert first[9].step is first[9].save_s is first[9].save_step is first[9].rank is None
+    assert BeatWriter(tmp_path / "rank-9", rank=25).step is None
+    assert beats.read()[9].rank == 25
     writers[9].write(0, "training")
     then = beats.read()
     assert (then[9].step, then[9].phase) == (0, "training")
@@ -82,7 +84,7 @@ def test_a_killed_writer_is_never_seen_halfway(tmp_path: Path):
 
 
 def checked_step(beats: Beats) -> int | None:
-    if not (read := beats.read()):  # not one whole beat was seen yet: the writer may sleep in the middle of one
+    if not (read := beats.read()):  # not one whole beat yet: the writer may sleep in the middle of one
         return None
     beat = read[0]
     assert beat.step == beat.save_step == beat.save_s

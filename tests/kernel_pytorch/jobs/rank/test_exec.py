@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +31,7 @@ SHOW = (
     "import sys; both = [open('/proc/self/' + name, 'rb').read() for name in ('cmdline', 'environ')]; "
     "sys.stdout.buffer.write(b'%d %d\\n' % tuple(map(len, both)) + b''.join(both))"
 )
+IGNORE_ALL = "for n in (1, 2, 10, 15): signal.signal(n, signal.SIG_IGN)"
 NO_NUL = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
 NAMES = NO_NUL.filter(lambda name: name and b"=" not in name and os.fsdecode(name) not in BASE)
 NASTY = [
@@ -129,7 +133,42 @@ def test_what_python_ignores_is_not_ignored_but_a_request_to_stop_is(folder: Job
     write_job(folder, [b"grep", b"SigIgn", b"/proc/self/status"])
     ignored = int(run_rank(folder).stdout.split()[1], 16)
     names = [number.name for number in signal.Signals if ignored >> (number - 1) & 1]
-    assert {"SIGPIPE", "SIGXFSZ", "SIGUSR1", "SIGTERM"} & set(names) == {"SIGUSR1"}
+    assert names == ["SIGUSR1"]
+
+
+def test_what_the_agent_ignores_is_not_ignored(folder: JobFolder):
+    write_job(folder, [b"grep", b"SigIgn", b"/proc/self/status"])
+    ignoring = f"import os, signal\n{IGNORE_ALL}\nos.execv({RANK[0]!r}, {[*RANK, str(folder.path)]})"
+    done = subprocess.run([sys.executable, "-c", ignoring], env=BASE, capture_output=True, check=True)
+    ignored = int(done.stdout.split()[1], 16)
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    assert [number for number in stops if ignored >> (number - 1) & 1] == [signal.SIGUSR1]
+
+
+def test_a_rank_of_an_attempt_has_a_log_and_says_that_it_started(folder: JobFolder, in_job: Path):
+    log = folder.path / "logs" / "attempt-1" / "rank-3.log"
+    write_job(folder, [b"sh", b"-c", b"echo $$; echo error >&2"])
+    size = 0
+    for _ in range(2):
+        done = run_rank(folder, job_environment())
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        started = json.loads((in_job / "started-1.json").read_text())
+        assert 0 < started.pop("time_s") < time.monotonic()
+        *_, pid, error = log.read_text().splitlines()
+        assert error == "error"
+        assert started == {"rank": 3, "pid": int(pid), "restart": 2, "log_from": size}
+        size = log.stat().st_size
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_a_rank_that_cannot_have_a_log_says_so(folder: JobFolder, in_job: Path):
+    (folder.path / "logs").rmdir()
+    write_job(folder, [b"pwd"])
+    done = run_rank(folder, job_environment())
+    assert (done.returncode, done.stdout) == (2, b"")
+    logs = f"{folder.path}/logs"
+    assert done.stderr.decode().endswith(f"{logs}/attempt-1 cannot be made: the folder {logs} has vanished\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_secrets_arrive_and_are_written_nowhere(folder: JobFolder, tmp_path: Path):
@@ -168,10 +207,11 @@ def test_secrets_arrive_and_are_written_nowhere(folder: JobFolder, tmp_path: Pat
 def test_why_it_could_not_start_is_recorded(folder: JobFolder, in_job: Path, job: dict, kind: str, line: str):
     write_job(folder, **job)
     done = run_rank(folder, job_environment())
-    assert done.returncode == 2
-    assert done.stderr.decode().startswith("kernel_pytorch.jobs.rank: error: ")
-    assert done.stderr.decode().endswith(f"{line}\n")
-    assert len(done.stderr.splitlines()) == 1
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+    log = (folder.path / "logs" / "attempt-1" / "rank-3.log").read_text()
+    assert log.startswith("kernel_pytorch.jobs.rank: error: ")
+    assert log.endswith(f"{line}\n")
+    assert len(log.splitlines()) == 1
     record = folder.record(1, 3)
     assert (record["type"], record["restart"], record["step"]) == (kind, 2, None)
     assert record["error"].endswith(line)
@@ -182,7 +222,7 @@ def test_a_job_that_others_can_write_is_not_run(folder: JobFolder, in_job: Path,
     folder.path.chmod(0o777)
     done = run_rank(folder, job_environment())
     assert done.returncode == 2
-    assert b"others can write" in done.stderr
+    assert "others can write" in (folder.path / "logs" / "attempt-1" / "rank-3.log").read_text()
     assert folder.record(1, 3)["error"].startswith("others can write")
     assert not (tmp_path / "was run").exists()
 

@@ -48,11 +48,12 @@ def test_in_a_job(folder: JobFolder, in_job: Path):
     job.saved(7, 1.5)
     beat = Beats(in_job).read()[1]
     assert (beat.step, beat.phase, beat.save_s, beat.save_step) == (7, "training", 1.5, 7)
+    assert (beat.rank, beat.pid) == (3, os.getpid())
     assert folder.records(1) == {3: {"saved": [{"step": 7, "seconds": 1.5}], "restart": 2}}
     job.saved(9, 2.5)
     job.left()
     saves = [{"step": 7, "seconds": 1.5}, {"step": 9, "seconds": 2.5}]
-    assert folder.records(1) == {3: {"saved": saves, "left": 7, "restart": 2}}
+    assert folder.records(1) == {3: {"saved": saves, "left": 7, "pid": os.getpid(), "restart": 2}}
     assert Beats(in_job).read()[1].phase == "left"
     job.left(9)
     assert folder.record(1, 3)["left"] == 9
@@ -203,6 +204,7 @@ def test_what_ends_a_rank_is_recorded_without_its_secrets(
     assert "hunter2" in done.stderr  # the process's own, as ever
     record = folder.record(1, 3)
     trace = record.pop("traceback")
+    assert record.pop("pid") > 0
     assert record == {
         "saved": [{"step": 5, "seconds": 0.5}],
         "error": "refused: (TOKEN)",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,20 @@ def test_a_hang_names_rank_line_and_limit():
     assert failure.text == "rank 1 hangs at train.py:31 in load: no beat for 75 s while training"
     assert "limit 60 s while training: 10 x 0.5 s" in failure.evidence[0]
     assert (failure.rank, failure.step) == (1, 8)
+
+
+def test_the_rank_that_hangs_may_have_beaten_last():
+    waits = Beat(phase="training", step=8, since_s=60.1, median_step_s=1, where="loop.py:9 in all_reduce")
+    stopped = replace(waits, since_s=59.9, process_state="T", where="loop.py:8 in load")
+    assert classify(Evidence(beats={0: waits, 1: waits, 2: stopped})).rank == 2
+    assert classify(Evidence(beats={0: waits, 1: replace(stopped, since_s=1)})).rank == 0
+    assert classify(Evidence(beats={2: stopped})).kind != "hang"
+
+
+def test_a_shorter_limit_for_a_hang():
+    silent = Beat(phase="training", step=8, since_s=5, median_step_s=0.1, min_hang_s=4)
+    assert classify(Evidence(beats={0: silent})).kind == "hang"
+    assert classify(Evidence(beats={0: replace(silent, min_hang_s=None)})).kind != "hang"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(-int(signal.SIGABRT), "hang"), (0, "crash")])

@@ -91,6 +91,19 @@ def test_every_phase_has_a_limit_and_a_reason(phase: str):
     assert f"{figure.value:g} s while {phase}: " in figure.why
 
 
+@pytest.mark.parametrize(
+    ("phase", "step_s", "min_s", "value"),
+    [
+        ("training", 1, 3, 10),
+        ("training", 0.1, 3, 3),
+        ("training", None, 3, 1800),
+        ("saving", None, 7200, 7200),
+    ],
+)
+def test_the_shortest_hang_limit(phase: str, step_s: float | None, min_s: float, value: float):
+    assert hang_limit(phase, step_s, min_s).value == value
+
+
 def test_torchrun_has_time_to_save():
     assert torchrun_timeouts()["shutdown_timeout"].value >= lead_time(None).value
     assert torchrun_timeouts(save_s=0.1)["shutdown_timeout"].value == 30
@@ -128,6 +141,7 @@ def test_torchrun_takes_them():
         (lambda: checkpoint_interval(1, -1, 1), "save_s must not be negative, got -1"),
         (lambda: lead_time(float("inf")), "save_s must not be negative, got inf"),
         (lambda: hang_limit("training", -2), "median_step_s must not be negative, got -2"),
+        (lambda: hang_limit("training", 1, 0), "min_s must be positive, got 0"),
         (lambda: hang_limit("sleeping"), "phase must be one of training, starting"),
     ],
 )

@@ -1,0 +1,278 @@
+"""``python -m kernel_pytorch.jobs.node FOLDER``: runs once on each node of a job, on every target.
+
+Exit status: 0 done, or nothing is left to do; 75 the job is to be run again; 1 failed; 2 the user's mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from ...errors import KernelPytorchError
+from ..folder import JobFolder
+from ..rank.parent import die_with_parent
+from ..recovery.classify import Failure, classify
+from ..recovery.evidence import Evidence
+from ..recovery.plan import FAILED, REQUEUE, USER, Limits, plan
+from ..recovery.timing import checkpoint_interval, torchrun_timeouts
+from . import health, requeue
+from .head import Contract, Head
+from .history import failures, last_save_s, observed_mtbf_h, requeues_by_faults
+from .member import Member
+from .place import Place, here
+from .rendezvous import Circle, MeetingError, meet
+
+_TICK_S = 0.2
+_MEET_S = 120.0
+_GOODBYE_S = 10.0
+
+
+class _Signals:
+    """Requests to stop that reach this program by a signal."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for what is in the foreground
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+
+def main(arguments: list[str]) -> int:
+    """Run the node's part of the job; returns the exit status."""
+    if len(arguments) != 1:
+        print("usage: python -m kernel_pytorch.jobs.node FOLDER", file=sys.stderr)
+        return USER
+    signals = _Signals()
+    try:
+        folder = JobFolder(arguments[0])
+        job = folder.job()
+        place = here()
+        if not die_with_parent():
+            return FAILED
+        if folder.ended():
+            print(f"{folder.id} has ended", file=sys.stderr)
+            return 0
+        return (_First if place.index == 0 else _Other)(folder, job, place, signals).run()
+    except (KernelPytorchError, OSError) as error:
+        print(f"kernel_pytorch.jobs.node: error: {error}", file=sys.stderr)
+        return FAILED
+
+
+class _Node:
+    """What the first node and the others have in common."""
+
+    def __init__(self, folder: JobFolder, job: Mapping[str, Any], place: Place, signals: _Signals) -> None:
+        self.folder, self.job, self.place, self.signals = folder, job, place, signals
+        self.name = place.names[place.index]
+        self.member: Member | None = None
+
+    def begin(self, order: Mapping[str, Any], circle: Circle) -> Member:
+        self._log_to_folder(order["attempt"])
+        self.member = Member(self.folder, self.job, self.place, order, circle.own_address)
+        return self.member
+
+    def _log_to_folder(self, attempt: int) -> None:
+        """From here on, what this program and torchrun print goes to the attempt's log of the node."""
+        log = self.folder.path / "logs" / f"attempt-{attempt}" / f"node-{self.place.index}.log"
+        log.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        os.close(descriptor)
+
+    def end(self) -> None:
+        """Leave no rank of this node."""
+        if self.member is not None:
+            self.member.end()
+            self.member = None
+
+    def requeue(self, order: Mapping[str, Any]) -> None:
+        """Have the cluster run the job again, if that was decided and it was not cancelled meanwhile."""
+        if order["code"] == REQUEUE and not self.folder.ended():
+            requeue.requeue(self.place, order["exclude"])
+
+    def obey(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Do what the first node orders, but for ``end``; returns the reports that answer it."""
+        assert self.member is not None
+        if order["kind"] == "stop":
+            self.member.stop()
+        elif order["kind"] == "stacks":
+            return [self.member.take_stacks()]
+        return []
+
+
+class _First(_Node):
+    def run(self) -> int:
+        attempt = self.folder.claim_attempt({"nodes": list(self.place.names), "native": self.place.native_id})
+        self.folder.clear_stop()
+        contract = Contract.of(self.job["spec"], len(self.place.names))
+        try:
+            circle = meet(self.job["token"], self.place, least=contract.min_nodes, wait_s=_MEET_S)
+        except MeetingError as error:
+            return self._nobody_came(error, attempt, contract)
+        head = Head(
+            self.folder,
+            attempt,
+            self.place.names,
+            sorted(circle.present),
+            contract,
+            ends_at=self.place.ends_at,
+        )
+        try:
+            order = self._order_to_begin(head, circle)
+            circle.broadcast(order)
+            self.begin(order, circle)
+            return self._lead(head, circle)
+        except BaseException as error:
+            circle.broadcast({"kind": "end", "code": FAILED, "why": str(error), "exclude": []})
+            self.end()
+            text = f"{type(error).__name__}: {error}"
+            if not isinstance(error, (KernelPytorchError, OSError)):
+                traceback.print_exc()
+            head.end("failed", f"the node program of {self.name} failed: {text}", None)
+            return FAILED
+        finally:
+            circle.close()
+
+    def _order_to_begin(self, head: Head, circle: Circle) -> dict[str, Any]:
+        ranks, nodes = self.job["spec"]["ranks_per_node"], len(circle.present)
+        asked_s = self.job["plan"]["checkpoint_every_s"]
+        save_s = last_save_s(self.folder)
+        every = checkpoint_interval(asked_s, save_s, nodes, observed_mtbf_h(self.folder))
+        head.event(
+            "attempt",
+            f"attempt {head.attempt} on {', '.join(self.place.names[i] for i in sorted(circle.present))}; "
+            f"checkpoints every {every.why}",
+            nodes=[self.place.names[i] for i in sorted(circle.present)],
+            ranks=ranks * nodes,
+        )
+        return {
+            "kind": "begin",
+            "attempt": head.attempt,
+            "nodes": [min(head.contract.min_nodes, nodes), nodes],
+            "ranks_per_node": ranks,
+            "endpoint": f"{_in_url(circle.address or '127.0.0.1')}:{_free_port()}",
+            # The nodes that stay after one is lost use up a restart each time; this program counts its own.
+            "max_restarts": head.contract.max_retries + nodes - 1,
+            "checkpoint_every_s": every.value,
+            "timeouts": {name: figure.value for name, figure in torchrun_timeouts(save_s).items()},
+        }
+
+    def _lead(self, head: Head, circle: Circle) -> int:
+        assert self.member is not None
+        while True:
+            for index, report in circle.wait(_TICK_S):
+                head.take(index, report, time.monotonic())
+            for index, why in circle.lost.items():
+                head.lose(index, why, time.monotonic())
+            if self.signals.received is not None:
+                head.take(0, {"kind": "asked", "why": self.signals.received}, time.monotonic())
+                self.signals.received = None
+            for report in self.member.reports(time.monotonic()):
+                head.take(0, report, time.monotonic())
+            for order in head.orders(time.monotonic(), time.time()):
+                circle.broadcast(order)
+                if order["kind"] == "end":
+                    self.end()
+                    self._wait_for_others(circle)
+                    self.requeue(order)
+                    return int(order["code"])
+                for report in self.obey(order):
+                    head.take(0, report, time.monotonic())
+
+    def _wait_for_others(self, circle: Circle) -> None:
+        """Until they have ended, or for a while: a job that is requeued is not to find its own ranks."""
+        until = time.monotonic() + _GOODBYE_S
+        while set(circle.present) - {0} - circle.lost.keys() and time.monotonic() < until:
+            circle.wait(_TICK_S)
+
+    def _nobody_came(self, error: MeetingError, attempt: int, contract: Contract) -> int:
+        """Nodes that met before may have been lost since; those that never did cannot reach each other."""
+        head = Head(self.folder, attempt, self.place.names, [0], contract)
+        met_before = any(event["kind"] == "attempt" for event in self.folder.events())
+        if not met_before:
+            head.end("failed", str(error), None)
+            return FAILED
+        for index, name in enumerate(self.place.names):
+            if name in getattr(error, "missing", ()):
+                head.present.add(index)
+                head.lose(index, str(error), time.monotonic())
+        head.take(0, {"kind": "ended", "code": FAILED}, time.monotonic())
+        (order,) = (o for o in head.orders(time.monotonic() + 60, time.time()) if o["kind"] == "end")
+        self.requeue(order)
+        return int(order["code"])
+
+
+class _Other(_Node):
+    def run(self) -> int:
+        circle = meet(self.job["token"], self.place, least=1, wait_s=_MEET_S)
+        try:
+            return self._follow(circle)
+        finally:
+            self.end()
+            circle.close()
+
+    def _follow(self, circle: Circle) -> int:
+        while True:
+            for _, order in circle.wait(_TICK_S):
+                if order["kind"] == "begin":
+                    self.begin(order, circle)
+                elif order["kind"] == "end":
+                    return int(order["code"])
+                elif self.member is not None:
+                    for report in self.obey(order):
+                        circle.send(0, report)
+            if 0 in circle.lost:
+                return self._without_first(circle.lost[0])
+            if self.signals.received is not None:
+                circle.send(0, {"kind": "asked", "why": f"{self.signals.received} on {self.name}"})
+                self.signals.received = None
+            if self.member is not None:
+                for report in self.member.reports(time.monotonic()):
+                    circle.send(0, report)
+
+    def _without_first(self, why: str) -> int:
+        """The first node is lost, and with it torchrun's store: the job is run again."""
+        attempt = self.folder.attempt_numbers()[-1]
+        first = self.place.names[0]
+        failure: Failure = classify(Evidence(nodes_lost=(first,), first_node=first), attempt)
+        contract = Contract.of(self.job["spec"], len(self.place.names))
+        limits = Limits(
+            max_retries=contract.max_retries,
+            requeues=requeues_by_faults(self.folder),
+            max_requeues=contract.max_requeues,
+        )
+        decision = plan(failure, failures(self.folder), limits)
+        self.end()
+        # Of several that are left, one acts.
+        if not self.folder.ended() and self.folder.claim_decision(attempt):
+            head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
+            health_here = health.evidence()
+            head.record(decision, failure, {first: why}, {self.name: health_here} if health_here else {})
+            self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
+        return decision.exit_code
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,243 @@
+"""torchrun, which starts the ranks of a node and restarts them, as a child of the node program."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import KernelPytorchError
+from .processes import Family
+from .torchrun import ASKING
+
+_LINES_KEPT = 50
+_LINE_KEPT = 10_000
+_CODE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_RANK = re.compile(r"  rank      : \d+ \(local_rank: (\d+)\)")
+_CODE_OF_RANK = re.compile(r"  exitcode  : (-?\d+) \(pid: (\d+)\)")
+
+
+class AgentError(KernelPytorchError):
+    """The agent cannot be started, or not be killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What an agent is to start."""
+
+    folder: Path
+    """Of the job."""
+    attempt: int
+    python: str
+    """The interpreter of agent and ranks."""
+    nodes: tuple[int, int]
+    """Least and greatest number."""
+    ranks_per_node: int
+    endpoint: str
+    """``host:port`` of torchrun's store."""
+    local_address: str | None
+    """By which other nodes reach this one; None: torchrun finds one."""
+    is_host: bool
+    """Whether this node has the store."""
+    max_restarts: int
+    beats: Path
+    """Folder of the ranks' beats, on this node."""
+    checkpoint_every_s: float
+    timeouts: Mapping[str, float]
+    """Seconds, by the names of :func:`.timing.torchrun_timeouts`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More variables for the ranks."""
+    numa_binding: str | None = None
+    """For torchrun's ``--numa-binding``."""
+
+    def command(self) -> list[str]:
+        """The agent's command line."""
+        names = ("join_timeout", "last_call_timeout", "keep_alive_interval")
+        conf = {"is_host": int(self.is_host)} | {name: math.ceil(self.timeouts[name]) for name in names}
+        options = {
+            "nnodes": "{}:{}".format(*self.nodes),
+            "nproc-per-node": self.ranks_per_node,
+            "rdzv-backend": "c10d",
+            "rdzv-endpoint": self.endpoint,
+            "rdzv-id": f"{self.folder.name}-{self.attempt}",
+            "rdzv-conf": ",".join(f"{name}={value}" for name, value in conf.items()),
+            "max-restarts": self.max_restarts,
+            "shutdown-timeout": math.ceil(self.timeouts["shutdown_timeout"]),
+            # It may be told to end by this one only. By default SIGTERM too is passed on to the ranks.
+            "signals-to-handle": "SIGQUIT",
+            "local-addr": self.local_address,
+            "numa-binding": self.numa_binding,
+        }
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        agent = [self.python, "-m", "kernel_pytorch.jobs.node.torchrun", str(os.getpid())]
+        rank = ["--no-python", self.python, "-m", "kernel_pytorch.jobs.rank", str(self.folder)]
+        return [*agent, *given, *rank]
+
+    def variables(self) -> dict[str, str]:
+        """The agent's environment: this process's, and what ranks need."""
+        # torchrun takes options from PET_*.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+        return {
+            **own,
+            "PYTHONFAULTHANDLER": "1",
+            # Sharing it makes torchrun fail half of its restarts after a rank was killed.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            **self.environment,
+            **self.identity(),
+            "KERNEL_PYTORCH_CHECKPOINT_EVERY": f"{self.checkpoint_every_s:g}",
+            "KERNEL_PYTORCH_NODE_PID": str(os.getpid()),
+        }
+
+    def identity(self) -> dict[str, str]:
+        """What tells the processes of this node in this attempt from all others."""
+        return {
+            "KERNEL_PYTORCH_JOB": str(self.folder),
+            "KERNEL_PYTORCH_ATTEMPT": str(self.attempt),
+            "KERNEL_PYTORCH_BEATS": str(self.beats),
+        }
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How a rank's process ended."""
+
+    local_rank: int
+    pid: int
+    exit_code: int
+    """Negative: ended by that signal."""
+
+
+class Agent:
+    """One torchrun. What it prints is copied to stderr.
+
+    Its pipe is read by :meth:`poll` and :meth:`new_exits`: call one of them at least every few seconds.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self._process: subprocess.Popen[bytes] | None = None
+        self._family = Family(launch.identity())
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._rest = b""
+        self._local_rank: int | None = None
+        """Of the part of torchrun's last report that is being read."""
+        self._exits: list[RankExit] = []
+        self._known: set[int] = set()
+        """Process ids of exits that were found."""
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            AgentError: it cannot be started.
+            RuntimeError: this is not the main thread, with the end of which the kernel would kill the agent.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("an agent must be started by the main thread")
+        # A signal that comes before the agent can ignore it waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        try:
+            self._process = subprocess.Popen(
+                self.launch.command(),
+                env=self.launch.variables(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise AgentError(f"{self.launch.python} cannot be started: {error.strerror}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def poll(self) -> int | None:
+        """Its exit code, negative if a signal ended it; None while it runs."""
+        assert self._process is not None
+        code = self._process.poll()
+        self._read()
+        return code
+
+    def new_exits(self) -> list[RankExit]:
+        """Ranks that are known to have failed since the last call.
+
+        torchrun tells of one, the first, when it has ended the others, and of all when it gives up. It tells
+        of none that returned 0.
+        """
+        self._read()
+        exits, self._exits = self._exits, []
+        return exits
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The last lines of torchrun's log."""
+        return tuple(self._lines)
+
+    def kill(self, within_s: float = 10.0) -> None:
+        """Kill the agent and all processes of this node's ranks, and return when none is left.
+
+        Also to be called when the agent has ended: ranks may have left children behind.
+
+        Raises:
+            AgentError: one is left after ``within_s`` seconds.
+        """
+        give_up = time.monotonic() + within_s
+        while True:
+            if self._process is not None and self._process.poll() is None:
+                self._process.kill()
+            left = self._family.living()
+            for pid in left:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            if not left and (self._process is None or self._process.poll() is not None):
+                break
+            if time.monotonic() > give_up:
+                pids = ", ".join(map(str, left))
+                raise AgentError(
+                    f"processes {pids} of {self.launch.folder.name} are left {within_s:g} s after SIGKILL",
+                    "they wait for a device or a disk: drain the node",
+                )
+            time.sleep(0.02)
+        if self._process is not None:
+            self._read()
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with suppress(BlockingIOError):
+            while data := os.read(self._process.stdout.fileno(), 1 << 16):
+                _copy(data)
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                self._rest = self._rest[-_LINE_KEPT:]
+                for line in lines:
+                    self._take(line.decode(errors="replace"))
+
+    def _take(self, line: str) -> None:
+        self._lines.append(line[:_LINE_KEPT])
+        if found := _CODE.search(line):
+            self._found(RankExit(int(found[2]), int(found[3]), int(found[1])))
+        elif found := _RANK.match(line):
+            self._local_rank = int(found[1])
+        elif (found := _CODE_OF_RANK.match(line)) and self._local_rank is not None:
+            self._found(RankExit(self._local_rank, int(found[2]), int(found[1])))
+
+    def _found(self, found: RankExit) -> None:
+        if found.pid not in self._known:
+            self._known.add(found.pid)
+            self._exits.append(found)
+
+
+def _copy(data: bytes) -> None:
+    with suppress(OSError):  # a full disk: the job is worth more than its log
+        while data:
+            data = data[os.write(2, data) :]

@@ -1,0 +1,293 @@
+"""Decides for all nodes of an attempt: reports of the nodes in, orders to them out.
+
+It knows no sockets and no processes. The recovery contract itself is
+:func:`kernel_pytorch.jobs.recovery.plan.plan`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..folder import JobFolder, JobFolderError
+from ..recovery.classify import Failure, classify
+from ..recovery.evidence import Evidence
+from ..recovery.plan import REQUEUE, Decision, Limits, plan
+from ..recovery.timing import lead_time
+from .history import failures, last_save_s, last_saved, requeues_by_faults
+
+SETTLE_S = 2.0
+"""From the first sign of a failure until it is judged: time for what caused it to show."""
+STACKS_S = 6.0
+"""The same for a hang, in which stacks are written."""
+_LOOK_EVERY_S = 1.0
+_IN_PLACE = ("restart", "go_on_smaller")
+
+Order = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a job may do, from its specification."""
+
+    min_nodes: int
+    max_retries: int
+    max_requeues: int
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], nodes: int) -> Contract:
+        """Of the specification in ``job.json``, for ``nodes`` nodes."""
+        never = spec["restart_policy"] == "Never"
+        return cls(
+            min_nodes=nodes if never else spec["nodes"][0],
+            max_retries=0 if never else spec["max_retries"],
+            max_requeues=0 if never else Limits.max_requeues,
+        )
+
+
+class Head:
+    """The deciding half of the first node's program.
+
+    Args:
+        folder: the job's.
+        attempt: its number.
+        names: of all nodes, by index.
+        present: indices of those that take part.
+        contract: what the job may do.
+        ends_at: when the cluster ends the job, in seconds since 1970; None: never.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        attempt: int,
+        names: Sequence[str],
+        present: Sequence[int],
+        contract: Contract,
+        ends_at: float | None = None,
+    ) -> None:
+        self.folder, self.attempt, self.names = folder, attempt, names
+        self.contract, self.ends_at = contract, ends_at
+        self.present = set(present)
+        self.history = failures(folder)
+        self._began, self._saved_before_s = time.time(), last_save_s(folder)
+        self.asked: str | None = None
+        """Why the ranks are to stop; None: they are not."""
+        self._told = False
+        self._restarts = 0
+        self._seen: dict[int, Mapping[str, Any]] = {}
+        self._look_at = 0.0
+        self._begin_case()
+
+    def _begin_case(self) -> None:
+        self._evidence = Evidence()
+        self._lost: dict[int, str] = {}
+        self._ended: dict[int, int] = {}
+        self._decide_at: float | None = None
+        self._hang = False
+        self._health: dict[str, str] = {}
+        self._stacks_of: set[int] = set()
+
+    def take(self, index: int, report: Mapping[str, Any], now: float) -> None:
+        """Take note of what a node reports; ``now`` is monotonic, as everywhere below."""
+        kind = report["kind"]
+        if kind == "seen":
+            self._seen[index] = report
+            return
+        if kind == "asked":
+            self.asked = self.asked or report["why"]
+            return
+        if "evidence" in report:
+            self._evidence = self._evidence.joined(Evidence.from_dict(report["evidence"]))
+        if report.get("health"):
+            self._health[self.names[index]] = report["health"]
+        if kind == "ended":
+            self._ended[index] = report["code"]
+        if kind == "stacks":
+            self._add_stacks(report["where"])
+            self._stacks_of.add(index)
+            if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
+                self._decide_by(now + SETTLE_S)  # the ranks end by it, which is a part of the same failure
+        elif kind == "late":
+            self._hang = True
+        elif kind == "failed" or report.get("code"):
+            self._decide_by(now + SETTLE_S)
+
+    def lose(self, index: int, why: str, now: float) -> None:
+        """Take note of a node that does not answer any more."""
+        if index in self.present and index not in self._lost:
+            self._lost[index] = why
+            if self._ended.get(index) != 0:
+                self._decide_by(now + SETTLE_S)
+
+    def orders(self, now: float, wall: float) -> list[Order]:
+        """What all nodes do now. An order ``end`` is the last one.
+
+        Args:
+            wall: seconds since 1970.
+        """
+        found = [*self._stop_if_asked(now, wall)]
+        if self._hang and self._decide_at is None:
+            self._decide_by(now + STACKS_S)
+            found.append({"kind": "stacks"})
+        waiting = self.present - self._lost.keys() - self._ended.keys()
+        if not waiting or (self._decide_at is not None and self._decide_at <= now):
+            found += self._decide()
+        return found
+
+    def _decide_by(self, moment: float) -> None:
+        self._decide_at = moment if self._decide_at is None else min(moment, self._decide_at)
+
+    def _add_stacks(self, where: Mapping[str, str]) -> None:
+        beats = dict(self._evidence.beats)
+        for rank, line in where.items():
+            if int(rank) in beats:
+                beats[int(rank)] = replace(beats[int(rank)], where=line)
+        self._evidence = replace(self._evidence, beats=beats)
+
+    def _stop_if_asked(self, now: float, wall: float) -> list[Order]:
+        if self._told:
+            return []
+        self.asked = self.asked or self._why_stop(now, wall)
+        if self.asked is None:
+            return []
+        self._told = True
+        self.event("stop", f"asked to stop: {self.asked}", step=self._step())
+        return [{"kind": "stop", "why": self.asked}]
+
+    def _why_stop(self, now: float, wall: float) -> str | None:
+        if self.ends_at is not None:
+            save_s = self._most("save_s") or self._saved_before_s
+            lead = lead_time(save_s, self._most("median_step_s"))
+            # A short attempt would end before it has begun by an assumption made for hours.
+            longest = lead.value if save_s is not None else (self.ends_at - self._began) / 2
+            if wall >= self.ends_at - min(lead.value, longest):
+                return f"the time limit is near ({lead.why})"
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            with suppress(JobFolderError):
+                if self.folder.ended():
+                    return "cancelled"
+                if self.folder.stop_requested():
+                    return "stop file"
+        return None
+
+    def _most(self, name: str) -> float | None:
+        return max((s[name] for s in self._seen.values() if s.get(name) is not None), default=None)
+
+    def _step(self) -> int | None:
+        return max((s["step"] for s in self._seen.values() if s.get("step") is not None), default=None)
+
+    def _decide(self) -> list[Order]:
+        cancelled = False
+        with suppress(JobFolderError):
+            cancelled = (self.folder.ended() or {}).get("state") == "cancelled"
+        evidence = replace(
+            self._evidence,
+            cancelled=cancelled,
+            first_node=self.names[0],
+            nodes_lost=tuple(self.names[index] for index in self._lost if self._ended.get(index) != 0),
+            stop_requested=self.asked,
+        )
+        failure = classify(evidence, self.attempt)
+        if failure.step is None and failure.kind not in ("user", "done"):
+            failure = replace(failure, step=self._step())
+        limits = Limits(
+            max_retries=self.contract.max_retries,
+            restarts_used=self._restarts,
+            requeues=requeues_by_faults(self.folder),
+            max_requeues=self.contract.max_requeues,
+            min_nodes=self.contract.min_nodes,
+            nodes_left=len(self.present) - len(self._lost),
+            is_first_node=self.names[0] in failure.nodes,
+        )
+        decision = self._possible(plan(failure, self.history, limits), failure, limits)
+        return self._carry_out(decision, failure)
+
+    def _possible(self, decision: Decision, failure: Failure, limits: Limits) -> Decision:
+        """Where torchrun itself has ended, nothing can go on in place: the same is done by requeueing."""
+        if decision.action in _IN_PLACE and self._ended:
+            if limits.requeues >= limits.max_requeues:
+                reason = f"{failure.text}; all {limits.max_requeues} requeues are used"
+                return Decision(action="fail", exit_code=1, reason=reason)
+            reason = f"{failure.text}; torchrun has ended, so the job is requeued"
+            return Decision(action="requeue", exit_code=REQUEUE, reason=reason, exclude=failure.nodes)
+        return decision
+
+    def _carry_out(self, decision: Decision, failure: Failure) -> list[Order]:
+        lost = {self.names[index]: why for index, why in self._lost.items()}
+        self.record(decision, failure, lost, self._health)
+        if decision.action in _IN_PLACE:
+            self.history = [*self.history, failure]
+            self._restarts += decision.action == "restart"
+            self.present = self._left()
+            self._begin_case()
+            return []
+        exclude = list(decision.exclude)
+        return [{"kind": "end", "code": decision.exit_code, "why": decision.reason, "exclude": exclude}]
+
+    def record(
+        self, decision: Decision, failure: Failure, lost: Mapping[str, str], health: Mapping[str, str]
+    ) -> None:
+        """Write a failure, and what was decided, to the job's folder.
+
+        Args:
+            decision: taken.
+            failure: its reason.
+            lost: why the nodes that are lost count as such, by name.
+            health: what is known of the others' health, by name.
+        """
+        fault = failure.kind not in ("done", "stopped", "cancelled")
+        if fault:
+            self.event(
+                "failure",
+                failure.text,
+                failure=failure.to_dict(),
+                step=failure.step,
+                steps_lost=None if decision.action == "fail" else self._steps_lost(failure),
+                lost=lost or None,
+                health=health or None,
+            )
+        if decision.action in _IN_PLACE:
+            names = [self.names[index] for index in sorted(self._left())]
+            self.event(decision.action, decision.reason, nodes=names)
+        elif decision.action == "requeue":
+            self.event(
+                "requeue",
+                decision.reason,
+                exclude=list(decision.exclude) or None,
+                because="fault" if fault else "asked",
+                failure=None if fault else failure.to_dict(),
+            )
+        else:
+            state = "completed" if decision.action == "done" else "failed"
+            self.end("cancelled" if failure.kind == "cancelled" else state, decision.reason, failure.step)
+
+    def _left(self) -> set[int]:
+        return self.present - self._lost.keys()
+
+    def _steps_lost(self, failure: Failure) -> int | None:
+        """Steps since the last checkpoint, all of which are repeated."""
+        saved = last_saved(self.folder)
+        return None if failure.step is None else max(0, failure.step - (saved or 0))
+
+    def event(self, kind: str, text: str, **facts: Any) -> None:
+        """Write an event; the job goes on where that is not possible."""
+        print(f"{kind}: {text}", file=sys.stderr, flush=True)
+        known = {name: value for name, value in facts.items() if value is not None}
+        try:
+            self.folder.event(kind, text, attempt=self.attempt, **known)
+        except JobFolderError as error:
+            print(f"the event was not written: {error}", file=sys.stderr, flush=True)
+
+    def end(self, state: str, reason: str, step: int | None) -> None:
+        """Write the end record and its event."""
+        try:
+            self.folder.end(state, reason, step=step, attempt=self.attempt)
+        except JobFolderError as error:
+            print(f"the end was not recorded: {error}", file=sys.stderr, flush=True)
+        self.event("end", f"{state}: {reason}", step=step)

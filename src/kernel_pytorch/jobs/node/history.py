@@ -1,0 +1,59 @@
+"""What earlier attempts of a job, and this one so far, have left in its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..folder import JobFolder
+from ..recovery.classify import Failure
+from ..recovery.timing import MTBF_H
+
+FAULTS = ("crash", "hang", "network", "gpu", "node_lost", "first_node_lost", "unknown")
+"""Kinds of failures that come unplanned, and that a checkpoint helps against."""
+ENOUGH_FAULTS = 3
+
+
+def failures(folder: JobFolder) -> list[Failure]:
+    """The failures so far, and the times that the job was asked to stop; the oldest first."""
+    return [Failure.from_dict(event["failure"]) for event in folder.events() if event.get("failure")]
+
+
+def requeues_by_faults(folder: JobFolder) -> int:
+    """How often the job was requeued because of a fault, not because it was asked to stop."""
+    return sum(
+        event.get("kind") == "requeue" and event.get("because") == "fault" for event in folder.events()
+    )
+
+
+def last_saved(folder: JobFolder) -> int | None:
+    """The step of the newest checkpoint; None: there is none."""
+    return max((save["step"] for save in _saves(folder)), default=None)
+
+
+def last_save_s(folder: JobFolder) -> float | None:
+    """What the newest checkpoint took, on the slowest rank; None: there is none."""
+    saves = list(_saves(folder))
+    newest = max((save["step"] for save in saves), default=None)
+    return max((save["seconds"] for save in saves if save["step"] == newest), default=None)
+
+
+def observed_mtbf_h(folder: JobFolder) -> float:
+    """Hours between faults of a node: this job's own after three of them, before that :data:`.MTBF_H`."""
+    count = sum(failure.kind in FAULTS for failure in failures(folder))
+    if count < ENOUGH_FAULTS:
+        return MTBF_H
+    attempts = folder.attempts()
+    begins = [attempt["started_at"] for attempt in attempts] + [time.time()]
+    node_s: float = sum(
+        (end - begin) * len(attempt["nodes"])
+        for attempt, begin, end in zip(attempts, begins, begins[1:], strict=False)
+    )
+    return max(node_s, 1.0) / 3600 / count
+
+
+def _saves(folder: JobFolder) -> Iterator[dict[str, Any]]:
+    for attempt in folder.attempt_numbers():
+        for record in folder.records(attempt).values():
+            yield from record.get("saved", ())

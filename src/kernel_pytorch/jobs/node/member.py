@@ -1,0 +1,145 @@
+"""The ranks of one node: starts and watches them, and does what the first node orders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..folder import JobFolder
+from ..rank.beats import Beats
+from . import health, stacks
+from .agent import Agent, Launch, RankExit
+from .place import Place
+from .watch import Watch
+
+_LOOK_EVERY_S = 0.5
+
+Report = dict[str, Any]
+
+
+class Member:
+    """A node's part in an attempt.
+
+    Args:
+        folder: the job's.
+        job: content of its ``job.json``.
+        place: which node this is.
+        order: the first node's order ``begin``.
+        address: by which the other nodes reach this one; None: it is alone.
+
+    Raises:
+        OSError: the ranks cannot be started.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        job: Mapping[str, Any],
+        place: Place,
+        order: Mapping[str, Any],
+        address: str | None,
+    ) -> None:
+        self.folder, self.attempt, self.name = folder, order["attempt"], place.names[place.index]
+        self.beats = _beats_folder(f"kernel-pytorch-{folder.id}-node-{place.index}-")
+        self.agent = Agent(
+            Launch(
+                folder=folder.path,
+                attempt=self.attempt,
+                python=job["python"],
+                nodes=(order["nodes"][0], order["nodes"][1]),
+                ranks_per_node=order["ranks_per_node"],
+                endpoint=order["endpoint"],
+                local_address=address,
+                is_host=place.index == 0,
+                max_restarts=order["max_restarts"],
+                beats=self.beats,
+                checkpoint_every_s=order["checkpoint_every_s"],
+                timeouts=order["timeouts"],
+            )
+        )
+        self.watch = Watch(folder, self.attempt, self.beats, self.name)
+        self.agent.start()
+        self._exits: list[RankExit] = []
+        self._late: frozenset[int] = frozenset()
+        self._ended = False
+        self._look_at = 0.0
+        self._seen: Report | None = None
+
+    def reports(self, now: float) -> list[Report]:
+        """What is new since the last call; ``now`` is monotonic."""
+        found: list[Report] = []
+        code = None if self._ended else self.agent.poll()
+        if exits := self.agent.new_exits():
+            self._exits += exits
+            self._late = frozenset()
+            found.append({"kind": "failed", **self._evidence()})
+        if code is not None:
+            self._ended = True
+            found.append({"kind": "ended", "code": code, **self._evidence()})
+        if not self._ended and now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            found += self._look()
+        return found
+
+    def _look(self) -> list[Report]:
+        seen = self.watch.look()
+        found: list[Report] = []
+        report = {
+            "kind": "seen",
+            "step": seen.step,
+            "save_s": seen.save_s,
+            "median_step_s": seen.median_step_s,
+        }
+        if report != self._seen:
+            self._seen = report
+            found.append(report)
+        late = frozenset(seen.late)
+        if late - self._late:
+            found.append({"kind": "late", **self._evidence()})
+        self._late = late
+        return found
+
+    def _evidence(self) -> Report:
+        evidence = self.watch.evidence(self._exits, self.agent)
+        self._exits = []
+        return {"evidence": evidence.to_dict(), "health": health.evidence()}
+
+    def stop(self) -> None:
+        """Ask the ranks to stop; those that never called the interface get SIGTERM, as from a cluster."""
+        beats = Beats(self.beats)
+        beats.ask_to_stop()
+        asked = {beat.pid for beat in beats.read().values()}
+        for pid in self.watch.look().pids.values():
+            if pid not in asked:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def take_stacks(self) -> Report:
+        """Write the stacks of all ranks of this node, which ends them; torchrun starts them again."""
+        where = stacks.take(self.watch.look().pids, self.folder, self.attempt)
+        return {"kind": "stacks", "where": {str(rank): line for rank, line in where.items()}}
+
+    def end(self) -> None:
+        """Leave no process of this node's ranks.
+
+        Raises:
+            OSError: one stays.
+        """
+        self.agent.kill()
+        shutil.rmtree(self.beats, ignore_errors=True)
+
+
+def _beats_folder(prefix: str) -> Path:
+    """A new folder, in memory if there is such; those that killed programs of the node left are removed."""
+    parent = Path("/dev/shm")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

@@ -1,0 +1,19 @@
+"""Having the cluster run the job again, from inside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .place import Place
+
+
+def requeue(place: Place, exclude: Sequence[str]) -> None:
+    """Have the job run again, without some nodes. Locally the supervisor does it, on exit status 75.
+
+    Raises:
+        KernelPytorchError: the cluster refuses.
+    """
+    if place.target == "slurm":
+        from ..slurm.requeue import requeue as requeue_slurm_job
+
+        requeue_slurm_job(place.native_id, exclude)

@@ -1,0 +1,52 @@
+"""A rank without torch: counts steps, each in a row of its file, and goes on where it last saved.
+
+python loop.py FOLDER STEPS [SECONDS OF A SAVE]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from kernel_pytorch.jobs import rank
+
+EVERY = 5
+STEP_S = 0.05
+
+
+def save(path: Path, step: int, seconds: float) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "fill": "x" * 1000}))
+    time.sleep(seconds)
+    temporary.replace(path)
+
+
+def main(folder: Path, steps: int, save_s: float = 0.0) -> None:
+    number = os.environ["RANK"]
+    checkpoint = folder / f"rank-{number}.json"
+    done = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+    job = rank.current()
+    job.handle_signals()
+    for step in range(done + 1, steps + 1):
+        time.sleep(STEP_S)
+        with (folder / f"rank-{number}.rows").open("a") as rows:
+            print(step, job.attempt, file=rows)
+        job.beat(step)
+        stop = job.must_stop()
+        if stop or step % EVERY == 0 or step == steps:
+            job.beat(step, "saving")
+            if not job.newest():
+                sys.exit("another attempt has begun")
+            begin = time.monotonic()
+            save(checkpoint, step, save_s)
+            job.saved(step, time.monotonic() - begin)
+        if stop and step < steps:
+            job.left(step)
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))

@@ -1,0 +1,195 @@
+"""Each fault once, with real processes, on this machine and on a real Slurm: what the contract promises."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kernel_pytorch.jobs.manage import Jobs
+from kernel_pytorch.jobs.target import target_named
+from tests.kernel_pytorch.jobs.faults.loop import EVERY, STEP_S
+from tests.kernel_pytorch.jobs.faults.running import Running, descendants, kill
+
+from kernel_pytorch.jobs.read import spec_of
+
+LOOP = Path(__file__).with_name("loop.py")
+STEPS = 60
+"""Three seconds of them."""
+
+Submit = Callable[..., Running]
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.xdist_group("slurm"))])
+def submit(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Submit]:
+    """Submit the loop for two nodes; whatever happens, no process stays."""
+    name = request.param
+    if name == "slurm":
+        cluster = request.getfixturevalue("slurm_hosts")
+        for variable, value in cluster.environment().items():
+            monkeypatch.setenv(variable, value)
+    jobs, started = Jobs(tmp_path / "jobs"), []
+
+    def start(out: Path, *arguments: object, steps: int = STEPS, **options: object) -> Running:
+        out.mkdir(exist_ok=True)
+        command = [sys.executable, str(LOOP), str(out), str(steps), *map(str, arguments)]
+        spec = spec_of({"name": "loop", "command": command, "nodes": 2, "ranks_per_node": 1, **options})
+        (submitted,) = jobs.submit(spec, target_named(name))
+        started.append(Running(jobs, submitted.job_id))
+        return started[-1]
+
+    yield start
+    for job in started:
+        if job.folder.ended() is None:
+            jobs.cancel(job.id)
+        kill(*job.processes())
+
+
+@pytest.fixture
+def lose_node(request: pytest.FixtureRequest) -> Callable[[Running, int], None]:
+    """End a node with all that runs on it, as a loss of power does."""
+
+    def lose(job: Running, index: int) -> None:
+        if "slurm" in request.node.callspec.id:
+            names = job.event("attempt", len(job.folder.attempt_numbers()))["nodes"]
+            request.getfixturevalue("slurm_hosts").kill_node(names[index])
+        else:
+            victims = descendants(job.node_programs()[index])
+            kill(*victims, number=signal.SIGSTOP)  # before any is killed: none can report the end of another
+            kill(*victims)
+
+    return lose
+
+
+def check_rows(job: Running, out: Path, *, ranks: int = 2, repeated: int = 0, steps: int = STEPS) -> None:
+    """Every step was taken, in order, and none but those since a checkpoint twice."""
+    for rank in range(ranks):
+        rows = job.rows(out, rank)
+        assert set(rows) == set(range(1, steps + 1)), job.told()
+        assert len(rows) - steps <= repeated, rows
+
+
+def test_a_killed_worker_is_restarted_in_place(submit, tmp_path):
+    job = submit(tmp_path / "out")
+    job.step(7)
+    kill(job.ranks()[1])
+    assert job.end()["state"] == "completed", job.told()
+    failure = job.event("failure")
+    assert (failure["failure"]["kind"], failure["failure"]["rank"]) == ("crash", 1)
+    assert job.event("restart")["attempt"] == 1
+    status = job.jobs.status(job.id)
+    assert (status.state.value, status.attempt, status.restart_count) == ("completed", 1, 1)
+    check_rows(job, tmp_path / "out", repeated=EVERY + 2)
+
+
+def test_without_a_node_a_job_of_one_size_is_run_again(submit, lose_node, tmp_path):
+    job = submit(tmp_path / "out")
+    job.step(7)
+    lose_node(job, 1)
+    assert job.end()["state"] == "completed", job.told()
+    lost = job.event("attempt")["nodes"][1]
+    failure = job.event("failure")["failure"]
+    assert (failure["kind"], failure["nodes"]) == ("node_lost", [lost])
+    assert job.event("requeue")["exclude"] == [lost]
+    assert job.event("attempt", 2)["attempt"] == 2
+    check_rows(job, tmp_path / "out", repeated=2 * EVERY + 2)
+
+
+def test_without_a_node_the_other_goes_on_where_one_is_enough(submit, lose_node, tmp_path):
+    job = submit(tmp_path / "out", nodes="1:2")
+    job.step(7)
+    lose_node(job, 1)
+    assert job.end()["state"] == "completed", job.told()
+    assert job.event("go_on_smaller")["nodes"] == job.event("attempt")["nodes"][:1]
+    assert job.folder.attempt_numbers() == [1]
+    check_rows(job, tmp_path / "out", ranks=1, repeated=EVERY + 2)
+
+
+def test_without_the_first_node_the_job_is_run_again(submit, lose_node, tmp_path):
+    job = submit(tmp_path / "out", nodes="1:2")
+    job.step(7)
+    lose_node(job, 0)
+    assert job.end()["state"] == "completed", job.told()
+    assert job.event("failure")["failure"]["kind"] == "first_node_lost"
+    assert len(job.folder.attempt_numbers()) == 2
+    check_rows(job, tmp_path / "out", ranks=1, repeated=EVERY + 2)
+
+
+def test_a_rank_that_hangs_is_named_with_its_line(submit, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERNEL_PYTORCH_HANG_S", "2")
+    job = submit(tmp_path / "out")
+    job.step(7)
+    kill(job.ranks()[1], number=signal.SIGSTOP)
+    assert job.end()["state"] == "completed", job.told()
+    failure = job.event("failure")["failure"]
+    assert (failure["kind"], failure["rank"]) == ("hang", 1)
+    assert "loop.py:" in failure["text"]
+    stack = job.folder.path / "stacks" / "attempt-1" / "rank-1.txt"
+    assert "loop.py" in stack.read_text()
+    check_rows(job, tmp_path / "out", repeated=EVERY + 2)
+
+
+def test_signals_to_all_processes_twice_lose_no_step(submit, tmp_path):
+    job = submit(tmp_path / "out")
+    job.step(7)
+    nodes = set().union(*(descendants(pid) for pid in job.node_programs().values()))
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        kill(*nodes, number=number)
+    assert job.end()["state"] == "completed", job.told()
+    assert job.event("requeue")["because"] == "asked"
+    assert len(job.folder.attempt_numbers()) == 2
+    check_rows(job, tmp_path / "out", repeated=0)
+
+
+def test_a_requeued_job_goes_on_where_it_stopped(submit, tmp_path):
+    job = submit(tmp_path / "out")
+    job.step(7)
+    job.jobs.requeue(job.id)
+    assert job.end()["state"] == "completed", job.told()
+    assert len(job.folder.attempt_numbers()) == 2
+    check_rows(job, tmp_path / "out", repeated=0)
+
+
+def test_the_time_limit_stops_the_job_in_time(submit, tmp_path, request):
+    slurm = "slurm" in request.node.callspec.id
+    limit_s = 60 if slurm else 5  # Slurm counts minutes
+    steps = round(limit_s / STEP_S * 1.2)
+    job = submit(tmp_path / "out", steps=steps, max_runtime_hours=limit_s / 3600)
+    assert job.end()["state"] == "completed", job.told()
+    assert "time limit" in job.event("stop")["text"]
+    assert job.event("requeue")["because"] == "asked"
+    check_rows(job, tmp_path / "out", steps=steps)
+
+
+def test_a_full_disk_ends_the_job_and_says_so(submit, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk], check=True)
+    try:
+        job = submit(disk)
+        end = job.end()
+        assert end["state"] == "failed", job.told()
+        assert "No space left on device" in end["reason"]
+        assert "restart" not in {event["kind"] for event in job.folder.events()}
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_whole(submit, tmp_path):
+    job = submit(tmp_path / "out", 0.3)
+
+    def saving() -> int | None:
+        beats = job.beats()
+        return (
+            beats[0].pid if 0 in beats and beats[0].phase == "saving" and (beats[0].step or 0) > 5 else None
+        )
+
+    kill(job.until(saving, "save"))
+    assert job.end()["state"] == "completed", job.told()
+    assert job.event("restart")
+    check_rows(job, tmp_path / "out", repeated=2 * EVERY)
