@@ -31,8 +31,8 @@ _BRIEF = {
     "oom": r"(?:(?:CUDA|GPU|host|system) )?out of memory(?: error)?|OOM(?:[ -]?kill(?:ed)?)?",
     "gpu": r"(?:GPU|CUDA device)(?: \S+)? (?:failure|failed|error|fault|lost)",
     "node_lost": r"node(?: \S+)? (?:failure|failed|lost|down|is down|unreachable)",
-    "network": r"(?:network|connection)(?: \S+)? (?:failure|failed|error|lost|refused|reset|timeout|timed out)"
-    r"(?: by peer)?|network (?:is )?unreachable",
+    "network": r"(?:network|connection)(?: \S+)? (?:failure|failed|error|lost|refused|timeout|timed out)"
+    r"|connection reset(?: by peer)?|network (?:is )?unreachable",
     "timeout": r"timeout|timed out|time limit(?: reached| exceeded)?",
 }
 _BRIEF_KINDS = {

@@ -14,8 +14,8 @@ from .output import state_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cancel``."""
     what = (
-        "End a job for good: it is asked to save, then its processes are ended. The command returns when none "
-        "is left. Exit status: 1 if the job had already ended by itself."
+        "End a job for good: it is asked to save, then its processes are ended. The command returns when "
+        "none is left. Exit status: 1 if the job had already ended by itself."
     )
     add_job(parser, what, "kernel-pytorch cancel books-7f3a", "the status as JSON")
 

@@ -26,8 +26,12 @@ def submitted_lines(job: Submitted, to: str) -> Iterator[str]:
 
 def plan_line(plan: Mapping[str, Any]) -> str:
     """The numbers of a plan, each with where it comes from."""
-    words = {"checkpoint_every_s": "checkpoint every", "lead_s": "asked to stop before the end", "restarts": ""}
-    return "; ".join(f"{word} {plan[name]['why']}".strip() for name, word in words.items() if name in plan)
+    every, _, every_why = plan["checkpoint_every_why"].partition(": ")
+    lead, _, lead_why = plan["lead_why"].partition(": ")
+    return (
+        f"checkpoint every {every} ({every_why}), asked to stop {lead} before the end ({lead_why}), "
+        f"{plan['restarts']} restarts ({plan['restarts_why']})"
+    )
 
 
 def state_of(status: JobStatus) -> str:
