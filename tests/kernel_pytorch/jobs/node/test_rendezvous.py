@@ -82,11 +82,11 @@ def hear(circle: Circle, count: int, *others: Circle) -> list:
     return heard
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "127.0.0.1 localhost"])
 def test_nodes_meet(key, address):
     if address == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("needs IPv6")
-    with met(*(place(key, index, 3, addresses=(address,)) for index in (2, 0, 1))) as circles:
+    with met(*(place(key, index, 3, addresses=tuple(address.split())) for index in (2, 0, 1))) as circles:
         numeric = {circle.address for circle in circles} | {circle.own_address for circle in circles}
         assert [(circle.index, circle.present, circle.lost) for circle in circles] == [
             (index, (0, 1, 2), {}) for index in (2, 0, 1)
@@ -157,6 +157,20 @@ def test_a_node_that_leaves_is_lost_to_all(key):
         assert first.present == (0, 1, 2)
         second.send(0, {"still": "here"})
         assert hear(first, 1, second) == [(1, {"still": "here"})]
+
+
+def test_many_nodes_need_many_files():
+    script = """
+import resource
+from kernel_pytorch.jobs.node.place import Place
+from kernel_pytorch.jobs.node.rendezvous import meet
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+names = tuple(str(number) for number in range(300))
+meet("the token", Place("local", 0, names, ("127.0.0.1",), "1", "many", None), least=1, wait_s=0)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 600
 
 
 def test_a_single_node_needs_nobody(monkeypatch):
@@ -310,7 +324,8 @@ def strange_calls(key: str) -> dict[str, list[Any]]:
     }
 
 
-def test_strangers_neither_get_in_nor_in_the_way(key):
+def test_strangers_neither_get_in_nor_in_the_way(key, monkeypatch):
+    monkeypatch.setattr("kernel_pytorch.jobs.node.first._MOST_STRANGERS", 10)
     port = ports(TOKEN, key)[0]
     with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as callers:
         first = threads.submit(meet, TOKEN, place(key, 0), least=2, wait_s=PATIENCE_S)
@@ -335,8 +350,8 @@ def test_strangers_neither_get_in_nor_in_the_way(key):
                         ended = data
                 assert b"met" not in ended, what
             assert not first.done(), what
-        for _ in range(100):
-            call()
+        crowd = [call() for _ in range(100)]
+        assert crowd[0].recv(1) == b""  # the oldest have to go
         second = meet(TOKEN, place(key, 1), least=2, wait_s=PATIENCE_S)
         assert first.result().present == second.present == (0, 1)
         threads.submit(first.result().close)
