@@ -128,6 +128,11 @@ class Link:
         return taken
 
     @property
+    def own_address(self) -> str:
+        """The address of this end."""
+        return str(self.socket.getsockname()[0])
+
+    @property
     def sent_all(self) -> bool:
         """Whether nothing waits to be sent."""
         return not self._unsent
