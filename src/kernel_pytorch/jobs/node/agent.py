@@ -16,11 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import KernelPytorchError
-from .processes import Family
+from ..rank.beats import Beats
+from .processes import Family, session_of, started_with
 from .torchrun import ASKING
+
+CLOSING_S = 3.0
+"""Seconds that ranks have to end when torchrun restarts them.
+
+torchrun waits 30 s, which no option changes (2.13), for ranks that handle SIGTERM but are blocked in a
+collective with a rank that is dead.
+"""
 
 _LINES_KEPT = 50
 _LINE_KEPT = 10_000
+_CLOSING = re.compile(r"Sending process (\d+) closing signal SIGTERM")
 _CODE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 _RANK = re.compile(r"  rank      : \d+ \(local_rank: (\d+)\)")
 _CODE_OF_RANK = re.compile(r"  exitcode  : (-?\d+) \(pid: (\d+)\)")
@@ -71,7 +80,6 @@ class Launch:
             "rdzv-id": f"{self.folder.name}-{self.attempt}",
             "rdzv-conf": ",".join(f"{name}={value}" for name, value in conf.items()),
             "max-restarts": self.max_restarts,
-            "shutdown-timeout": math.ceil(self.timeouts["shutdown_timeout"]),
             # It may be told to end by this one only. By default SIGTERM too is passed on to the ranks.
             "signals-to-handle": "SIGQUIT",
             "local-addr": self.local_address,
@@ -91,6 +99,8 @@ class Launch:
             "PYTHONFAULTHANDLER": "1",
             # Sharing it makes torchrun fail half of its restarts after a rank was killed.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            # As --shutdown-timeout, which torch 2.11 does not know.
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(self.timeouts["shutdown_timeout"])),
             **self.environment,
             **self.identity(),
             "KERNEL_PYTORCH_CHECKPOINT_EVERY": f"{self.checkpoint_every_s:g}",
@@ -133,6 +143,9 @@ class Agent:
         self._exits: list[RankExit] = []
         self._known: set[int] = set()
         """Process ids of exits that were found."""
+        self._closing: dict[int, float] = {}
+        """When torchrun told a process to end, by its id."""
+        self._killed: set[int] = set()
 
     def start(self) -> None:
         """Start it.
@@ -166,6 +179,7 @@ class Agent:
         assert self._process is not None
         code = self._process.poll()
         self._read()
+        self._kill_what_does_not_end()
         return code
 
     def new_exits(self) -> list[RankExit]:
@@ -177,6 +191,11 @@ class Agent:
         self._read()
         exits, self._exits = self._exits, []
         return exits
+
+    @property
+    def closing(self) -> frozenset[int]:
+        """Processes of ranks that torchrun has told to end, because others have failed."""
+        return frozenset(self._closing)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -208,12 +227,15 @@ class Agent:
                     "they wait for a device or a disk: drain the node",
                 )
             time.sleep(0.02)
-        if self._process is not None:
+        if self._process is not None and self._process.stdout is not None:
             self._read()
+            self._process.stdout.close()
 
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
+        if self._process.stdout.closed:
+            return
         with suppress(BlockingIOError):
             while data := os.read(self._process.stdout.fileno(), 1 << 16):
                 _copy(data)
@@ -224,7 +246,9 @@ class Agent:
 
     def _take(self, line: str) -> None:
         self._lines.append(line[:_LINE_KEPT])
-        if found := _CODE.search(line):
+        if found := _CLOSING.search(line):
+            self._closing[int(found[1])] = time.monotonic()
+        elif found := _CODE.search(line):
             self._found(RankExit(int(found[2]), int(found[3]), int(found[1])))
         elif found := _RANK.match(line):
             self._local_rank = int(found[1])
@@ -235,6 +259,18 @@ class Agent:
         if found.pid not in self._known:
             self._known.add(found.pid)
             self._exits.append(found)
+
+    def _kill_what_does_not_end(self) -> None:
+        now = time.monotonic()
+        late = {pid for pid, told_s in self._closing.items() if now > told_s + CLOSING_S} - self._killed
+        if late:
+            beats = Beats(self.launch.beats).read().values()
+            saving = {session_of(beat.pid) for beat in beats if beat.phase == "saving"}
+            for pid in late - saving:
+                self._killed.add(pid)
+                with suppress(OSError):
+                    if started_with(pid, self.launch.identity()):
+                        os.killpg(pid, signal.SIGKILL)  # torchrun gives each rank a group
 
 
 def _copy(data: bytes) -> None:

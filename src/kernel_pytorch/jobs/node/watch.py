@@ -8,7 +8,7 @@ import re
 import shutil
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..recovery.evidence import Beat as BeatEvidence
 from ..recovery.evidence import Evidence, RankError
 from ..recovery.timing import hang_limit
 from .agent import Agent, RankExit
-from .processes import DEAD, state
+from .processes import DEAD, oom_kills, state
 
 _STEPS_KEPT = 101
 _LOG_KEPT = 1 << 16
@@ -96,10 +96,14 @@ class Watch:
         self._starts: dict[int, list[_Start]] = {}
         """By local rank, the newest last."""
         self._steps: deque[float] = deque(maxlen=_STEPS_KEPT)
-        self._oom_before = _oom_kills()
+        self._oom_before = oom_kills()
 
-    def look(self) -> Seen:
-        """Read the beats. To be called a few times a second: so are steps measured, and ends noticed."""
+    def look(self, closing: Collection[int] = ()) -> Seen:
+        """Read the beats. To be called a few times a second: so are steps measured, and ends noticed.
+
+        Args:
+            closing: processes that are told to end. They are not late: they wait for others, which failed.
+        """
         self._find_starts()
         now, beats = monotonic(), self._beats.read()
         for local_rank, starts in self._starts.items():
@@ -107,7 +111,8 @@ class Watch:
             if beat is not None and beat.time_s >= start.time_s:
                 self._measure(start.beat, beat)
                 start.beat = beat
-            if (letter := state(start.beating_pid)) not in (None, *DEAD):
+            letter = state(start.beating_pid)
+            if letter not in (None, *DEAD) and start.pid not in closing:
                 start.alive_s, start.state = now, letter
         newest = [starts[-1] for starts in self._starts.values()]
         known = [start.beat for start in newest if start.beat is not None]
@@ -230,7 +235,7 @@ class Watch:
         )
 
     def _oom_increase(self) -> dict[str, int]:
-        now = _oom_kills()
+        now = oom_kills()
         if now is None or self._oom_before is None:
             return {}
         return {self.name: now - self._oom_before}
@@ -261,15 +266,3 @@ def _shortest_limit() -> float | None:
         return float(value) if value else None
     except ValueError:
         raise ValueError(f"KERNEL_PYTORCH_HANG_S must be a number of seconds, got {value!r}") from None
-
-
-def _oom_kills() -> int | None:
-    """Processes of this process's cgroup that the kernel has killed; None: it does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            number, _, path = line.split(":", 2)
-            if number == "0":
-                events = Path(f"/sys/fs/cgroup{path}/memory.events").read_text()
-                if found := re.search(r"^oom_kill (\d+)$", events, re.MULTILINE):
-                    return int(found[1])
-    return None
