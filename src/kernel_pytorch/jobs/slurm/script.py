@@ -78,7 +78,6 @@ def _header(spec: TrainingJobSpec, folder: Path, lead_s: float, inherit_env: boo
     yield f"--job-name={quoted(_one_line(spec.name))}"
     yield f"--comment=kernel-pytorch:{folder.name}"
     yield f"--nodes={least}" if least == most else f"--nodes={least}-{most}"
-    yield "--ntasks-per-node=1"
     yield from _resources(spec)
     minutes = minutes_of(spec)
     yield f"--time={minutes}"
