@@ -103,6 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def pair() -> Iterator[tuple[Link, socket.socket]]:
     """A trusted link, and the socket at its other end."""
     mine, other = socket.socketpair()
+    other.setblocking(False)
     with mine, other:
         link = Link(mine)
         link.trust()
