@@ -192,7 +192,10 @@ class Link:
             while self._unsent and self.lost is None:
                 self._unsent = self._unsent[self.socket.send(self._unsent, socket.MSG_NOSIGNAL) :]
         except OSError as error:
-            self._fail(error)
+            if not self._trusted:
+                self._fail(error)
+            elif error.errno not in _LATER:
+                self._unsent = b""  # reading finds the end too, and the last words before it
 
     def _fail(self, error: OSError) -> None:
         if error.errno not in _LATER:
