@@ -15,7 +15,15 @@ _PAUSE_S = 0.02
 
 
 class MeetingError(KernelPytorchError):
-    """The nodes of a job did not meet."""
+    """The nodes of a job did not meet.
+
+    Args:
+        missing: names of the nodes that were not found.
+    """
+
+    def __init__(self, why: str, fix: str | None = None, missing: Sequence[str] = ()) -> None:
+        super().__init__(why, fix)
+        self.missing = tuple(missing)
 
 
 class Circle:

@@ -115,7 +115,7 @@ class Reception:
         for link in links:
             link.write({"gave up": why})
         take_leave(links)
-        return MeetingError(why, "see the log of the missing nodes")
+        return MeetingError(why, "see the log of the missing nodes", missing)
 
 
 def _allow_files(count: int) -> None:

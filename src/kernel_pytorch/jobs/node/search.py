@@ -108,4 +108,5 @@ class Search:
             "the first node needs an address that other machines can reach"
             if self._addresses.hopeless()
             else "the nodes of a job must reach each other at these ports",
+            [place.names[0]],
         )

@@ -13,7 +13,7 @@
             ...                                 # save, if job.newest()
             job.saved(step, seconds)
         if stop:
-            job.left(step)                      # then exit 0; the same command goes on from there
+            job.left(step)                      # then exit 0: requeued, the same command goes on from there
             break
 
 ``examples/job_loop.py`` is a whole one.
@@ -70,7 +70,10 @@ class RankJob:
         """
 
     def must_stop(self) -> bool:
-        """Whether this rank was asked to stop. Others may not have been yet: agree before acting on it."""
+        """Whether this rank was asked to stop: to save and leave, after which the job is requeued.
+
+        Other ranks may not have been asked yet: agree before acting on it.
+        """
         return False
 
     def newest(self) -> bool:

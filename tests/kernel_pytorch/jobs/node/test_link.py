@@ -103,6 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def pair() -> Iterator[tuple[Link, socket.socket]]:
     """A trusted link, and the socket at its other end."""
     mine, other = socket.socketpair()
+    other.setblocking(False)
     with mine, other:
         link = Link(mine)
         link.trust()
@@ -188,10 +189,16 @@ def test_the_last_words_of_one_that_ends_are_heard(pair):
 
 
 def test_writing_to_one_that_has_ended(pair):
+    """Its last words are heard all the same."""
     link, other = pair
+    other.send(b'{"a": 1}\n')
     other.close()
     link.write({})
-    assert link.lost == "Broken pipe"
+    assert link.sent_all
+    exchange([link], 1)
+    assert link.take() == [{"a": 1}]
+    exchange([link], 1)
+    assert link.lost == "the connection ended"
 
 
 def test_what_does_not_fit_is_sent_when_it_is_read(pair):
@@ -199,7 +206,6 @@ def test_what_does_not_fit_is_sent_when_it_is_read(pair):
     for number in range(14):
         link.write({"n": number, "log": "x" * 60_000})
     lines, heard = Lines(), []
-    other.setblocking(False)
     while len(heard) < 14:
         exchange([link], 0)
         if select.select([other], [], [], 0)[0]:

@@ -196,9 +196,10 @@ def test_too_few(key):
         meetings = [
             threads.submit(meet, TOKEN, place(key, index, 4), least=4, wait_s=1.5) for index in (0, 2)
         ]
-        errors = [str(meeting.exception()) for meeting in meetings]
+        raised = [meeting.exception() for meeting in meetings]
     why = "only 2 of 4 nodes met within 1.5 s, at least 4 are needed; missing: node-1, node-3"
-    assert errors == [
+    assert raised[0].missing == ("node-1", "node-3")
+    assert [str(error) for error in raised] == [
         f"{why}: see the log of the missing nodes",
         f"the first node, node-0, gave up: {why}",
     ]
@@ -269,6 +270,7 @@ def test_another_program_has_the_first_port(key, what):
         with met(place(key, 0), place(key, 1)) as circles:
             assert [circle.present for circle in circles] == [(0, 1)] * 2
     first, *others = ports(TOKEN, key)
+    assert raised.value.missing == ("node-0",)
     assert str(raised.value) == (
         "node node-1 did not find the first node, node-0, within 0.3 s; tried 127.0.0.1 ports "
         f"{first}-{others[-1]}: {OTHER_PROGRAMS[what]} ({first}), "
