@@ -33,8 +33,8 @@ class TargetJobs(Jobs):
         self, target: str, root: str | Path | None = None, *, time_limit: str, options: Mapping[str, Any]
     ) -> None:
         super().__init__(root)
-        self.target = target_named(target)
         self.hours = parse_time(time_limit) / 3600
+        self.target = target_named(target)
         self.options = {name: value for name, value in options.items() if value is not None}
 
     def submit_one(self, spec: TrainingJobSpec, dry_run: bool = False) -> dict[str, Any]:

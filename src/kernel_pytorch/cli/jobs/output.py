@@ -35,9 +35,10 @@ def plan_line(plan: Mapping[str, Any]) -> str:
 
 
 def state_of(status: JobStatus) -> str:
-    """The state, with the cluster's own word where it has one."""
+    """The state, with the cluster's own word where it is another."""
     state = UNKNOWN if status.state is None else status.state.value
-    return state if status.native_state is None else f"{state} ({status.native_state})"
+    word = status.native_state
+    return state if word is None or word.lower() == state else f"{state} ({word})"
 
 
 def status_lines(status: JobStatus) -> Iterator[str]:
