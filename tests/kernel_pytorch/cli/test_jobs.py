@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from kernel_pytorch.cli import main
-from kernel_pytorch.cli.jobs.output import event_line, moment, status_lines, table
+from kernel_pytorch.cli.jobs.output import event_line, moment, status_lines, submitted_lines, table
 from kernel_pytorch.jobs.facts import JobState, JobStatus
 from kernel_pytorch.jobs.folder import JobFolder
-from kernel_pytorch.jobs.manage import Jobs
+from kernel_pytorch.jobs.manage import Jobs, Submitted
 
 PATIENCE_S = 120
 
@@ -100,6 +100,38 @@ def test_a_table_is_aligned():
         "JOB         STATE    ATTEMPT  STEP     STARTED              NODES",
         f"books-7f3a  running  1        8        {moment(1e9)}  n1",
         "a-1         unknown  unknown  unknown  unknown              unknown",
+    ]
+
+
+def test_what_was_submitted():
+    plan = {
+        "checkpoint_every_why": "600 s: as asked; no save was measured yet",
+        "lead_why": "60 s: assumed",
+        "restarts": 3,
+        "restarts_why": "max_retries",
+    }
+    jobs = [
+        Submitted(
+            job_id=f"a-{index}",
+            folder=Path(f"/jobs/a-{index}"),
+            native_id=f"17_{index}",
+            rendered="",
+            plan=plan,
+            notes=["slow"],
+            estimated_start_time=1e9,
+        )
+        for index in range(2)
+    ]
+    assert list(submitted_lines(jobs, "slurm")) == [
+        "a-0: submitted to slurm as 17_0",
+        "  folder  /jobs/a-0",
+        "a-1: submitted to slurm as 17_1",
+        "  folder  /jobs/a-1",
+        "  plan    checkpoint every 600 s (as asked; no save was measured yet), asked to stop 60 s before the "
+        "end (assumed), 3 restarts (max_retries)",
+        "  note    slow",
+        f"  starts  {moment(1e9)}, as the cluster estimates",
+        "  logs    kernel-pytorch logs a-0 --follow",
     ]
 
 
@@ -214,6 +246,12 @@ def test_a_job_from_submit_to_its_end(root: Path):
     assert plan.endswith("3 restarts (max_retries, in each attempt)")
     assert logs.strip() == f"logs    kernel-pytorch logs {id} --follow"
     assert sorted(lines) == ["[0] rank 0: $(a b);'", "[1] rank 1: $(a b);'"]
+    with started("requeue", id, "--exclude", "n1,n2", "--json") as again:
+        out, err = again.communicate(timeout=PATIENCE_S)
+    native_id = json.loads(out)["native_id"]
+    assert (again.returncode, err) == (0, "")
+    status = Jobs(root).wait(native_id)
+    assert (status.job_id, status.state, status.attempt) == (id, JobState.COMPLETED, 2)
 
 
 def test_follow_exits_as_the_job_does(root: Path):

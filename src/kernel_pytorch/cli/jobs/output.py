@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 
 
-def submitted_lines(job: Submitted, to: str) -> Iterator[str]:
-    """A job that was submitted: id, folder, plan, notes and the command that shows its logs."""
-    yield f"{job.job_id}: submitted to {to} as {job.native_id}"
-    yield f"  folder  {job.folder}"
-    yield f"  plan    {plan_line(job.plan)}"
-    yield from (f"  note    {note}" for note in job.notes)
-    if job.estimated_start_time is not None:
-        yield f"  starts  {moment(job.estimated_start_time)}, as the cluster estimates"
-    yield f"  logs    kernel-pytorch logs {job.job_id} --follow"
+def submitted_lines(jobs: Sequence[Submitted], to: str) -> Iterator[str]:
+    """Jobs that were submitted together: ids, folders, plan, notes and the command that shows the logs."""
+    for job in jobs:
+        yield f"{job.job_id}: submitted to {to} as {job.native_id}"
+        yield f"  folder  {job.folder}"
+    first = jobs[0]
+    yield f"  plan    {plan_line(first.plan)}"
+    yield from (f"  note    {note}" for note in first.notes)
+    if first.estimated_start_time is not None:
+        yield f"  starts  {moment(first.estimated_start_time)}, as the cluster estimates"
+    yield f"  logs    kernel-pytorch logs {first.job_id} --follow"
 
 
 def plan_line(plan: Mapping[str, Any]) -> str:
