@@ -21,7 +21,9 @@ class KernelPytorchError(Exception):
 
 
 def _unpickled(kind: type[KernelPytorchError], args: tuple[object, ...]) -> KernelPytorchError:
-    return kind.__new__(kind, *args)
+    error = kind.__new__(kind, *args)
+    error.args = args  # which OSError leaves to ``__init__``
+    return error
 
 
 class Unavailable(KernelPytorchError):  # noqa: N818  (a state of the machine, not a mistake)

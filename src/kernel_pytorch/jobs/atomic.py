@@ -75,7 +75,7 @@ def append_line(path: Path, line: bytes) -> None:
     with one_line(path, "written"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            locked = _lock(descriptor)
+            locked = lock_file(descriptor)
             end = os.fstat(descriptor).st_size
             torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"  # by a node that lost power
             try:
@@ -141,7 +141,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, patience_s: float = 1.0) -> bool:
+def lock_file(descriptor: int, patience_s: float = 1.0) -> bool:
     """Lock a file until it is closed, as NFS needs for appending; False where that cannot be done."""
     patient_until = time.monotonic() + patience_s
     while True:

@@ -217,8 +217,12 @@ class JobFolder:
         """How the job ended; None if it has not."""
         return _read_if_there(self.path / "end.json")
 
-    def reopen(self) -> bool:
-        """Keep the end record under another name, so that the job can run again; whether there was one."""
+    def reopen(self) -> Path | None:
+        """Keep the end record under another name, so that the job can run again.
+
+        Returns:
+            Where it is now; None: there was none.
+        """
         self.clear_stop()
         end = self.path / "end.json"
         number = 1
@@ -228,9 +232,9 @@ class JobFolder:
             try:
                 os.rename(end, kept)
             except FileNotFoundError:
-                return False
+                return None
             sync_folder(self.path)
-        return True
+        return kept
 
     def _attempt(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt}.json"

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import os
-import secrets
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic import lock_file, one_line
 from .facts import JobState, JobStatus
-from .folder import JobFolder, JobFolderError, as_text, find_job, job_folders, jobs_folder, new_job_id
+from .folder import (
+    JobFolder,
+    JobFolderError,
+    find_job,
+    job_folders,
+    jobs_folder,
+    new_job_id,
+)
 from .logs import follow_events, log_lines
-from .recovery.plan import Limits
-from .recovery.timing import DEFAULT_INTERVAL_S, checkpoint_interval, lead_time
+from .request import absolute, job_of, refuse_secrets, run_folder, without_values
+from .request import plan_of as plan_of
 from .spec import TrainingJobSpec
-from .status import FINAL, ClusterWord, FolderRecords, status_of
+from .status import FINAL, LOST, ClusterWord, FolderRecords, status_of
 from .target import ClusterUnavailableError, Target, target_named
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
+_LOCK_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +48,6 @@ class Submitted:
     notes: Sequence[str] = ()
     estimated_start_time: float | None = None
     """The cluster's own, in seconds since 1970."""
-
-
-def plan_of(spec: TrainingJobSpec) -> dict[str, Any]:
-    """When the job saves, when it is asked to stop, and how often it is restarted; each with the reason."""
-    asked_s = spec.checkpoint_interval_minutes * 60
-    every = checkpoint_interval(None if asked_s == DEFAULT_INTERVAL_S else asked_s, None, spec.num_nodes[1])
-    lead = lead_time(None)
-    never = spec.restart_policy == "Never"
-    return {
-        "checkpoint_every_s": every.value,
-        "checkpoint_every_why": every.why,
-        "lead_s": lead.value,
-        "lead_why": lead.why,
-        "restarts": 0 if never else spec.max_retries,
-        "restarts_why": "restart policy Never" if never else "max_retries, in each attempt",
-        "requeues": 0 if never else Limits.max_requeues,
-    }
 
 
 class Jobs:
@@ -100,35 +90,32 @@ class Jobs:
         """
         # Nodes and ranks as they are, for programs that do not know how they follow from each other.
         spec = spec.with_options(nodes=spec.num_nodes, ranks_per_node=spec.num_ranks_per_node)
-        if not inherit_env and (lost := [name for name, of in spec.secrets.items() if of.startswith("env:")]):
-            raise ValueError(
-                f"secret {lost[0]} is in the environment, which the ranks do not get: use file:PATH"
-            )
-        where = os.path.abspath(os.fspath(cwd or os.getcwd()))
+        refuse_secrets(spec.secrets, inherit_env)
+        where = absolute(cwd)
         plan, indices = plan_of(spec), target.indices(spec)
-        base = spec.job_id or new_job_id(spec.name)
-        ids = [base] if indices is None else [f"{base}-{index}" for index in indices]
-        job = _job_of(spec, target.name, plan, where)
-        rendered = target.render(spec, self.root / ids[0], {**_without_values(job), "id": ids[0]})
+        ids = self._ids(spec, indices)
+        job = {**job_of(spec, target.name, plan, where), "inherit_env": inherit_env}
+        rendered = target.render(spec, self.root / ids[0], {**without_values(job), "id": ids[0]})
         if dry_run:
             return [
                 Submitted(job_id=id, folder=self.root / id, native_id=None, rendered=rendered, plan=plan)
                 for id in ids
             ]
         notes = target.check(spec, plan)
-        self._refuse_shared_run(spec.command, where)
         folders: list[JobFolder] = []
         try:
-            for id in ids:
-                folders.append(JobFolder.create(self.root, {**job, "id": id}))
-                folders[-1].event("submitted", f"submitted to {target.name}: {shlex.join(spec.command)}")
+            with self._alone():
+                self._refuse_shared_run(job["argv"], job["cwd"])
+                folders += [JobFolder.create(self.root, {**job, "id": id}) for id in ids]
+            for folder in folders:
+                folder.event("submitted", f"submitted to {target.name}")
             native_ids = target.submit(spec, folders, inherit_env=inherit_env)
         except BaseException:
             for folder in folders:
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         for folder, native_id in zip(folders, native_ids, strict=True):
-            folder.write_native(target.name, native_id)
+            _note(folder, target.name, native_id)
         return [
             Submitted(
                 job_id=folder.id,
@@ -145,17 +132,21 @@ class Jobs:
     def status(self, id: str) -> JobStatus:
         """How a job is. Where the cluster does not answer: how it was when its folder was last written."""
         folder = self.folder(id)
-        return status_of(folder.id, records_of(folder), self._words([folder]).get(folder.id))
+        return self._status(folder, self._words([folder]).get(folder.id))
 
     def list(self) -> list[JobStatus]:
-        """How all jobs are, the newest first. Those with broken folders are left out."""
+        """How all jobs are, the newest first; of one whose folder is broken only that it is."""
         folders = job_folders(self.root)
         words = self._words(folders)
         found = []
         for folder in folders:
-            with suppress(JobFolderError):
-                submitted = (folder.native() or {}).get("submitted_at", 0.0)
-                found.append((submitted, status_of(folder.id, records_of(folder), words.get(folder.id))))
+            submitted_at = math.inf
+            try:
+                submitted_at = folder.job()["submitted_at"]
+                status = self._status(folder, words.get(folder.id))
+            except JobFolderError as error:
+                status = JobStatus(job_id=folder.id, reason=str(error))
+            found.append((submitted_at, status))
         return [status for _, status in sorted(found, key=lambda each: each[0], reverse=True)]
 
     def folder(self, id: str) -> JobFolder:
@@ -169,8 +160,14 @@ class Jobs:
             id: the job's.
             rank: default: all, each line with its rank.
             follow: until the job ends.
+
+        Raises:
+            ValueError: the job has no such rank.
         """
         folder = self.folder(id)
+        ranks = folder.job()["spec"]["world_size"]
+        if rank is not None and not 0 <= rank < ranks:
+            raise ValueError(f"rank must be one of the {ranks} of {folder.id}, from 0 on, got {rank}")
         return log_lines(folder, rank, self._until_over(folder) if follow else None)
 
     def events(self, id: str, follow: bool = False) -> Iterator[dict[str, Any]]:
@@ -193,13 +190,13 @@ class Jobs:
             KernelPytorchError: a process is left.
         """
         folder = self.folder(id)
-        if folder.ended() is None:
+        if (folder.ended() or {"state": "cancelled"})["state"] == "cancelled":
             target = self._target(folder)
             target.words([folder])  # a cluster that does not answer leaves the job as it is
             attempt = max(folder.attempt_numbers(), default=None)
             if folder.end("cancelled", "cancelled on request", attempt=attempt):
                 folder.event("cancelled", "cancelled on request", attempt=attempt)
-            target.cancel(folder)
+            target.cancel(folder)  # also the second time: the first may have left a process
         return self.status(folder.id)
 
     def requeue(self, id: str, exclude: Sequence[str] = ()) -> str:
@@ -216,10 +213,17 @@ class Jobs:
         target = self._target(folder)
         target.words([folder])
         self._refuse_shared_run(folder.job()["argv"], folder.job()["cwd"], but=folder.id)
-        again = folder.reopen()
-        native_id = target.requeue(folder, exclude)
-        if again or native_id != (folder.native() or {}).get("native_id"):
-            folder.write_native(target.name, native_id)
+        kept = folder.reopen()
+        try:
+            if kept is not None:
+                folder.event("note", "runs again on request", reopened=True)
+            native_id = target.requeue(folder, exclude)
+        except BaseException:
+            if kept is not None and folder.ended() is None:
+                os.replace(kept, folder.path / "end.json")
+            raise
+        if kept is not None or native_id != (folder.native() or {}).get("native_id"):
+            _note(folder, target.name, native_id)
         return native_id
 
     def _target(self, folder: JobFolder) -> Target:
@@ -238,30 +242,56 @@ class Jobs:
                 words |= target_named(name).words(own)
         return words
 
+    def _status(self, folder: JobFolder, word: ClusterWord | None) -> JobStatus:
+        """``word`` is to be asked for before: what ends afterwards has written its end by now."""
+        return status_of(folder.id, records_of(folder), word)
+
     def _until_over(self, folder: JobFolder) -> Iterator[None]:
         """A turn every now and then, until the job has ended or the cluster says that it will not go on."""
-        ask_at = time.monotonic() + _ASK_EVERY_S
+        ask_at = time.monotonic()
         while folder.ended() is None:
-            yield
-            time.sleep(_LOOK_EVERY_S)
             if time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + _ASK_EVERY_S
+                folder.job()  # a folder that has vanished would never end
                 word = self._words([folder]).get(folder.id)
-                if word is not None and word.state in FINAL:
+                if word is not None and (word.state in FINAL or word.native_state in (None, LOST)):
                     return
+            yield
+            time.sleep(_LOOK_EVERY_S)
 
-    def _refuse_shared_run(self, command: Sequence[str], cwd: str, but: str | None = None) -> None:
+    def _ids(self, spec: TrainingJobSpec, indices: Sequence[int] | None) -> Sequence[str]:
+        """Ids of new jobs: one, or one for each index."""
+        while True:
+            base = spec.job_id or new_job_id(spec.name)
+            ids = [base] if indices is None else [f"{base}-{index}" for index in indices]
+            if spec.job_id or not any((self.root / id).exists() for id in ids):
+                return ids
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other job of this folder is made meanwhile."""
+        with one_line(self.root, "made"):
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+        with one_line(self.root / ".lock", "written"):
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock_file(descriptor, _LOCK_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _refuse_shared_run(self, argv: Sequence[str], cwd: str, but: str | None = None) -> None:
         """Two jobs that write to one run folder would overwrite each other's checkpoints."""
-        if (run := _run_folder(command, cwd)) is None:
+        if (run := run_folder(argv, cwd)) is None:
             return
         for folder in job_folders(self.root):
             with suppress(JobFolderError):
                 job = folder.job()
-                same = folder.id != but and _run_folder(job["argv"], job["cwd"]) == run
+                same = folder.id != but and run_folder(job["argv"], job["cwd"]) == run
                 if same and folder.ended() is None and self.status(folder.id).state not in FINAL:
                     raise ValueError(
-                        f"the run folder {run} is used by the job {folder.id}, which has not ended: "
-                        "cancel it, or give another --run"
+                        f"the run folder {os.fsdecode(run)} is used by {folder.id}, which has not ended: "
+                        "wait for it, cancel it, or give another one"
                     )
 
 
@@ -287,35 +317,9 @@ def exit_status(status: JobStatus) -> int:
     return {JobState.COMPLETED: 0, JobState.CANCELLED: 130}.get(status.state, 1) if status.state else 1
 
 
-def _job_of(spec: TrainingJobSpec, target: str, plan: Mapping[str, Any], cwd: str) -> dict[str, Any]:
-    """The content of ``job.json``, but for the id."""
-    # What was typed travels as argv and environment; a second copy of it would need the same care.
-    facts = replace(spec, command=["-"], env_vars={}, secrets={}).to_dict()
-    return {
-        "name": spec.name,
-        "spec": facts,
-        "argv": [as_text(word) for word in spec.command],
-        "environment": {as_text(name): as_text(value) for name, value in spec.env_vars.items()},
-        "secrets": {as_text(name): as_text(value) for name, value in spec.secrets.items()},
-        "cwd": as_text(cwd),
-        "python": sys.executable,
-        "token": secrets.token_hex(16),
-        "target": target,
-        "submitted_at": time.time(),
-        "plan": dict(plan),
-    }
-
-
-def _without_values(job: Mapping[str, Any]) -> dict[str, Any]:
-    """``job.json`` to be shown: without the token, and with the names of variables only."""
-    shown = {name: value for name, value in job.items() if name != "token"}
-    return {**shown, "environment": dict.fromkeys(job["environment"], "(not shown)")}
-
-
-def _run_folder(command: Sequence[str], cwd: str) -> str | None:
-    """The value of ``--run``; None: the command has none."""
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        name, has_value, value = word.partition("=")
-        if name == "--run" and (value if has_value else following):
-            return os.path.normpath(os.path.join(cwd, value if has_value else following))
-    return None
+def _note(folder: JobFolder, target: str, native_id: str) -> None:
+    try:
+        folder.write_native(target, native_id)
+    except JobFolderError as error:
+        fix = f"end it by the means of {target}"
+        raise JobFolderError(f"{target} runs {folder.id} as {native_id}, but: {error.why}", fix) from error

@@ -9,6 +9,8 @@ from typing import Any
 from .facts import JobState, JobStatus
 
 FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+LOST = "lost"
+"""A target's own word for a job that does not run and has recorded no end, where a cluster has no word."""
 RESTARTS = ("restart", "go_on_smaller")
 """Kinds of events after which the ranks of an attempt began anew."""
 

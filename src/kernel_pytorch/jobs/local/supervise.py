@@ -6,33 +6,34 @@ lock of the job's folder as long as it lives, and everything that it started end
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from ...errors import KernelPytorchError
 from ..folder import JobFolder
 from ..node.head import Contract, Head
 from ..node.history import failures, requeues_by_faults
-from ..recovery.classify import classify
-from ..recovery.evidence import Evidence
+from ..rank.parent import die_with_parent
+from ..recovery.classify import Failure
+from ..recovery.messages import TYPES
 from ..recovery.plan import REQUEUE, Limits, plan
+from .gpus import share_of
+from .processes import end_processes, last_line, take_lock
 
-LOCK = "supervisor.lock"
+_NODE_PROGRAM = "kernel_pytorch.jobs.node"
 GRACE_S = 10.0
 """From a request to stop to the end, as Slurm's KillWait."""
-_OVERTIME_S = 60.0
+OVERTIME_S = 60.0
+"""From the time limit to the end of an attempt that does not leave by itself."""
 _GOODBYE_S = 15.0
 _LOOK_EVERY_S = 0.1
-_OF_OTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Supervisor:
@@ -40,145 +41,132 @@ class Supervisor:
 
     Args:
         folder: the job's.
+        native_id: of this start of the job.
         node_program: module that is run for each node.
     """
 
-    def __init__(self, folder: JobFolder, node_program: str = "kernel_pytorch.jobs.node") -> None:
-        self.folder, self.node_program = folder, node_program
+    def __init__(self, folder: JobFolder, native_id: str, node_program: str = _NODE_PROGRAM) -> None:
+        self.folder, self.native_id, self.node_program = folder, native_id, node_program
         self.job = folder.job()
+        self.names = [f"node-{index}" for index in range(self.job["spec"]["nodes"][1])]
         self.asked = False
-        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._overtime = False
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Handler of SIGTERM."""
         self.asked = True
 
     def run(self) -> None:
-        """Attempt after attempt. Raises KernelPytorchError if the folder cannot be used."""
+        """Attempt after attempt, until the job has ended or this process was asked to.
+
+        Raises:
+            KernelPytorchError: the folder cannot be used, or a process cannot be ended.
+        """
         while self.folder.ended() is None:
             codes = self._attempt()
-            if self.folder.ended() is not None or self.asked:
+            if self.folder.ended() is not None:
+                return
+            if self.asked:
+                self.folder.event("note", "its supervisor was asked to end, and runs it no more")
                 return
             if REQUEUE in codes:
                 continue
-            if codes[0] is not None and codes[0] >= 0:
-                log = self.folder.path / "logs" / "supervisor.log"
-                reason = f"the first node's program returned {codes[0]}; see {log}"
+            if codes[0] >= 0:
+                line = last_line(self.folder)
+                reason = f"the first node's program returned {codes[0]}{f': {line}' if line else ''}"
                 self.folder.end("completed" if codes[0] == 0 else "failed", reason)
                 return
             self._all_lost()
 
-    def _attempt(self) -> list[int | None]:
-        """Exit codes of the node programs of one attempt."""
-        self._nodes = self._start()
-        end = time.time() + self.job["spec"]["max_runtime_hours"] * 3600
+    def _attempt(self) -> list[int]:
+        """Exit codes of the node programs of one attempt, of which no process is left."""
+        limit_s = self.job["spec"]["max_runtime_hours"] * 3600
+        end = time.monotonic() + limit_s + OVERTIME_S
+        nodes = self._start(time.time() + limit_s)
+        self._overtime = False
         kill_at: float | None = None
         told = False
-        while any(node.poll() is None for node in self._nodes):
+        while any(node.poll() is None for node in nodes):
+            now = time.monotonic()
             if self.asked and not told:
-                told = True
-                kill_at = time.monotonic() + GRACE_S
-                for node in self._nodes:
+                told, kill_at = True, now + GRACE_S
+                for node in nodes:
                     node.send_signal(signal.SIGTERM)
             # The others end when the first one has, each by itself.
-            if self._nodes[0].poll() is not None and kill_at is None:
-                kill_at = time.monotonic() + _GOODBYE_S
-            if time.time() > end + _OVERTIME_S or (kill_at is not None and time.monotonic() > kill_at):
-                self._kill()
+            if nodes[0].poll() is not None and kill_at is None:
+                kill_at = now + _GOODBYE_S
+            self._overtime = now > end
+            if self._overtime or (kill_at is not None and now > kill_at):
+                for node in nodes:
+                    node.kill()
             time.sleep(_LOOK_EVERY_S)
-        return [node.returncode for node in self._nodes]
+        end_processes(self.folder)  # such as what the ranks of a killed node program have started
+        return [node.wait() for node in nodes]
 
-    def _start(self) -> list[subprocess.Popen[bytes]]:
+    def _start(self, ends_at: float) -> list[subprocess.Popen[bytes]]:
         spec = self.job["spec"]
-        count, gpus = spec["nodes"][1], spec["gpus_per_node"]
         common = {
-            "KERNEL_PYTORCH_NODES": " ".join(f"node-{index}" for index in range(count)),
+            "KERNEL_PYTORCH_JOB": str(self.folder.path),
+            "KERNEL_PYTORCH_NODES": " ".join(self.names),
             "KERNEL_PYTORCH_FIRST": "127.0.0.1",
-            "KERNEL_PYTORCH_NATIVE_ID": (self.folder.native() or {}).get("native_id") or f"pid-{os.getpid()}",
+            "KERNEL_PYTORCH_NATIVE_ID": self.native_id,
             "KERNEL_PYTORCH_RUN_KEY": secrets.token_hex(8),
-            "KERNEL_PYTORCH_ENDS_AT": repr(time.time() + spec["max_runtime_hours"] * 3600),
+            "KERNEL_PYTORCH_ENDS_AT": repr(ends_at),
         }
-        clean = {name: value for name, value in os.environ.items() if name not in _OF_OTHER_LAUNCHERS}
-        nodes = []
-        for index in range(count):
-            own = {"KERNEL_PYTORCH_NODE": str(index), **_visible(clean, index, gpus)}
-            nodes.append(
-                subprocess.Popen(
-                    [self.job["python"], "-m", self.node_program, str(self.folder.path)],
-                    env={**clean, **common, **own},
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            )
-        return nodes
+        own_pid = os.getpid()
 
-    def _kill(self) -> None:
-        for node in self._nodes:
-            if node.poll() is None:
-                node.kill()
+        def die_with_supervisor() -> None:
+            if not die_with_parent() or os.getppid() != own_pid:
+                os._exit(1)
+
+        return [
+            subprocess.Popen(
+                [self.job["python"], "-m", self.node_program, str(self.folder.path)],
+                env={
+                    **os.environ,
+                    **common,
+                    "KERNEL_PYTORCH_NODE": str(index),
+                    **share_of(index, len(self.names), spec["gpus_per_node"]),
+                },
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_supervisor,
+            )
+            for index in range(len(self.names))
+        ]
 
     def _all_lost(self) -> None:
         """No node program is left to decide, so that the supervisor does, as they would have."""
-        spec = self.job["spec"]
-        names = [f"node-{index}" for index in range(spec["nodes"][1])]
         attempt = max(self.folder.attempt_numbers(), default=0)
-        contract = Contract.of(spec, len(names))
-        evidence = Evidence(nodes_lost=tuple(names), first_node=names[0])
-        failure = classify(evidence, attempt)
+        contract = Contract.of(self.job["spec"], len(self.names))
+        kind, text = "first_node_lost", "all node programs were killed"
+        if self._overtime:
+            kind, text = "timeout", f"it went on for {OVERTIME_S:g} s after its time limit"
+        failure = Failure(kind=kind, text=text, type=TYPES[kind], attempt=attempt)
         limits = Limits(
             max_retries=contract.max_retries,
             requeues=requeues_by_faults(self.folder),
             max_requeues=contract.max_requeues,
         )
         decision = plan(failure, failures(self.folder), limits)
-        head = Head(self.folder, attempt, names, [], contract)
-        head.record(decision, failure, dict.fromkeys(names, "its node program was killed"), {})
+        Head(self.folder, attempt, self.names, [], contract).record(decision, failure, {}, {})
 
 
-def _visible(environment: Mapping[str, str], index: int, gpus: int | None) -> dict[str, str]:
-    """This machine's GPUs are shared out among its nodes."""
-    if not gpus:
-        return {}
-    seen = environment.get("CUDA_VISIBLE_DEVICES")
-    own: Sequence[Any] = range(index * gpus, (index + 1) * gpus)
-    if seen is not None:
-        own = seen.split(",")[index * gpus : (index + 1) * gpus]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own))}
-
-
-def locked(folder: JobFolder) -> bool:
-    """Whether a supervisor of this job lives."""
-    try:
-        descriptor = os.open(folder.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], node_program: str = _NODE_PROGRAM) -> int:
     """Supervise the job of a folder; returns when it has ended."""
     if len(arguments) != 1:
         print("usage: python -m kernel_pytorch.jobs.local.supervise FOLDER", file=sys.stderr)
         return 2
     folder = JobFolder(Path(arguments[0]))
+    native_id = f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}"
     try:
-        lock = os.open(folder.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder.id} has a supervisor already", file=sys.stderr)
-            return 1
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        supervisor = Supervisor(folder)
+        supervisor = Supervisor(folder, native_id, node_program)
         signal.signal(signal.SIGTERM, supervisor.ask_to_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal of `submit` may close
+        if take_lock(folder.path) is None:
+            print(f"{folder.id} has a supervisor already", file=sys.stderr)
+            return 1
+        folder.write_native("local", native_id)
         supervisor.run()
     except (KernelPytorchError, OSError) as error:
         print(f"kernel_pytorch.jobs.local: error: {error}", file=sys.stderr)
@@ -187,4 +175,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if os.fork():
+        os._exit(0)  # nobody has to wait for the one that goes on
     sys.exit(main(sys.argv[1:]))

@@ -17,13 +17,13 @@ ENOUGH_FAULTS = 3
 
 def failures(folder: JobFolder) -> list[Failure]:
     """The failures so far, and the times that the job was asked to stop; the oldest first."""
-    return [Failure.from_dict(event["failure"]) for event in folder.events() if event.get("failure")]
+    return [Failure.from_dict(event["failure"]) for event in _events(folder) if event.get("failure")]
 
 
 def requeues_by_faults(folder: JobFolder) -> int:
     """How often the job was requeued because of a fault, not because it was asked to stop."""
     return sum(
-        event.get("kind") == "requeue" and event.get("because") == "fault" for event in folder.events()
+        event.get("kind") == "requeue" and event.get("because") == "fault" for event in _events(folder)
     )
 
 
@@ -51,6 +51,13 @@ def observed_mtbf_h(folder: JobFolder) -> float:
         for attempt, begin, end in zip(attempts, begins, begins[1:], strict=False)
     )
     return max(node_s, 1.0) / 3600 / count
+
+
+def _events(folder: JobFolder) -> list[dict[str, Any]]:
+    """Those since the job ended and somebody, who knows why, had it run again."""
+    events = folder.events()
+    begins = [number for number, event in enumerate(events) if event.get("reopened")]
+    return events[begins[-1] :] if begins else events
 
 
 def _saves(folder: JobFolder) -> Iterator[dict[str, Any]]:
