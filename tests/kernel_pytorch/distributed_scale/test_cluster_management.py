@@ -144,8 +144,10 @@ def test_mistakes_of_whoever_makes_a_manager():
 def test_jobs_are_those_on_slurm_by_either_id(slurm: Slurm, tmp_path: Path):
     manager = create_slurm_manager()
     id = manager.submit_job(SPEC)["job_id"]
-    other = {"id": "here-1", "name": "here", "target": "local", "argv": ["x"], "cwd": "/"}
+    other = {"id": "here-1", "name": "here", "target": "local", "argv": ["x"], "cwd": "/", "submitted_at": 0}
     JobFolder.create(tmp_path / "jobs", other).end("completed", "done")
+    (tmp_path / "jobs" / "broken-1").mkdir()
+    (tmp_path / "jobs" / "broken-1" / "job.json").write_text("{")
     assert [status.job_id for status in manager.list_jobs()] == [id]
     assert manager.get_job_status("17").native_state == "PENDING"
     assert list(manager.active_jobs) == [id]
