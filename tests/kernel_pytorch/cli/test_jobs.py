@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -262,28 +265,51 @@ def test_follow_exits_as_the_job_does(root: Path):
     assert (status["state"], status["reason"].split(";")[0]) == ("failed", "rank 0: bad usage")
 
 
-def test_ctrl_c_leaves_the_job_and_cancel_ends_it(root: Path, capsys):
-    with started("submit", "--follow", "--", "sh", "-c", "echo ready; exec sleep 600") as following:
+def test_ctrl_c_leaves_the_job_and_cancel_ends_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    key, outer = token_hex(8), token_hex(8)
+    (tmp_path / "key").write_text(key)
+    monkeypatch.setenv("OUTER", outer)
+    secrets = ["--secret", f"KEY=file:{tmp_path / 'key'}", "--secret", "OTHER=env:OUTER"]
+    script = 'printf %s "$KEY$OTHER" | sha256sum; echo ready; exec sleep 600'
+    digest = hashlib.sha256((key + outer).encode()).hexdigest()
+    with started("submit", "--follow", *secrets, "--", "sh", "-c", script) as following:
         assert following.stdout is not None
         id = following.stdout.readline().partition(":")[0]
+        printed = []
         while "ready" not in (line := following.stdout.readline()):
             assert line, "no log came"
+            printed.append(line)
+        assert printed[-1] == f"[0] {digest}  -\n"
+        assert [word for word in (key, outer) if word in written(root, *printed)] == []
+        assert digest in written(root)
         following.send_signal(signal.SIGINT)
         _, err = following.communicate(timeout=PATIENCE_S)
     assert following.returncode == 130
     assert err == f"{id} goes on: kernel-pytorch cancel {id} ends it\nkernel-pytorch submit: interrupted\n"
     with started("logs", id, "--follow", "--rank", "0") as logs:
         assert logs.stdout is not None
-        assert logs.stdout.readline() == "ready\n"
+        assert [logs.stdout.readline() for _ in range(2)][1] == "ready\n"
         logs.send_signal(signal.SIGINT)
         assert logs.wait(PATIENCE_S) == 0
     assert Jobs(root).status(id).state is JobState.RUNNING
     with started("logs", id, "--follow") as logs:
         assert main(["cancel", id[:2]]) == 0
         assert capsys.readouterr().out == f"{id}: cancelled\n"
-        assert logs.communicate(timeout=PATIENCE_S) == ("[0] ready\n", "")
+        assert logs.communicate(timeout=PATIENCE_S) == (f"[0] {digest}  -\n[0] ready\n", "")
     assert logs.returncode == 0
     assert not processes_of(root / id)
+
+
+def written(folder: Path, *printed: str) -> str:
+    """All files of the jobs, all command lines of this machine, and what was printed."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    found = list(printed)
+    for path in [*paths, *Path("/proc").glob("[0-9]*/cmdline")]:
+        with suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
 
 
 def processes_of(folder: Path) -> list[str]:
