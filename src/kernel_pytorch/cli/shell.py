@@ -126,6 +126,8 @@ class Program:
         if command is not None and command.takes_command and "--" in arguments:
             at = arguments.index("--")
             arguments, user_command = arguments[:at], list(arguments[at + 1 :])
+        elif command is not None and command.takes_command:
+            parser.hint = "a command comes after --"
         try:
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere) if quiet else nullcontext():
                 args = parser.parse_args(arguments)
@@ -141,7 +143,7 @@ class Program:
         given = next((argument for argument in arguments if not argument.startswith("-")), None)
         return next((command for command in self.commands if command.name == given), None)
 
-    def _parser(self, chosen: Command | None) -> argparse.ArgumentParser:
+    def _parser(self, chosen: Command | None) -> _Parser:
         parser = _Parser(prog=self.name, description=self.description, allow_abbrev=False)
         parser.add_argument("--version", action=_Version, help="print the version and exit")
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -160,6 +162,9 @@ class Program:
 
 
 class _Parser(argparse.ArgumentParser):
+    hint = ""
+    """What may be wrong where there are arguments that are not known."""
+
     def print_help(self, file: Any = None) -> None:
         print(self.format_help(), end="", file=file)  # argparse ignores errors of writing
 
@@ -167,9 +172,11 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         valid = [name for action in self._actions for name in action.option_strings]
         for argument in unknown:
-            near = difflib.get_close_matches(argument.partition("=")[0], valid, n=1)
+            near = difflib.get_close_matches(argument.partition("=")[0], valid, n=1, cutoff=0.8)
             if near and argument.startswith("--"):
                 self.error(f"unrecognized arguments: {' '.join(unknown)}; did you mean {near[0]}?")
+        if unknown and self.hint:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {self.hint}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:

@@ -77,7 +77,7 @@ class SLURMClusterManager:
             Unavailable: always.
         """
         raise Unavailable(
-            f"{self.jobs.folder(job_id).id} cannot get {replicas} nodes: Slurm fixes their number when it starts",
+            f"{self.jobs.folder(job_id).id} cannot get {replicas} nodes: on Slurm their number is fixed",
             "cancel it and submit it again with other nodes; it goes on from its checkpoint",
         )
 

@@ -14,7 +14,7 @@ from .checks import check_duration
 from .fault_info import brief_kind, evidence_of
 from .recovery.classify import Failure, classify
 from .recovery.messages import TYPES
-from .recovery.plan import Decision, Limits, plan
+from .recovery.plan import DONE, Decision, Limits, plan
 from .spec import MAX_HOURS, FailureType, JobState, JobStatus
 
 _KINDS = {
@@ -26,7 +26,7 @@ _KINDS = {
     FailureType.TIMEOUT_FAILURE: "timeout",
 }
 """Of several kinds of a type, the one that is tried again longest."""
-_ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+_ACTIVE = (JobState.PENDING, JobState.RUNNING, JobState.SCALING)
 
 
 class Executor(Protocol):
@@ -118,6 +118,8 @@ class Faults:
         if failure.step is None:
             failure = replace(failure, step=seen)
         decision = plan(failure, [item.failure for item in earlier], _limits(earlier))
+        if status is not None and status.state in (JobState.COMPLETED, JobState.CANCELLED):
+            decision = Decision(action="done", exit_code=DONE, reason=f"the job is {status.state.value}")
         handled = Handled(
             failure=failure,
             decision=decision,
@@ -137,7 +139,7 @@ class Faults:
         since = f"; steps of at most {self.checkpoint_interval_minutes:g} min are repeated"
         if self._executor is None or status is None:
             return f"{since}; nothing was done, as no manager was given"
-        if decision.action == "restart" and status.state not in _ENDED:
+        if decision.action == "restart" and status.state in _ACTIVE:
             return f"{since}; the job's own node programs restart it"
         failed = [node for node, state in self.nodes.items() if state is HealthState.FAILED]
         self._executor.requeue_job(job_id, exclude=tuple(dict.fromkeys([*decision.exclude, *failed])))

@@ -50,7 +50,7 @@ def log_lines(folder: JobFolder, rank: int | None, turns: Iterator[None] | None)
         for prefix, tail in tails.values():
             for line in tail.lines(last=last):
                 yield f"{prefix}{line}"
-    if not tails:
+    if not tails and rank is None:
         for path in _node_logs(folder):
             yield from _Tail(path).lines(last=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .facts import JobStatus
+from .folder import JobFolderError
 from .manage import Jobs
 from .read import parse_time
 from .spec import TrainingJobSpec
@@ -33,8 +34,8 @@ class TargetJobs(Jobs):
         self, target: str, root: str | Path | None = None, *, time_limit: str, options: Mapping[str, Any]
     ) -> None:
         super().__init__(root)
-        self.target = target_named(target)
         self.hours = parse_time(time_limit) / 3600
+        self.target = target_named(target)
         self.options = {name: value for name, value in options.items() if value is not None}
 
     def submit_one(self, spec: TrainingJobSpec, dry_run: bool = False) -> dict[str, Any]:
@@ -75,9 +76,13 @@ class TargetJobs(Jobs):
 
     def of_target(self) -> list[JobStatus]:
         """The target's jobs, the newest first."""
-        return [
-            status for status in self.list() if self.folder(status.job_id).job()["target"] == self.target.name
-        ]
+        return [status for status in self.list() if self._is_ours(status.job_id)]
+
+    def _is_ours(self, job_id: str) -> bool:
+        try:
+            return bool(self.folder(job_id).job()["target"] == self.target.name)
+        except JobFolderError:
+            return False
 
     def unfinished(self) -> dict[str, JobStatus]:
         """Those of them that have not ended, by id."""

@@ -84,9 +84,17 @@ def test_it_acts_only_through_its_manager():
     assert cluster.requeued == [("a", ("n2", "n9"))]
     cluster.state = JobState.RUNNING
     assert "own node programs restart it" in manager.handle_failure("a", None, CRASH)["reason"]
-    cluster.state = JobState.FAILED
+    cluster.state = None  # such as one whose supervisor was killed
     manager.handle_failure("a", None, {"exit_code": 3})
     assert cluster.requeued[1:] == [("a", ("n9", "n2"))]
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.COMPLETED])
+def test_a_job_that_has_ended_otherwise_is_left_alone(state: JobState):
+    cluster = Cluster(state)
+    answer = FaultToleranceManager(manager=cluster).handle_failure("a", FailureType.NODE_FAILURE, {})
+    assert (answer["strategy"], answer["reason"]) == ("done", f"the job is {state.value}")
+    assert cluster.requeued == []
 
 
 def test_recovered_is_unknown_until_a_later_step_was_seen():

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(status)
     if status.state is not JobState.CANCELLED:
-        raise CommandError(f"{status.job_id} was not cancelled: it is {state_of(status)}", status=1)
+        raise CommandError(f"{status.job_id} was not cancelled; its state: {state_of(status)}", status=1)
     if not args.json:
         print(f"{status.job_id}: cancelled")
     return 0

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 
 
-def submitted_lines(job: Submitted, to: str) -> Iterator[str]:
-    """A job that was submitted: id, folder, plan, notes and the command that shows its logs."""
-    yield f"{job.job_id}: submitted to {to} as {job.native_id}"
-    yield f"  folder  {job.folder}"
-    yield f"  plan    {plan_line(job.plan)}"
-    yield from (f"  note    {note}" for note in job.notes)
-    if job.estimated_start_time is not None:
-        yield f"  starts  {moment(job.estimated_start_time)}, as the cluster estimates"
-    yield f"  logs    kernel-pytorch logs {job.job_id} --follow"
+def submitted_lines(jobs: Sequence[Submitted], to: str) -> Iterator[str]:
+    """Jobs that were submitted together: ids, folders, plan, notes and the command that shows the logs."""
+    for job in jobs:
+        yield f"{job.job_id}: submitted to {to} as {job.native_id}"
+        yield f"  folder  {job.folder}"
+    first = jobs[0]
+    yield f"  plan    {plan_line(first.plan)}"
+    yield from (f"  note    {note}" for note in first.notes)
+    if first.estimated_start_time is not None:
+        yield f"  starts  {moment(first.estimated_start_time)}, as the cluster estimates"
+    yield f"  logs    kernel-pytorch logs {first.job_id} --follow"
 
 
 def plan_line(plan: Mapping[str, Any]) -> str:
@@ -35,9 +37,10 @@ def plan_line(plan: Mapping[str, Any]) -> str:
 
 
 def state_of(status: JobStatus) -> str:
-    """The state, with the cluster's own word where it has one."""
+    """The state, with the cluster's own word where it is another."""
     state = UNKNOWN if status.state is None else status.state.value
-    return state if status.native_state is None else f"{state} ({status.native_state})"
+    word = status.native_state
+    return state if word is None or word.lower() == state else f"{state} ({word})"
 
 
 def status_lines(status: JobStatus) -> Iterator[str]:

@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         print(submitted[0].rendered, end="")
     else:
-        for job in submitted:
-            print("\n".join(submitted_lines(job, args.to)), flush=True)
+        print("\n".join(submitted_lines(submitted, args.to)), flush=True)
     if args.follow and not args.dry_run:
         return _follow(jobs, submitted[0].job_id, as_json=args.json)
     return 0

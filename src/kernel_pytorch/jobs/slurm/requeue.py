@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from .commands import SlurmError, hostnames, run, show_job
+from ..target import ClusterUnavailableError
+from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
 
+IN_A_JOB_S = 3.0
+"""Less than the KillWait of any site, after which Slurm kills this process."""
 _REFUSED_TWICE = re.compile("Job is pending execution")
 _OURS_TO_END = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
@@ -31,7 +35,7 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
         exclude: names of nodes to avoid; ignored where too few would be left.
 
     Returns:
-        The nodes that the job will avoid.
+        The nodes that the job will avoid, as far as is known.
 
     Raises:
         ClusterUnavailableError: no slurmctld answers, or this node has no scontrol.
@@ -44,7 +48,7 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
             if job["JobState"] not in _OURS_TO_END and not timed_out:
                 raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
             _requeue(job_id, job)
-        return _avoid(job_id, exclude)
+        return _change(job_id, exclude, IN_A_JOB_S)
 
 
 def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
@@ -65,7 +69,7 @@ def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
         return False
     if job["JobState"] != "PENDING":
         _requeue(job_id, job)
-    _avoid(job_id, exclude)
+    _change(job_id, exclude, PATIENCE_S)
     return True
 
 
@@ -79,21 +83,55 @@ def _requeue(job_id: str, job: Mapping[str, str]) -> None:
             raise
 
 
-def _avoid(job_id: str, exclude: Sequence[str]) -> tuple[str, ...]:
-    """Add to the nodes that a waiting job avoids."""
+def _change(job_id: str, exclude: Sequence[str], patience_s: float) -> tuple[str, ...]:
+    """Add to the nodes that a waiting job avoids, and undo that it lost nodes; what it avoids afterwards.
+
+    While a job that has lost a node still has processes, a cluster without accounts takes no changes. So the
+    request is left with slurmctld, which waits 5 s for their end, and this process may end meanwhile.
+    """
     job = _known(job_id)
     before = hostnames(job.get("ExcNodeList", ""))
-    if set(exclude) <= set(before):
-        return tuple(before)
-    fewest = int(job.get("NumNodes", "1").partition("-")[0])
+    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _asked_nodes(job_id)
+    changes = []
+    if asked is not None and int(asked.partition("-")[0]) > fewest:
+        changes.append(f"NumNodes={asked}")
+        fewest = int(asked.partition("-")[0])
+    names = before
+    if not set(exclude) <= set(before):
+        names = _avoidable(job, before, exclude, fewest)
+        changes += [f"ExcNodeList={','.join(names)}"] if names != before else []
+    if changes:
+        try:
+            run("scontrol", "update", f"JobId={job_id}", *changes, timeout_s=patience_s)
+        except ClusterUnavailableError:
+            pass  # it has the request
+        except SlurmError as error:  # the job runs again all the same, and Slurm itself avoids what is down
+            print(f"{job_id} runs again, but not with {' '.join(changes)}: {error}", file=sys.stderr)
+            return tuple(before)
+    return tuple(names)
+
+
+def _avoidable(
+    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int
+) -> list[str]:
+    """The nodes to avoid such that enough are left: all, or the new ones, or those of before."""
     every = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N").split()
     required = set(hostnames(job.get("ReqNodeList", "")))
     for wanted in ([*before, *exclude], [*exclude]):
         names = list(dict.fromkeys(name for name in wanted if name not in required))
         if names and len(set(every) - set(names)) >= fewest:
-            run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(names)}")
-            return tuple(names)
-    return tuple(before)
+            return names
+    return list(before)
+
+
+def _asked_nodes(job_id: str) -> str | None:
+    """The ``--nodes`` of the job's script: a job that lost nodes would start again with what it had left."""
+    try:
+        script = run("scontrol", "write", "batch_script", job_id, "-")
+    except SlurmError:
+        return None
+    found = re.search(r"^#SBATCH --nodes=([0-9-]+)$", script, re.MULTILINE)
+    return None if found is None else found[1]
 
 
 def _is_requeued(job: Mapping[str, str]) -> bool:

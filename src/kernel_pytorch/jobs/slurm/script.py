@@ -35,7 +35,7 @@ while
     code=$?
     [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null
 do :; done
-if [ "$code" -gt 128 ]; then # by a signal to srun, or to this script as srun ended: bash knows
+if [ "$code" -gt 128 ]; then # a signal may have ended the last wait, not srun; bash keeps its code
     wait "$step" 2>/dev/null
     ended=$?
     [ "$ended" -ne 127 ] && code=$ended
