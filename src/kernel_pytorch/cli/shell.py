@@ -251,4 +251,5 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is terminate:  # else the command has decided what it means
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
