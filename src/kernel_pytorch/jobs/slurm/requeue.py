@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from ..target import ClusterUnavailableError
 from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
 
-IN_A_JOB_S = 3.0
-"""Less than the KillWait of any site, after which Slurm kills this process."""
+LEFT_AFTER_S = 1.0
+"""How long this process waits for a change that may not be made while it lives."""
 _REFUSED_TWICE = re.compile("Job is pending execution")
 _OURS_TO_END = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
@@ -48,7 +48,7 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
             if job["JobState"] not in _OURS_TO_END and not timed_out:
                 raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
             _requeue(job_id, job)
-        return _change(job_id, exclude, IN_A_JOB_S)
+        return _change(job_id, exclude, inside=True)
 
 
 def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
@@ -69,7 +69,7 @@ def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
         return False
     if job["JobState"] != "PENDING":
         _requeue(job_id, job)
-    _change(job_id, exclude, PATIENCE_S)
+    _change(job_id, exclude, inside=False)
     return True
 
 
@@ -83,25 +83,28 @@ def _requeue(job_id: str, job: Mapping[str, str]) -> None:
             raise
 
 
-def _change(job_id: str, exclude: Sequence[str], patience_s: float) -> tuple[str, ...]:
+def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, ...]:
     """Add to the nodes that a waiting job avoids, and undo that it lost nodes; what it avoids afterwards.
 
     While a job that has lost a node still has processes, a cluster without accounts takes no changes. So the
-    request is left with slurmctld, which waits 5 s for their end, and this process may end meanwhile.
+    request is left with slurmctld, which waits 5 s for their end, and this process may end meanwhile. Where
+    that was too late, a job that begins on too few nodes can be requeued again, and gets them then.
     """
     job = _known(job_id)
     before = hostnames(job.get("ExcNodeList", ""))
     fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _asked_nodes(job_id)
-    changes = []
-    if asked is not None and int(asked.partition("-")[0]) > fewest:
+    changes, shrunk = [], False
+    at_start = int(os.environ.get("SLURM_JOB_NUM_NODES") or 0) if inside else 0
+    if asked is not None and fewest < max(at_start, int(asked.partition("-")[0])):
         changes.append(f"NumNodes={asked}")
-        fewest = int(asked.partition("-")[0])
+        fewest, shrunk = int(asked.partition("-")[0]), True
     names = before
     if not set(exclude) <= set(before):
         names = _avoidable(job, before, exclude, fewest)
         changes += [f"ExcNodeList={','.join(names)}"] if names != before else []
     if changes:
         try:
+            patience_s = LEFT_AFTER_S if inside and shrunk else PATIENCE_S
             run("scontrol", "update", f"JobId={job_id}", *changes, timeout_s=patience_s)
         except ClusterUnavailableError:
             pass  # it has the request

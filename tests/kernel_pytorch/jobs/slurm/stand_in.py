@@ -2,7 +2,7 @@
 
 ``started`` gets a line from each; ``signals`` a line for each signal. It ends when ``code`` exists, with the
 number in it, and at SIGTERM, unless ``stubborn`` exists. When ``again`` exists, it requeues the job without
-the nodes named in there.
+the nodes named in there, once, or again where it has fewer nodes than the variable ``LEAST`` says.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ write(
     "started", json.dumps({"node": os.environ["SLURMD_NODENAME"], "restarts": restarts, "env": environment})
 )
 while not (folder / "code").exists():
-    if (folder / "again").exists() and restarts == "0":
+    too_few = int(os.environ["SLURM_JOB_NUM_NODES"]) < int(os.environ.get("LEAST", "1"))
+    if (folder / "again").exists() and (restarts == "0" or too_few):
         from kernel_pytorch.jobs.slurm.requeue import requeue
 
         job = os.environ["SLURM_JOB_ID"]

@@ -154,8 +154,8 @@ def test_notes():
     assert settings_notes(quiet, fine, [preempting], save_s=60.0) == []
     (note,) = settings_notes(quiet, fine, [preempting], save_s=61.0)
     assert note.startswith(
-        "a preemption in partition main leaves 60 s to save (KillWait=30 s, GraceTime=60 s): where a save takes "
-        "61 s, the steps since the last checkpoint are lost"
+        "a preemption in partition main leaves 60 s to save (KillWait=30 s, GraceTime=60 s): where a save "
+        "takes 61 s, the steps since the last checkpoint are lost"
     )
     (note,) = settings_notes(quiet, {**fine, "JobRequeue": "0"}, [partition()])
     assert "JobRequeue=0" in note

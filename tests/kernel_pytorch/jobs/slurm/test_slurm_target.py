@@ -202,8 +202,11 @@ def test_an_array(submit: Submit):
     assert len(commands.queue([again.partition("_")[0]], "T")) == 1
 
 
-def test_a_node_that_is_lost_with_the_script_on_it(submit: Submit, on_slurm: SlurmCluster):
+def test_a_node_that_is_lost_with_the_script_on_it(
+    submit: Submit, on_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+):
     """Nobody is in charge any more; a survivor requeues the job, for as many nodes as were asked for."""
+    monkeypatch.setenv("LEAST", "2")
     (folder,) = submit({"nodes": "2:3"})
     started(folder, 2)
     job = commands.show_job(native_id(folder)) or {}
@@ -214,9 +217,13 @@ def test_a_node_that_is_lost_with_the_script_on_it(submit: Submit, on_slurm: Slu
     assert word(folder).native_state == "RUNNING"
     assert lines(folder, "signals") == []
     (folder.path / "again").write_text(host)
-    after = started(folder, count + 2)[count:]
-    assert host not in {program["node"] for program in after}
-    assert {program["restarts"] for program in after} == {"1"}
+
+    def on_two_nodes() -> bool:
+        again = [program["restarts"] for program in started(folder, count)[count:]]
+        return len(again) > 1 and again[-1] == again[-2]
+
+    until(on_two_nodes, "second attempt")
+    assert host not in {program["node"] for program in started(folder, count)[count:]}
 
 
 # What a user may type: no surrogates that stand for no byte, no NUL.
@@ -331,7 +338,7 @@ def test_nodes_that_are_down_are_waited_for(on_slurm: SlurmCluster):
 def test_a_refusal_of_sbatch_leaves_nothing(on_slurm: SlurmCluster, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(SlurmTarget, "check", lambda self, spec, plan: ())
     spec = spec_of({"name": "books", "command": ["true"], "options": {"slurm": {"partition": "big"}}})
-    with pytest.raises(commands.SlurmError, match="^sbatch: .*invalid partition") as caught:
+    with pytest.raises(commands.SlurmError, match=r"^sbatch: .*invalid partition") as caught:
         Jobs(tmp_path / "jobs").submit(spec, SlurmTarget())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "jobs").iterdir()) == []
