@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_when_torchrun_gives_up_it_tells_of_all_and_does_not_wait_for_them(
     node = Node(folder, tmp_path, max_restarts=0)
     try:
         node.agent.start()
-        assert until(lambda: node.watch.look() and node.agent.poll(), "the end of torchrun", 29) == 1
+        assert until(lambda: node.watch.look() and node.agent.poll(), "the end of torchrun") == 1
         exits = sorted(node.agent.new_exits(), key=lambda each: each.local_rank)
         evidence = node.watch.evidence(exits, node.agent)
     finally:
@@ -150,7 +151,14 @@ def test_when_torchrun_gives_up_it_tells_of_all_and_does_not_wait_for_them(
     assert [(each.local_rank, each.exit_code) for each in exits] == [(0, -signal.SIGKILL), (1, 7)]
     assert evidence.exit_codes == {0: -signal.SIGKILL, 1: 7}
     assert evidence.agent_exit_code == 1
+    assert not any("forcefully exiting via" in line for line in node.agent.lines)  # by torchrun, after 30 s
     assert node.agent.new_exits() == []
+
+
+def kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 NODE_PROGRAM = """
@@ -179,7 +187,10 @@ def test_nothing_outlives_a_node_program_that_is_killed(folder: JobFolder, here:
             assert len(family.living()) == 3
         finally:
             program.kill()
-    until(lambda: not family.living(), "the end of agent and ranks", 10)
+    try:
+        until(lambda: not family.living(), "the end of agent and ranks", 10)
+    finally:
+        kill_all(family.living())
 
 
 CHILDREN = """
@@ -210,7 +221,9 @@ def test_kill_leaves_no_child_of_a_rank(folder: JobFolder, tmp_path: Path):
         os.kill(ranks[0], signal.SIGSTOP)
     finally:
         node.agent.kill()
-    assert all(map(is_gone, [*children, *ranks.values()]))
+    left = [pid for pid in (*children, *ranks.values()) if not is_gone(pid)]
+    kill_all(left)
+    assert left == []
     assert node.agent.poll() == -signal.SIGKILL
     node.agent.kill()
 
