@@ -334,6 +334,7 @@ def strange_calls(key: str) -> dict[str, list[Any]]:
 
 def test_strangers_neither_get_in_nor_in_the_way(key, monkeypatch):
     monkeypatch.setattr("kernel_pytorch.jobs.node.first._MOST_STRANGERS", 10)
+    monkeypatch.setattr("kernel_pytorch.jobs.node.link.SILENT_AFTER_S", 2 * PATIENCE_S)
     port = ports(TOKEN, key)[0]
     with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as callers:
         first = threads.submit(meet, TOKEN, place(key, 0), least=2, wait_s=PATIENCE_S)
