@@ -30,9 +30,15 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-def key(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A start of a job that no other test has, so that its ports are its own."""
-    return f"{tmp_path}"
+def key(tmp_path: Path) -> str:
+    """A start of a job that no other test has, and of which all ports are free."""
+    for number in range(100):
+        key = f"{tmp_path} {number}"
+        with contextlib.suppress(OSError), contextlib.ExitStack() as doors:
+            for port in ports(TOKEN, key):
+                doors.enter_context(socket.create_server(("", port)))
+            return key
+    raise AssertionError("no free ports")
 
 
 def place(key: str, index: int, num_nodes: int = 2, **changes: Any) -> Place:
@@ -328,6 +334,7 @@ def strange_calls(key: str) -> dict[str, list[Any]]:
 
 def test_strangers_neither_get_in_nor_in_the_way(key, monkeypatch):
     monkeypatch.setattr("kernel_pytorch.jobs.node.first._MOST_STRANGERS", 10)
+    monkeypatch.setattr("kernel_pytorch.jobs.node.link.SILENT_AFTER_S", 2 * PATIENCE_S)
     port = ports(TOKEN, key)[0]
     with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as callers:
         first = threads.submit(meet, TOKEN, place(key, 0), least=2, wait_s=PATIENCE_S)
@@ -391,6 +398,25 @@ def test_a_node_that_comes_twice(key):
         third = meet(TOKEN, place(key, 2, 3), least=3, wait_s=PATIENCE_S)
         assert first.result().present == second.result().present == third.present == (0, 1, 2)
         list(threads.map(Circle.close, (first.result(), second.result(), third)))
+
+
+def test_a_node_that_is_lost_before_all_have_come(key):
+    """It is missing."""
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(meet, TOKEN, place(key, 0, 3), least=2, wait_s=2)
+        hello = Hello(TOKEN, key, 1, "127.0.0.1")
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            assert time.monotonic() < until
+            with contextlib.suppress(ConnectionRefusedError):
+                caller = socket.create_connection(("127.0.0.1", ports(TOKEN, key)[0]), PATIENCE_S)
+                break
+        with caller:
+            caller.sendall(json.dumps(hello.message()).encode() + b"\n")
+            answer = json.loads(caller.recv(1_000))
+            assert hello.proven("first", answer["nonce"], answer["proof"])
+            caller.sendall(json.dumps({"proof": hello.proof("node", answer["nonce"])}).encode() + b"\n")
+        assert first.exception().missing == ("node-1", "node-2")
 
 
 def test_names_that_do_not_resolve_are_told(key, monkeypatch):
