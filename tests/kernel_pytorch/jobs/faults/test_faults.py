@@ -122,7 +122,7 @@ def test_without_the_first_node_the_job_is_run_again(submit, lose_node, tmp_path
 def test_a_rank_that_hangs_is_named_with_its_line(submit, tmp_path, monkeypatch):
     monkeypatch.setenv("KERNEL_PYTORCH_HANG_S", "2")
     job = submit(tmp_path / "out")
-    job.step(7)
+    job.step(30)  # by then steps have been measured
     kill(job.ranks()[1], number=signal.SIGSTOP)
     assert job.end()["state"] == "completed", job.told()
     failure = job.event("failure")["failure"]
