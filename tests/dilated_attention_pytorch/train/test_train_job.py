@@ -226,6 +226,13 @@ def test_a_run_without_a_name_has_that_of_the_job(job, command_line, longnet):
     assert len(rows_of(job.folder.id)) == 6
     assert job.folder.record(1, 0)["restart"] == 1
 
+    # It goes on with the text it began with, although the command line says which text.
+    (Path(command_line[2]) / "json.py").write_text("other text " * 1000)
+    job.begin()
+    status, _, err = longnet(*command_line)
+    assert status == 2
+    assert "is not the one that" in err
+
 
 def test_beats_say_what_is_done_and_saves_come_by_time_too(job, command_line, longnet, monkeypatch):
     beats, write = [], BeatWriter.write
