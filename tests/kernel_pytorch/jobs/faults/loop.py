@@ -24,10 +24,14 @@ def save(path: Path, step: int, seconds: float) -> None:
     temporary.replace(path)
 
 
-def main(folder: Path, steps: int, save_s: float = 0.0) -> None:
-    number = os.environ["RANK"]
+def last_step(folder: Path, number: int) -> int:
     checkpoint = folder / f"rank-{number}.json"
-    done = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+    return json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+
+
+def main(folder: Path, steps: int, save_s: float = 0.0) -> None:
+    number = int(os.environ["RANK"])
+    checkpoint, done = folder / f"rank-{number}.json", last_step(folder, number)
     job = rank.current()
     job.handle_signals()
     for step in range(done + 1, steps + 1):
@@ -45,6 +49,12 @@ def main(folder: Path, steps: int, save_s: float = 0.0) -> None:
             job.saved(step, time.monotonic() - begin)
         if stop and step < steps:
             job.left(step)
+            return
+    while min(last_step(folder, other) for other in range(int(os.environ["WORLD_SIZE"]))) < steps:
+        job.beat(steps)  # as ranks that share a collective, none is done before the others are
+        time.sleep(STEP_S)
+        if job.must_stop():
+            job.left(steps)
             return
 
 
