@@ -202,7 +202,7 @@ def test_an_accepted_job_that_cannot_be_noted_is_named(jobs, cluster, monkeypatc
         raise JobFolderError("native.json cannot be written: No space left on device")
 
     monkeypatch.setattr(JobFolder, "write_native", full)
-    with pytest.raises(JobFolderError, match="slurm runs books-.* as 100, but: native.json.*No space left"):
+    with pytest.raises(JobFolderError, match=r"slurm runs books-.* as 100, but: native\.json.*No space left"):
         submit(jobs, cluster)
     assert len(manage.job_folders(jobs.root)) == 1
 
