@@ -223,6 +223,18 @@ def test_everything_dies_with_a_killed_supervisor_and_the_job_is_lost_not_failed
     assert jobs.wait(one.folder.id).state is None
 
 
+def test_cancel_ends_what_a_killed_supervisor_left_behind(job, tmp_path):
+    one = job(["leave_a_child(); folder.event('note', 'left'); sleep()"])
+    family = Family({"KERNEL_PYTORCH_JOB": str(one.folder.path)})
+    with one.supervised() as supervisor:
+        until(lambda: "note" in one.kinds(), "child")
+        supervisor.kill()
+    until(lambda: not lives(one.node(0)["pid"]), "end of the node")
+    assert len(family.living()) == 1
+    assert Jobs(tmp_path / "jobs").cancel(one.folder.id).state is JobState.CANCELLED
+    assert family.living() == []
+
+
 def test_nodes_die_with_their_supervisor_however_early(job):
     one = job(["sleep()"])
     with one.supervised() as supervisor:
