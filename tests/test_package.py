@@ -12,7 +12,7 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = ("kernel_pytorch.machine.measure", "kernel_pytorch.machine.torch_devices")
-SHIMS = ("hardware_adaptation",)
+SHIMS = ("hardware_adaptation", "orchestration")
 HEAVY = (
     "torch",
     "triton",

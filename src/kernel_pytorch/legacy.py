@@ -16,6 +16,11 @@ MOVED = {
         f"{_SCALE}.fault_tolerance",
         f"{_SCALE}.hardware_adapter",
     ),
+    f"{_SCALE}.orchestration": (
+        f"{_SCALE}.job_management",
+        f"{_SCALE}.cluster_management",
+        f"{_SCALE}.scaling_fault_tolerance",
+    ),
 }
 
 

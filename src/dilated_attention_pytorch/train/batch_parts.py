@@ -53,34 +53,46 @@ class BatchPart:
         return inputs, targets.masked_fill(beyond[:, None], IGNORED), positions
 
 
-def part_of_batch(ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sharding) -> BatchPart:
+def part_of_batch(
+    ranks: Ranks, options: TrainOptions, num_context: int, sharding: Sharding, *, any_size: bool = False
+) -> BatchPart:
     """This rank's part: ranks next to each other share a context.
+
+    Args:
+        ranks: who shares the batch.
+        options: the run's.
+        num_context: C.
+        sharding: how contexts are cut.
+        any_size: take any number of ranks: with the largest C not above ``num_context`` that divides the
+            ranks and the context, and rows of padding where the ranks do not divide the batch.
 
     Raises:
         CommandError: the ranks, the batch or the context cannot be cut like this.
     """
     if num_context < 1:
         raise CommandError(f"--context-parallel must be at least 1, got {num_context}")
+    if any_size:
+        num_context = _largest_ring(ranks.size, options.seq_len, num_context, sharding)
     if ranks.size % num_context:
         raise CommandError(
             f"--context-parallel {num_context} needs {num_context} processes or a multiple of that, "
             f"got {ranks.size}: {ranks.launcher(num_context)} --context-parallel {num_context} ..."
         )
     num_data = ranks.size // num_context
-    if options.batch_size % num_data:
+    if options.batch_size % num_data and not any_size:
         raise CommandError(
             f"--batch-size must be a multiple of {num_data}, the {ranks.size} processes by "
             f"--context-parallel {num_context}, got {options.batch_size}"
         )
     parts = num_data * options.grad_accumulation
-    if options.batch_size % parts:
+    if options.batch_size % parts and not any_size:
         raise CommandError(
             f"--batch-size must be a multiple of {parts}, the {ranks.size} processes by --context-parallel "
             f"{num_context} times --grad-accumulation {options.grad_accumulation}, got {options.batch_size}"
         )
     if num_context == 1:
         sharding = "contiguous"
-    chunks = 2 * num_context if sharding == "zigzag" else num_context
+    chunks = _chunks(num_context, sharding)
     if options.seq_len % chunks:
         raise CommandError(
             f"--seq-len must be a multiple of {chunks} with --context-parallel {num_context} "
@@ -94,3 +106,15 @@ def part_of_batch(ranks: Ranks, options: TrainOptions, num_context: int, shardin
         num_context=num_context,
         sharding=sharding,
     )
+
+
+def _largest_ring(size: int, seq_len: int, most: int, sharding: Sharding) -> int:
+    fitting = (
+        c for c in range(1, min(most, size) + 1) if size % c == 0 and seq_len % _chunks(c, sharding) == 0
+    )
+    return max(fitting, default=1)
+
+
+def _chunks(num_context: int, sharding: Sharding) -> int:
+    """Pieces of equal length that a context is cut into."""
+    return 2 * num_context if sharding == "zigzag" and num_context > 1 else num_context

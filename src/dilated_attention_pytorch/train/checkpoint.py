@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pickle
+import secrets
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,18 +21,30 @@ _KEYS = {"format", "version", "step", "options", "model_config", "data", "rng"}
 _TENSORS = {"model", "optimizer"}
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], check: Callable[[], object] | None = None
+) -> None:
     """Replace ``path`` by what ``write`` writes, or leave it as it was, whatever happens in between.
+
+    Args:
+        path: the file.
+        write: called with a new file.
+        check: called when all is written, directly before ``path`` is replaced; it raises to prevent that.
 
     Raises:
         OSError: as the file system raised it; ``path`` is untouched.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    # A name of its own: an older process that was thought dead may still write to the one it had.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -47,10 +61,13 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, checkpoint: Mapping[str, Any], check: Callable[[], object] | None = None
+) -> None:
     """Write a checkpoint atomically: ``checkpoint`` is all keys but the format and its version.
 
-    It has ``model`` and ``optimizer``, or ``shards`` that say where their tensors are.
+    It has ``model`` and ``optimizer``, or ``shards`` that say where their tensors are. ``check`` is as that
+    of :func:`write_atomically`.
 
     Raises:
         OSError: the previous checkpoint, if there was one, is untouched.
@@ -65,7 +82,7 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
                 raise error.__context__ from None
             raise
 
-    write_atomically(path, write)
+    write_atomically(path, write, check)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 from contextlib import ExitStack, closing, nullcontext
@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
+from kernel_pytorch.jobs import rank
+
 from ..kernels.problem import HugeScoresError
 from ..ring_attention.utils.communication import RingError
 from .batch_parts import BatchPart
@@ -22,9 +24,10 @@ from .checkpoint import load_checkpoint, write_atomically
 from .data import beginning
 from .energy import TokenEnergy
 from .errors import CommandError, RankError, raise_if_out_of_memory
+from .fence import claim_folder, read_claim
 from .generate import continue_bytes
 from .loop import NonFiniteLossError, training_steps
-from .metrics import append_row, complete_rows, lock_metrics
+from .metrics import append_row, complete_rows, lock_metrics, take_over_metrics
 from .options import add_arguments
 from .plot import plot_loss
 from .progress import minutes, say, show_progress
@@ -39,8 +42,9 @@ from .weights import load_model
 
 __all__ = ["add_arguments", "run"]
 
-_TIME_IS_UP = 128
-"""Beyond all signals: why a rank wants to stop, where that is the time limit."""
+# What ranks agree on after a step, as the highest number of any: these, or the signal that one has received.
+_GO_ON, _SAVE = 0, 1
+_JOB_ASKS, _TIME_IS_UP = 127, 128
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,18 +53,27 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CommandError: what its user can do something about.
     """
-    run = start_run(args, args.peers or Ranks())
-    describe(run)
-    return _train(run, args.time_limit)
+    ranks = args.peers or Ranks()
+    job = ranks.together(rank.current)
+    job.handle_signals()
+    try:
+        run = start_run(args, ranks, job)
+        describe(run, args.context_parallel)
+        return _train(run, args.time_limit)
+    except Exception as error:  # most are printed as one line, and so never reach sys.excepthook
+        job.failed(error)
+        raise
 
 
 def _train(run: Run, time_limit: float | None) -> int:
-    folder, options, ranks = run.folder, run.options, run.ranks
+    folder, options, ranks, job = run.folder, run.options, run.ranks, run.job
     again = _resume_command(run)
     try:
         with ExitStack() as opened:
             metrics = ranks.on_first(lambda: _open_metrics(run, again, opened))
-            stop = opened.enter_context(StopRequest(quiet=not ranks.first))
+            stop = StopRequest(quiet=not ranks.first)
+            if job.attempt is None:
+                opened.enter_context(stop)
             ranks.on_first(lambda: None if metrics is None else run.leave(metrics))
             run.write_config()
             run.save()
@@ -69,15 +82,24 @@ def _train(run: Run, time_limit: float | None) -> int:
             started = time.perf_counter()
             why = _take_steps(run, metrics, rows, stop, time_limit)
         trained = minutes(time.perf_counter() - started)
-        if why is not None:
-            say(f"{why} after step {run.step} of {options.steps}; continue with: {again}")
-            return 0 if stop.received is None else 128 + stop.received
+        if why == _JOB_ASKS:
+            ranks.together(lambda: job.left(run.step))
+            say(f"stopped after step {run.step} of {options.steps}; goes on when job {job.id} does")
+            return 0
+        if why != _GO_ON:
+            reason = "time limit reached" if why == _TIME_IS_UP else "stopped"
+            say(f"{reason} after step {run.step} of {options.steps}; continue with: {again}")
+            return 0 if why == _TIME_IS_UP else 128 + why
+        job.beat(run.step, "evaluating")  # as long as the others wait for the sample
         ranks.on_first(lambda: _finish(run, rows, trained))
     except OSError as error:
         kept = (
             "" if run.saved_step is None else f"; the checkpoint of step {run.saved_step} is whole: {again}"
         )
-        raise CommandError(f"cannot write to {folder}: {error.strerror or error}{kept}") from error
+        raise CommandError(
+            f"cannot write to {folder}: {error.strerror or error}{kept}",
+            status=2 if job.attempt is None else 1,  # a job tries again what is not the user's mistake
+        ) from error
     except NonFiniteLossError as error:
         raise CommandError(f"{error}; {_way_back(run, again)}", status=1) from error
     except HugeScoresError as error:
@@ -108,11 +130,24 @@ def _complete(run: Run, metrics: BinaryIO | None) -> list[dict[str, Any]]:
 
 
 def _open_metrics(run: Run, again: str, opened: ExitStack) -> BinaryIO:
-    """The metrics, locked until ``opened`` is closed."""
-    metrics = opened.enter_context(lock_metrics(run.folder / METRICS))
-    # Until they were locked, another process could have gone on from here.
-    if run.saved_step is not None and load_checkpoint(run.folder / CHECKPOINT)["step"] != run.saved_step:
-        raise CommandError(f"another process went on training in {run.folder} meanwhile: {again}")
+    """The metrics, locked until ``opened`` is closed. In a job, the folder is claimed for this attempt."""
+    in_job = run.job.attempt is not None
+    path = run.folder / METRICS
+    try:
+        metrics = opened.enter_context(lock_metrics(path))
+    except CommandError:
+        # An earlier attempt may live on, on a machine that was given up.
+        if not in_job or read_claim(run.folder).get("job") != run.job.id:
+            raise
+    run.fence = claim_folder(run.folder, run.job)
+    if in_job:
+        metrics = opened.enter_context(take_over_metrics(path))
+    # Until then, another process could have gone on from here.
+    now = load_checkpoint(run.folder / CHECKPOINT)["step"] if (run.folder / CHECKPOINT).exists() else None
+    if now != run.saved_step:
+        raise CommandError(
+            f"another process went on training in {run.folder} meanwhile: {again}", status=1 if in_job else 2
+        )
     return metrics
 
 
@@ -122,21 +157,37 @@ def _take_steps(
     rows: list[dict[str, Any]],
     stop: StopRequest,
     time_limit: float | None,
-) -> str | None:
-    """Train to the last step (None), or to where it is stopped: why."""
-    options, ranks = run.options, run.ranks
+) -> int:
+    """Train to the last step (0), or to where it is stopped: the number that says why."""
+    options, ranks, job = run.options, run.ranks, run.job
     measured = run.step
-    started = time.monotonic()
+    started = saved = time.monotonic()
+    save_every_s = min(options.checkpoint_every_s, job.checkpoint_every_s or math.inf)
     board_wanted = options.tensorboard and ranks.first
+
+    def agreed() -> int:
+        """What is to be done now. A signal may have come to some ranks only, or after others' last step."""
+        now = time.monotonic()
+        if time_limit is not None and now - started >= time_limit:
+            mine = _TIME_IS_UP
+        elif job.must_stop():
+            mine = _JOB_ASKS
+        else:
+            mine = stop.received or (_SAVE if now - saved >= save_every_s else _GO_ON)
+        return ranks.highest(mine)
+
+    if job.attempt is not None and run.step < options.steps and (reason := agreed()) > _SAVE:
+        return reason
     with (
         show_progress(options.steps, run.step) as progress,
         TokenEnergy(run.device, ranks) as energy,
         closing(TensorBoard(run.folder / "tensorboard")) if board_wanted else nullcontext() as board,
     ):
         for row in training_steps(
-            run.model, run.optimizer, run.corpus, options, run.step, run.parallel, run.scaler
+            run.model, run.optimizer, run.corpus, options, run.step, run.parallel, run.scaler, job.beat
         ):
             run.step = row["step"]
+            job.beat(run.step)
             is_best = False
             if "val_bits_per_byte" in row:
                 is_best = run.evaluated(row["val_bits_per_byte"])
@@ -159,24 +210,22 @@ def _take_steps(
 
             ranks.together(record)
             progress.update(row)
-            # A signal may have come to some ranks only, or to some of them after this step.
-            late = time_limit is not None and time.monotonic() - started >= time_limit
-            reason = ranks.highest(stop.received or (_TIME_IS_UP if late else 0))
-            stop.received = signal.Signals(reason) if 0 < reason < _TIME_IS_UP else None
-            last = run.step == options.steps or reason != 0
-            due = last or run.step % options.checkpoint_every == 0
+            reason = agreed()
+            last = run.step == options.steps or reason > _SAVE
+            due = last or reason == _SAVE or options.saves_after(run.step)
             if due or is_best:
                 ranks.together(sync)
                 run.save(is_best)
+                saved = time.monotonic()
             if due:
+                job.beat(run.step, "saving")
                 ranks.on_first(lambda: _plot(run, rows))
-            if reason == _TIME_IS_UP and run.step < options.steps:
-                return "time limit reached"
-            if stop.received is not None:
-                return "stopped"
+                job.beat(run.step)
+            if run.step == options.steps and reason in (_JOB_ASKS, _TIME_IS_UP):
+                break  # nothing is left to stop
             if last:
-                break
-    return None
+                return reason if reason > _SAVE else _GO_ON
+    return _GO_ON
 
 
 def _finish(run: Run, rows: list[dict[str, Any]], trained: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ def training_steps(
     done: int,
     parallel: Parallel | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    beat: Callable[[int, str], None] = lambda step, phase: None,
 ) -> Iterator[dict[str, Any]]:
     """Take the steps after ``done`` up to ``options.steps``, one for each row of metrics that is asked for.
 
@@ -98,6 +100,7 @@ def training_steps(
         done: steps taken before.
         parallel: how it is spread over ranks; default: this process alone.
         scaler: as :func:`make_scaler` made it; its state is as after step ``done``.
+        beat: called with the last finished step and ``"evaluating"`` before each batch of an evaluation.
 
     Yields:
         ``step``, ``bytes`` of its batch's targets, ``train_bits_per_byte`` of the batch before the step,
@@ -130,20 +133,26 @@ def training_steps(
         if scaler is not None:
             row["loss_scale"] = scaler.get_scale()
         if step % options.eval_every == 0 or step == options.steps:
-            row["val_bits_per_byte"] = evaluate(model, windows, options, parallel)
+            beat_of_batch = partial(beat, step, "evaluating")
+            row["val_bits_per_byte"] = evaluate(model, windows, options, parallel, beat_of_batch)
         yield row
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, windows: Contexts, options: TrainOptions, parallel: Parallel | None = None
+    model: nn.Module,
+    windows: Contexts,
+    options: TrainOptions,
+    parallel: Parallel | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean bits per predicted byte over m windows."""
+    """Mean bits per predicted byte over m windows; ``beat`` is called before each batch of them."""
     parallel = parallel or Parallel()
     device = next(model.parameters()).device
     model.eval()
     nats = torch.zeros((), dtype=torch.float64, device=device)
     for batch in torch.split(windows.tokens, options.batch_size // options.grad_accumulation):
+        beat()
         nats += summed_loss(model, batch.to(device).long(), options.dtype, parallel)
     model.train()
     return parallel.ranks.total(nats).item() / windows.num_bytes / math.log(2)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .checkpoint import sync_folder
 from .errors import CommandError
 from .run_folder import ABANDONED
 
@@ -35,6 +37,22 @@ def lock_metrics(path: Path) -> BinaryIO:
     except BlockingIOError:
         file.close()
         raise CommandError(f"another process is training in {path.parent}") from None
+    return file
+
+
+def take_over_metrics(path: Path) -> BinaryIO:
+    """As :func:`lock_metrics`, of a copy that takes the file's place.
+
+    A process that had it open, which may be alive on a machine that was given up, writes into nothing.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    if path.exists():
+        shutil.copyfile(path, temporary)
+    file = lock_metrics(temporary)
+    os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
     return file
 
 

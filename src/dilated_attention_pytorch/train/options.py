@@ -16,7 +16,7 @@ _EXAMPLES = """\
 examples:
   longnet train                                   on the Python standard library, context 8192
   longnet train --data books --seq-len 65536 --run books-64k --steps 2000
-  longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM or a crash
+  longnet train --resume runs/books-64k           go on after Ctrl-C, SIGTERM, SIGUSR1 or a crash
   longnet train --resume runs/books-64k --checkpoint best --lr 1e-3 --steps 4000
   longnet train --init-from runs/books-64k --data letters --run letters --lr 5e-4 --steps 300
   longnet train --data books --tokenizer gpt2.json --run books-gpt2
@@ -31,8 +31,14 @@ with the lowest held-out loss), with --keep checkpoint-STEP.pt, and of several p
 their tensors, shards-STEP. With --tokenizer it has tokenizer.json too, and once it went back to an
 earlier checkpoint metrics-abandoned.jsonl, the metrics of what it left.
 --resume takes the options from there. New values are printed, and noted in config.json by step.
-Exit status: 0 trained, or stopped by --time-limit; 130 or 143 stopped by Ctrl-C or SIGTERM with a
-checkpoint; 2 a mistake in what was given; 1 a failure of the computation.
+Exit status: 0 trained, or stopped by --time-limit; 130, 143 or 138 stopped by Ctrl-C, SIGTERM or SIGUSR1
+with a checkpoint (a second Ctrl-C quits at once); 2 a mistake in what was given; 1 a failure of the
+computation.
+
+In a job (kernel-pytorch submit) the same command goes on where the job's last attempt stopped, also with
+--run, --resume or --init-from, on any number of processes: rings become smaller, and rows of padding,
+which count for nothing, make up for what does not divide. A job that is asked to stop saves and exits
+with 0. Only the newest attempt writes to the run's folder, as attempt.json there says.
 """
 
 BYTES = "bytes"
@@ -62,7 +68,41 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}") from None
 
 
-_METAVARS = {int: "N", length: "N", float: "X", lengths: "W,W,...", _integers: "R,R,..."}
+def _seconds(text: str) -> float | None:
+    """Seconds of a time such as 90m, 2h, 1h30m or 45s; None if it is none."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or found is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
+def _duration(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 90m, 2h, 1h30m or 45s, got {text!r}")
+    return seconds
+
+
+def _steps_or_time(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        if _seconds(text) is None:
+            raise argparse.ArgumentTypeError(
+                f"expected a number of steps, or a time such as 10m, 2h, 1h30m or 45s, got {text!r}"
+            ) from None
+        return text
+
+
+_METAVARS = {
+    _steps_or_time: "N|TIME",
+    int: "N",
+    length: "N",
+    float: "X",
+    lengths: "W,W,...",
+    _integers: "R,R,...",
+}
 
 
 def _option(default: Any, help: str, type: Any = int, **keywords: Any) -> Any:
@@ -141,8 +181,10 @@ class TrainOptions:
     seed: int = _option(0, "seed of the initial weights, the order of the data and the sample")
     eval_every: int = _option(100, "steps between evaluations on held-out text; also after the last step")
     eval_windows: int = _option(16, "contexts of held-out text in an evaluation, always the same ones")
-    checkpoint_every: int = _option(
-        100, "steps between checkpoints; also before the first and after the last"
+    checkpoint_every: int | str = _option(
+        100,
+        "steps between checkpoints, or a time such as 10m; also before the first step and after the last",
+        _steps_or_time,
     )
     keep: int = _option(1, "checkpoints to keep, the last ones; the best by held-out loss is kept as well")
     prompt: str | None = _option(
@@ -171,6 +213,9 @@ class TrainOptions:
             finite = "finite and " if isinstance(value, float) else ""
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{name} must be {finite}at least {least}, got {value}")
+        every = self.checkpoint_every
+        if not (every if isinstance(every, int) else _seconds(every) or 0) >= 1:
+            raise ValueError(f"checkpoint_every must be at least 1 (or 1s), got {every}")
         for name in ("lr", "grad_clip"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -209,6 +254,16 @@ class TrainOptions:
         """``decay_steps``, or its default for ``steps``."""
         return self.steps // 5 if self.decay_steps is None else self.decay_steps
 
+    def saves_after(self, step: int) -> bool:
+        """Whether there is to be a checkpoint because of the number of the step."""
+        return isinstance(self.checkpoint_every, int) and step % self.checkpoint_every == 0
+
+    @property
+    def checkpoint_every_s(self) -> float:
+        """Seconds between checkpoints; infinite where steps are counted."""
+        seconds = None if isinstance(self.checkpoint_every, int) else _seconds(self.checkpoint_every)
+        return math.inf if seconds is None else seconds
+
 
 _LEAST: dict[str, float] = {
     "seq_len": 1,
@@ -226,7 +281,6 @@ _LEAST: dict[str, float] = {
     "seed": 0,
     "eval_every": 1,
     "eval_windows": 1,
-    "checkpoint_every": 1,
     "keep": 1,
     "sample_bytes": 0,
     "threads": 1,
@@ -247,15 +301,6 @@ SHAPE = (
 def flag(name: str) -> str:
     """The command-line spelling of an option."""
     return "--" + name.replace("_", "-")
-
-
-def _duration(text: str) -> float:
-    """Seconds of a time such as 90m, 2h, 1h30m or 45s."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if not text or found is None:
-        raise argparse.ArgumentTypeError(f"expected a time such as 90m, 2h, 1h30m or 45s, got {text!r}")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600.0 * hours + 60 * minutes + seconds
 
 
 def in_flags(message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any, BinaryIO
 
 import torch
 
+from kernel_pytorch.jobs.rank import RankJob
+
 from ..models import LongNetConfig, LongNetLM
 from .batch_parts import BatchPart
 from .checkpoint import VERSION, save_checkpoint, write_atomically
 from .checkpoint_files import keep_as, numbered_checkpoints, remove_unnamed_shards
 from .data import Corpus
 from .errors import CommandError
+from .fence import Fence
 from .loop import make_optimizer, make_scaler
 from .metrics import abandon_rows
 from .options import TrainOptions
@@ -55,6 +59,10 @@ class Run:
     """The optimizer of the parameters; made by :meth:`distribute`."""
     scaler: torch.amp.GradScaler | None = field(init=False, default=None)
     """Loss scaling, for float16; made by :meth:`distribute`."""
+    job: RankJob = field(default_factory=RankJob)
+    """The job that trains it, if one does."""
+    fence: Fence | None = None
+    """Asked before anything is replaced; of the first rank in a job, else None."""
     folder: Path = field(init=False)
     """Where it is written; set before anything is."""
     step: int = 0
@@ -112,8 +120,13 @@ class Run:
             is_best: whether it is to be kept as the best as well.
 
         Raises:
-            CommandError, OSError: the one before is untouched.
+            CommandError, OSError: the one before is untouched. In a job also where a newer attempt has begun.
         """
+        started = time.perf_counter()
+        in_job = self.job.attempt is not None
+        self.job.beat(self.step, "saving")
+        if in_job:
+            self.ranks.on_first(self._check_newest)
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -129,11 +142,18 @@ class Run:
         checkpoint = {**self._facts(), "step": self.step, "rng": rng, "best": self.best, **tensors}
         if self.scaler is not None:
             checkpoint["scaler"] = self.scaler.state_dict()
-        self.ranks.on_first(lambda: save_checkpoint(self.folder / CHECKPOINT, checkpoint))
+        self.ranks.on_first(lambda: save_checkpoint(self.folder / CHECKPOINT, checkpoint, self._check_newest))
         self.shards, self.saved_step = named, self.step
         self.ranks.on_first(lambda: self._keep(is_best))
+        if in_job:
+            self.ranks.together(lambda: self.job.saved(self.step, time.perf_counter() - started))
+
+    def _check_newest(self) -> None:
+        if self.fence is not None:
+            self.fence.check()
 
     def _keep(self, is_best: bool) -> None:
+        self._check_newest()
         if is_best:
             keep_as(self.folder, BEST)
         if self.options.keep > 1:
@@ -200,7 +220,9 @@ class Run:
         self.optimizer.load_state_dict(state)
 
     def _facts(self) -> dict[str, Any]:
+        job = {} if self.job.id is None else {"job": {"id": self.job.id, "attempt": self.job.attempt}}
         return {
+            **job,
             "options": dataclasses.asdict(self.options),
             "model_config": dataclasses.asdict(self.config),
             "data": self.corpus.facts(),

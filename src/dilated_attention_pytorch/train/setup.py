@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from kernel_pytorch.jobs.rank import RankJob
+
 from ..models import LongNetConfig, LongNetLM
 from .batch_parts import part_of_batch
 from .checkpoint import load_checkpoint
@@ -31,7 +33,14 @@ from .parallel import Parallel
 from .progress import say
 from .ranks import Ranks
 from .run import LeftLine, Run
-from .run_folder import CHECKPOINT, check_new_run, create_run_folder, existing_run_folder
+from .run_folder import (
+    CHECKPOINT,
+    check_new_run,
+    create_run_folder,
+    existing_run_folder,
+    run_exists,
+    run_path,
+)
 from .tensorboard import TensorBoard
 from .tokenizer import TOKENIZER, Tokenizer, load_tokenizer, tokenizer_of_run
 from .weights import weights_at
@@ -39,8 +48,10 @@ from .weights import weights_at
 T = TypeVar("T")
 
 
-def start_run(args: argparse.Namespace, ranks: Ranks) -> Run:
+def start_run(args: argparse.Namespace, ranks: Ranks, job: RankJob) -> Run:
     """The run that ``args`` ask for, its folder made; each rank calls it.
+
+    In a job, a run that the job has begun before goes on, whatever ``args`` ask for.
 
     Raises:
         CommandError: a mistake in what was given, on all ranks.
@@ -51,27 +62,34 @@ def start_run(args: argparse.Namespace, ranks: Ranks) -> Run:
     if args.resume is not None:
         if args.init_from is not None:
             raise CommandError("--init-from starts a new run, --resume goes on with one: give one of them")
-        return _resumed_run(args, given, ranks)
-    run = ranks.together(lambda: _new_run(args, given, ranks))
+        return _resumed_run(args, args.resume, given, ranks, job)
+    name: str | None = job.id if args.run is None else args.run  # the same in each attempt of a job
+    if job.id is not None and name is not None:
+        folder = run_path(name)
+        if ranks.gather(ranks.on_first((folder / CHECKPOINT).exists))[0]:
+            return _resumed_run(args, str(folder), given, ranks, job)
+    run = ranks.together(lambda: _new_run(args, name, given, ranks, job))
     check_same_on_all_ranks(run)
     run.distribute()
-    folder = ranks.gather(ranks.on_first(lambda: create_run_folder(args.run)))[0]
-    assert folder is not None
-    run.folder = folder
+    made = ranks.gather(ranks.on_first(lambda: create_run_folder(name)))[0]
+    assert made is not None
+    run.folder = made
     return run
 
 
-def _new_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
-    check_new_run(args.run)
+def _new_run(
+    args: argparse.Namespace, name: str | None, given: Mapping[str, Any], ranks: Ranks, job: RankJob
+) -> Run:
+    check_new_run(name)
     if args.init_from is None:
         options = checked(lambda: TrainOptions(**given))
-        return _make_run(args, options, load_tokenizer(options.tokenizer), ranks)
+        return _make_run(args, options, load_tokenizer(options.tokenizer), ranks, job)
     folder = existing_run_folder(args.init_from)
     checkpoint, weights = weights_at(find_checkpoint(folder, args.checkpoint or "last"))
     given = dict(given)
     tokenizer = _same_tokenizer(checkpoint, given.pop("tokenizer", None), folder)
     options = _with_shape_of(checkpoint, given, args.init_from)
-    run = _make_run(args, options, tokenizer, ranks)
+    run = _make_run(args, options, tokenizer, ranks, job)
     run.model.load_state_dict(weights)
     run.init_from = {"run": str(folder.absolute()), "step": checkpoint["step"]}
     return run
@@ -102,23 +120,29 @@ def _same_tokenizer(checkpoint: Mapping[str, Any], given: str | None, folder: Pa
     return own
 
 
-def _resumed_run(args: argparse.Namespace, given: Mapping[str, Any], ranks: Ranks) -> Run:
-    given = dict(given)
-    given_tokenizer = given.pop("tokenizer", None)
-
+def _resumed_run(
+    args: argparse.Namespace, name: str, all_given: Mapping[str, Any], ranks: Ranks, job: RankJob
+) -> Run:
     def prepare() -> tuple[Run, dict[str, Any], Path]:
-        folder = existing_run_folder(args.resume)
-        path = find_checkpoint(folder, args.checkpoint or "last")
-        checkpoint = load_checkpoint(path)
+        folder = existing_run_folder(name)
+        given, path = dict(all_given), folder / CHECKPOINT
         # What the run was last trained with, also where it goes back to an earlier step.
-        last = checkpoint if path == folder / CHECKPOINT else load_checkpoint(folder / CHECKPOINT)
+        last = checkpoint = load_checkpoint(path)
+        if job.id is not None and last.get("job", {}).get("id") == job.id:
+            given = {}  # the job has saved here, and so has all that its command line says
+        elif args.resume is None:
+            raise run_exists(folder)
+        elif args.checkpoint is not None:
+            path = find_checkpoint(folder, args.checkpoint)
+            checkpoint = last if path == folder / CHECKPOINT else load_checkpoint(path)
+        given_tokenizer = given.pop("tokenizer", None)
         try:
             options = TrainOptions(**last["options"])
         except (TypeError, ValueError) as error:
             raise CommandError(f"{folder} has options of another version of longnet: {error}") from error
         _refuse_other_shape(given, dataclasses.asdict(options), str(folder))
         tokenizer = _same_tokenizer(last, given_tokenizer, folder)
-        run = _make_run(args, checked(lambda: dataclasses.replace(options, **given)), tokenizer, ranks)
+        run = _make_run(args, checked(lambda: dataclasses.replace(options, **given)), tokenizer, ranks, job)
         if not {"data", "held_out", "seq_len"} & given.keys():
             run.corpus.check_same(last["data"], folder, "to go on with it as it is now, give --data {0}")
         changed = _changes(checkpoint, last, run, given)
@@ -166,9 +190,10 @@ def _check_steps_left(step: int, changed: Mapping[str, Any], options: TrainOptio
 
 
 def _make_run(
-    args: argparse.Namespace, options: TrainOptions, tokenizer: Tokenizer | None, ranks: Ranks
+    args: argparse.Namespace, options: TrainOptions, tokenizer: Tokenizer | None, ranks: Ranks, job: RankJob
 ) -> Run:
-    part = part_of_batch(ranks, options, args.context_parallel, args.sharding)
+    in_job = job.attempt is not None  # where nobody can choose how many ranks are left
+    part = part_of_batch(ranks, options, args.context_parallel, args.sharding, any_size=in_job)
     device = resolve_device(options.device)
     if ranks.size > 1 and device.type == "cuda":
         device = resolve_device(f"cuda:{ranks.local_rank}")
@@ -203,7 +228,7 @@ def _make_run(
         raise_if_out_of_memory(error, options)
         raise
     parallel = Parallel(ranks=ranks, part=part)
-    return Run(options=options, config=config, corpus=corpus, model=model, parallel=parallel)
+    return Run(options=options, config=config, corpus=corpus, model=model, parallel=parallel, job=job)
 
 
 def check_same_on_all_ranks(run: Run) -> None:
@@ -270,8 +295,13 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def describe(run: Run) -> None:
-    """Print the data, the model, the ranks and the folder."""
+def describe(run: Run, context_parallel: int = 1) -> None:
+    """Print the data, the model, the ranks and the folder.
+
+    Args:
+        run: the run.
+        context_parallel: what was asked for; the ring may be smaller.
+    """
     options, corpus, part = run.options, run.corpus, run.part
     files = f"{corpus.num_files} file{'s' * (corpus.num_files != 1)}"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -294,6 +324,11 @@ def describe(run: Run) -> None:
             f"ranks  {run.ranks.size}: {part.num_data} data parallel x {part.num_context} context parallel"
             + (f" ({part.sharding})" if part.num_context > 1 else "")
         )
+    if part.num_context < context_parallel:
+        say(f"note   --context-parallel {context_parallel} does not fit, {part.num_context} does")
+    rows = options.batch_size // options.grad_accumulation
+    if beyond := -rows % part.num_data:
+        say(f"note   {beyond} of {rows + beyond} rows are padding: {part.num_data} does not divide {rows}")
     say(f"run    {run.folder}" + (f", resumed after step {run.step}" if run.history else ""))
     if run.init_from is not None and not run.history:
         say(f"       with the weights of {run.init_from['run']} after step {run.init_from['step']}")

@@ -1,4 +1,4 @@
-"""Ending a run in order on Ctrl-C and SIGTERM."""
+"""Ending a run in order: on Ctrl-C, SIGTERM and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in ``received``; a second one ends the process.
+    """While entered, the first SIGINT, SIGTERM or SIGUSR1 is noted in ``received``.
+
+    Slurm and torchrun both pass signals on, so that one request comes as several. A second SIGINT, which is
+    somebody at a keyboard, ends the process.
 
     Args:
         quiet: say nothing about it.
@@ -20,9 +23,8 @@ class StopRequest:
         self.quiet = quiet
 
     def __enter__(self) -> StopRequest:
-        self._handlers = {
-            number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(
@@ -32,9 +34,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        for each in self._handlers:
-            signal.signal(each, signal.SIG_DFL)
-        if not self.quiet:
+        first = self.received is None
+        self.received = self.received or signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.quiet and (first or number == signal.SIGINT):
+            again = "; once more quits at once" if number == signal.SIGINT else ""
             # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nstopping after this step; once more quits at once\n")
+            os.write(2, f"\nstopping after this step{again}\n".encode())

@@ -7,6 +7,7 @@ pipe, 143 SIGTERM. For a command that runs until it is interrupted, Ctrl-C is su
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import os
@@ -44,6 +45,8 @@ class Command:
     module: str
     """A module with ``add_arguments(parser)`` and ``run(args)``, which returns the exit status. It is
     imported when the command is used."""
+    takes_command: bool = False
+    """Whether what follows the first ``--`` is a user's command: ``args.user_command``, else None."""
 
 
 class Peers(Protocol):
@@ -119,10 +122,16 @@ class Program:
         if sys.stdout is None:
             raise CommandError("standard output is closed")
         parser = self._parser(command)
+        user_command = None
+        if command is not None and command.takes_command and "--" in arguments:
+            at = arguments.index("--")
+            arguments, user_command = arguments[:at], list(arguments[at + 1 :])
+        elif command is not None and command.takes_command:
+            parser.hint = "a command comes after --"
         try:
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere) if quiet else nullcontext():
                 args = parser.parse_args(arguments)
-            args.peers = peers
+            args.peers, args.user_command = peers, user_command
             status: int = args.execute(args)
         except SystemExit as exit:  # of argparse
             status = exit.code if isinstance(exit.code, int) else 0
@@ -134,7 +143,7 @@ class Program:
         given = next((argument for argument in arguments if not argument.startswith("-")), None)
         return next((command for command in self.commands if command.name == given), None)
 
-    def _parser(self, chosen: Command | None) -> argparse.ArgumentParser:
+    def _parser(self, chosen: Command | None) -> _Parser:
         parser = _Parser(prog=self.name, description=self.description, allow_abbrev=False)
         parser.add_argument("--version", action=_Version, help="print the version and exit")
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -153,8 +162,22 @@ class Program:
 
 
 class _Parser(argparse.ArgumentParser):
+    hint = ""
+    """What may be wrong where there are arguments that are not known."""
+
     def print_help(self, file: Any = None) -> None:
         print(self.format_help(), end="", file=file)  # argparse ignores errors of writing
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        valid = [name for action in self._actions for name in action.option_strings]
+        for argument in unknown:
+            near = difflib.get_close_matches(argument.partition("=")[0], valid, n=1, cutoff=0.8)
+            if near and argument.startswith("--"):
+                self.error(f"unrecognized arguments: {' '.join(unknown)}; did you mean {near[0]}?")
+        if unknown and self.hint:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {self.hint}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
@@ -228,4 +251,5 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is terminate:  # else the command has decided what it means
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

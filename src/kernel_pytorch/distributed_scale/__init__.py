@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy
 
 if TYPE_CHECKING:
+    from .cluster_management import ClusterUnavailableError as ClusterUnavailableError
+    from .cluster_management import JobNotFoundError as JobNotFoundError
+    from .cluster_management import SLURMClusterManager as SLURMClusterManager
+    from .cluster_management import create_slurm_manager as create_slurm_manager
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
     from .hardware_adapter import DeviceMeshOptimizer as DeviceMeshOptimizer
     from .hardware_adapter import HardwareAdapter as HardwareAdapter
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from .job_management import ResourceRequirement as ResourceRequirement
     from .job_management import ResourceType as ResourceType
     from .job_management import TrainingJobSpec as TrainingJobSpec
+    from .scaling_fault_tolerance import FaultToleranceManager as FaultToleranceManager
+    from .scaling_fault_tolerance import create_fault_tolerance_manager as create_fault_tolerance_manager
     from .thermal_power_management import PowerEfficiencyOptimizer as PowerEfficiencyOptimizer
     from .thermal_power_management import ThermalAwareScheduler as ThermalAwareScheduler
     from .thermal_power_management import create_thermal_scheduler as create_thermal_scheduler
@@ -33,6 +39,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "cluster_management": [
+            "ClusterUnavailableError",
+            "JobNotFoundError",
+            "SLURMClusterManager",
+            "create_slurm_manager",
+        ],
         "fault_tolerance": ["HardwareHealthMonitor"],
         "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
         "hardware_discovery": [
@@ -54,6 +66,7 @@ __getattr__, __dir__, __all__ = lazy(
             "ResourceType",
             "TrainingJobSpec",
         ],
+        "scaling_fault_tolerance": ["FaultToleranceManager", "create_fault_tolerance_manager"],
         "thermal_power_management": [
             "PowerEfficiencyOptimizer",
             "ThermalAwareScheduler",

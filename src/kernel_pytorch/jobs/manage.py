@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import KernelPytorchError
 from .atomic import lock_file, one_line
 from .facts import JobState, JobStatus
 from .folder import (
@@ -31,6 +32,7 @@ from .target import ClusterUnavailableError, Target, target_named
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
+_LEAVES_S = 60.0
 _LOCK_S = 10.0
 
 
@@ -213,6 +215,8 @@ class Jobs:
         target = self._target(folder)
         target.words([folder])
         self._refuse_shared_run(folder.job()["argv"], folder.job()["cwd"], but=folder.id)
+        if folder.ended() is not None:
+            _wait_until_left(target, folder)
         kept = folder.reopen()
         try:
             if kept is not None:
@@ -315,6 +319,17 @@ def records_of(folder: JobFolder) -> FolderRecords:
 def exit_status(status: JobStatus) -> int:
     """Of a program that waited for a job: 0 completed, 1 failed or not known, 130 cancelled."""
     return {JobState.COMPLETED: 0, JobState.CANCELLED: 130}.get(status.state, 1) if status.state else 1
+
+
+def _wait_until_left(target: Target, folder: JobFolder) -> None:
+    """What wrote the end may still be about to leave, and would not stay for another attempt."""
+    until = time.monotonic() + _LEAVES_S
+    while (word := target.words([folder]).get(folder.id)) and word.state is JobState.RUNNING:
+        if time.monotonic() > until:
+            raise KernelPytorchError(
+                f"{folder.id} has ended, but {target.name} still runs it", "try again later"
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _note(folder: JobFolder, target: str, native_id: str) -> None:

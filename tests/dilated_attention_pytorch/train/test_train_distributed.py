@@ -31,11 +31,16 @@ import os, signal, sys, time
 from dilated_attention_pytorch.cli import main
 from dilated_attention_pytorch.train import command
 append_row = command.append_row
+class StopRequest(command.StopRequest):
+    def __enter__(self):
+        requests.append(self)
+        return super().__enter__()
+requests, command.StopRequest = [], StopRequest
 def append_and_stop(file, row):
     append_row(file, row)
     if row["step"] == 23:
         os.kill(os.getppid(), signal.SIGTERM)
-        while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        while requests[0].received is None:
             time.sleep(0.01)
 command.append_row = append_and_stop
 sys.exit(main(["train", *sys.argv[1:]]))

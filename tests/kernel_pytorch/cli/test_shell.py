@@ -81,7 +81,8 @@ def test_an_error_of_ours_keeps_its_traceback(program):
         (["wrok"], "tool: error: argument COMMAND: invalid choice: 'wrok'"),
         (["work", "--count", "many"], "tool work: error: argument --count: invalid int value: 'many'"),
         (["work", "a\nb"], "tool: error: unrecognized arguments: a b (see tool --help)"),
-        (["work", "--cou", "3"], "tool: error: unrecognized arguments: --cou 3 (see tool --help)"),
+        (["work", "--cou", "3"], "tool work: error: unrecognized arguments: --cou 3; did you mean --count?"),
+        (["work", "--xyz=3"], "tool: error: unrecognized arguments: --xyz=3 (see tool --help)"),
     ],
     ids=" ".join,
 )
@@ -99,6 +100,24 @@ def test_the_status_is_that_of_the_command(program, capsys):
     )
     assert given == [(3, None)]
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest"),
+    [
+        (["work"], None),
+        (["work", "--"], []),
+        (["work", "--count", "3", "--", "run", "--count", "x", "--", ""], ["run", "--count", "x", "--", ""]),
+    ],
+)
+def test_a_users_command_is_not_parsed(monkeypatch, arguments, rest):
+    given = []
+    module = types.ModuleType("made_up_work")
+    module.add_arguments, module.run = add_arguments, lambda args: given.append(args.user_command) or 0
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    program = Program("tool", "A tool.", (Command("work", "do it", module.__name__, takes_command=True),))
+    assert program.main(arguments) == 0
+    assert given == [rest]
 
 
 def test_help(program, capsys):

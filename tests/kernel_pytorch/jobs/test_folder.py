@@ -193,6 +193,16 @@ def test_a_person_can_make_the_stop_file(folder: JobFolder):
     assert folder.stop_requested()
 
 
+def test_a_request_to_stop_is_forgotten(folder: JobFolder):
+    folder.clear_stop()
+    folder.request_stop()
+    folder.clear_stop()
+    assert not folder.stop_requested()
+    (folder.path / "stop").mkdir()
+    with pytest.raises(JobFolderError, match="stop cannot be removed: Is a directory"):
+        folder.clear_stop()
+
+
 def test_records_by_rank(folder: JobFolder):
     for rank in (10, 9):
         folder.write_record(2, rank, {"left": rank})

@@ -202,7 +202,7 @@ def test_an_accepted_job_that_cannot_be_noted_is_named(jobs, cluster, monkeypatc
         raise JobFolderError("native.json cannot be written: No space left on device")
 
     monkeypatch.setattr(JobFolder, "write_native", full)
-    with pytest.raises(JobFolderError, match=r"slurm runs books-.* as 100, but: native\.json.*No space left"):
+    with pytest.raises(JobFolderError, match=r"slurm runs books-.* as 100, but: native.json.*No space left"):
         submit(jobs, cluster)
     assert len(manage.job_folders(jobs.root)) == 1
 
@@ -331,6 +331,7 @@ def test_a_job_that_has_ended_runs_again(jobs, cluster):
     folder = JobFolder(jobs.root / id)
     folder.end("failed", "no memory")
     folder.request_stop()
+    cluster.word = ClusterWord(as_of=1.0)
     assert jobs.requeue(id, exclude=["n3"]) == "200"
     assert cluster.calls[-1] == "requeue without n3"
     assert (folder.ended(), folder.stop_requested()) == (None, False)
@@ -339,6 +340,27 @@ def test_a_job_that_has_ended_runs_again(jobs, cluster):
     folder.end("failed", "no memory either")
     jobs.requeue(id)
     assert json.loads((folder.path / "end-2.json").read_text())["reason"] == "no memory either"
+
+
+def test_a_job_runs_again_only_when_what_wrote_its_end_has_left(jobs, cluster, monkeypatch):
+    id = submit(jobs, cluster)
+    folder = JobFolder(jobs.root / id)
+    folder.end("completed", "all ranks returned 0")
+    words = iter([cluster.word] * 3)
+
+    def leaving(folders):
+        assert folder.ended() is not None
+        return {id: next(words, ClusterWord(as_of=2.0))}
+
+    monkeypatch.setattr(cluster, "words", leaving)
+    assert jobs.requeue(id) == "200"
+    assert list(words) == []
+    monkeypatch.setattr(cluster, "words", lambda folders: {id: cluster.word})
+    monkeypatch.setattr(manage, "_LEAVES_S", 0.1)
+    folder.end("completed", "all ranks returned 0")
+    with pytest.raises(KernelPytorchError, match="has ended, but slurm still runs it"):
+        jobs.requeue(id)
+    assert folder.ended() is not None
 
 
 def test_a_job_that_cannot_run_again_is_as_it_was(jobs, cluster, monkeypatch):

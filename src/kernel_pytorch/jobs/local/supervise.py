@@ -149,7 +149,7 @@ class Supervisor:
             max_requeues=contract.max_requeues,
         )
         decision = plan(failure, failures(self.folder), limits)
-        Head(self.folder, attempt, self.names, [], contract).record(decision, failure, {}, {})
+        Head(self.folder, attempt, self.names, [], contract).record(decision, failure, {})
 
 
 def main(arguments: list[str], node_program: str = _NODE_PROGRAM) -> int:

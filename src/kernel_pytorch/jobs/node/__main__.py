@@ -22,7 +22,8 @@ from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
 from ..recovery.plan import FAILED, REQUEUE, USER, Limits, plan
 from ..recovery.timing import checkpoint_interval, torchrun_timeouts
-from . import health, requeue
+from . import requeue
+from .devices import devices_for_ranks
 from .head import Contract, Head
 from .history import failures, last_save_s, observed_mtbf_h, requeues_by_faults
 from .member import Member
@@ -75,10 +76,13 @@ class _Node:
         self.folder, self.job, self.place, self.signals = folder, job, place, signals
         self.name = place.names[place.index]
         self.member: Member | None = None
+        # Before the nodes meet: drivers may take long to answer, and a node that says nothing is lost.
+        uses_gpus = bool(job["spec"]["gpus_per_node"])
+        self.devices = devices_for_ranks(job["python"], job["spec"]["ranks_per_node"]) if uses_gpus else None
 
     def begin(self, order: Mapping[str, Any], circle: Circle) -> Member:
         self._log_to_folder(order["attempt"])
-        self.member = Member(self.folder, self.job, self.place, order, circle.own_address)
+        self.member = Member(self.folder, self.job, self.place, order, circle.own_address, self.devices)
         return self.member
 
     def _log_to_folder(self, attempt: int) -> None:
@@ -106,6 +110,10 @@ class _Node:
         assert self.member is not None
         if order["kind"] == "stop":
             self.member.stop()
+        elif order["kind"] == "restart":
+            self.member.restart()
+        elif order["kind"] == "allow_restart":
+            self.member.allow_restart()
         elif order["kind"] == "stacks":
             return [self.member.take_stacks()]
         return []
@@ -257,8 +265,7 @@ class _Other(_Node):
         # Of several that are left, one acts.
         if not self.folder.ended() and self.folder.claim_decision(attempt):
             head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
-            health_here = health.evidence()
-            head.record(decision, failure, {first: why}, {self.name: health_here} if health_here else {})
+            head.record(decision, failure, {first: why})
             self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
         return decision.exit_code
 

@@ -22,7 +22,7 @@ class Addresses:
 
     def __init__(self, names: Sequence[str], *, loopback: bool) -> None:
         self.why: dict[str, str] = {}
-        """Of each name without an address: the reason."""
+        """Of each name without an address: the reason, to be put after the name."""
         self._names, self._loopback = tuple(names), loopback
         self._found: dict[str, list[str]] = {}
         self._threads: dict[str, Thread] = {}
@@ -34,7 +34,7 @@ class Addresses:
             thread = self._threads.get(name)
             busy = thread is not None and thread.is_alive()
             if name not in self._found and not busy and monotonic() >= self._again_at.get(name, 0):
-                self.why.setdefault(name, "the name server does not answer")
+                self.why.setdefault(name, ": the name server does not answer")
                 self._again_at[name] = monotonic() + _AGAIN_S
                 # A daemon: one that waits for a name server must not keep the program from ending.
                 self._threads[name] = thread = Thread(target=self._look_up, args=(name,), daemon=True)
@@ -50,13 +50,13 @@ class Addresses:
         try:
             addresses = look_up(name)
         except OSError as error:
-            self.why[name] = f"does not resolve ({error.strerror or error})"
+            self.why[name] = f" does not resolve ({error.strerror or error})"
             return
         usable = [address for address in addresses if self._loopback or not is_loopback(address)]
         if usable:
             self.why.pop(name, None)
         else:
-            self.why[name] = f"is {' and '.join(addresses)}, which every machine takes for itself"
+            self.why[name] = f", which is {' and '.join(addresses)}: every machine takes that for itself"
         self._found[name] = usable
 
 

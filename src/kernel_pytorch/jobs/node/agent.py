@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
@@ -10,17 +9,25 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from ...errors import KernelPytorchError
-from .processes import Family
+from ..rank.beats import Beats
+from .launch import Launch as Launch
+from .processes import Family, session_of, started_with
 from .torchrun import ASKING
+
+CLOSING_S = 3.0
+"""Seconds that ranks have to end when torchrun restarts them.
+
+torchrun waits 30 s, which no option changes (2.13), for ranks that handle SIGTERM but are blocked in a
+collective with a rank that is dead.
+"""
 
 _LINES_KEPT = 50
 _LINE_KEPT = 10_000
+_CLOSING = re.compile(r"Sending process (\d+) closing signal SIGTERM")
 _CODE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 _RANK = re.compile(r"  rank      : \d+ \(local_rank: (\d+)\)")
 _CODE_OF_RANK = re.compile(r"  exitcode  : (-?\d+) \(pid: (\d+)\)")
@@ -28,82 +35,6 @@ _CODE_OF_RANK = re.compile(r"  exitcode  : (-?\d+) \(pid: (\d+)\)")
 
 class AgentError(KernelPytorchError):
     """The agent cannot be started, or not be killed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What an agent is to start."""
-
-    folder: Path
-    """Of the job."""
-    attempt: int
-    python: str
-    """The interpreter of agent and ranks."""
-    nodes: tuple[int, int]
-    """Least and greatest number."""
-    ranks_per_node: int
-    endpoint: str
-    """``host:port`` of torchrun's store."""
-    local_address: str | None
-    """By which other nodes reach this one; None: torchrun finds one."""
-    is_host: bool
-    """Whether this node has the store."""
-    max_restarts: int
-    beats: Path
-    """Folder of the ranks' beats, on this node."""
-    checkpoint_every_s: float
-    timeouts: Mapping[str, float]
-    """Seconds, by the names of :func:`.timing.torchrun_timeouts`."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """More variables for the ranks."""
-    numa_binding: str | None = None
-    """For torchrun's ``--numa-binding``."""
-
-    def command(self) -> list[str]:
-        """The agent's command line."""
-        names = ("join_timeout", "last_call_timeout", "keep_alive_interval")
-        conf = {"is_host": int(self.is_host)} | {name: math.ceil(self.timeouts[name]) for name in names}
-        options = {
-            "nnodes": "{}:{}".format(*self.nodes),
-            "nproc-per-node": self.ranks_per_node,
-            "rdzv-backend": "c10d",
-            "rdzv-endpoint": self.endpoint,
-            "rdzv-id": f"{self.folder.name}-{self.attempt}",
-            "rdzv-conf": ",".join(f"{name}={value}" for name, value in conf.items()),
-            "max-restarts": self.max_restarts,
-            "shutdown-timeout": math.ceil(self.timeouts["shutdown_timeout"]),
-            # It may be told to end by this one only. By default SIGTERM too is passed on to the ranks.
-            "signals-to-handle": "SIGQUIT",
-            "local-addr": self.local_address,
-            "numa-binding": self.numa_binding,
-        }
-        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        agent = [self.python, "-m", "kernel_pytorch.jobs.node.torchrun", str(os.getpid())]
-        rank = ["--no-python", self.python, "-m", "kernel_pytorch.jobs.rank", str(self.folder)]
-        return [*agent, *given, *rank]
-
-    def variables(self) -> dict[str, str]:
-        """The agent's environment: this process's, and what ranks need."""
-        # torchrun takes options from PET_*.
-        own = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
-        return {
-            **own,
-            "PYTHONFAULTHANDLER": "1",
-            # Sharing it makes torchrun fail half of its restarts after a rank was killed.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            **self.environment,
-            **self.identity(),
-            "KERNEL_PYTORCH_CHECKPOINT_EVERY": f"{self.checkpoint_every_s:g}",
-            "KERNEL_PYTORCH_NODE_PID": str(os.getpid()),
-        }
-
-    def identity(self) -> dict[str, str]:
-        """What tells the processes of this node in this attempt from all others."""
-        return {
-            "KERNEL_PYTORCH_JOB": str(self.folder),
-            "KERNEL_PYTORCH_ATTEMPT": str(self.attempt),
-            "KERNEL_PYTORCH_BEATS": str(self.beats),
-        }
 
 
 @dataclass(frozen=True)
@@ -133,6 +64,9 @@ class Agent:
         self._exits: list[RankExit] = []
         self._known: set[int] = set()
         """Process ids of exits that were found."""
+        self._closing: dict[int, float] = {}
+        """When torchrun told a process to end, by its id."""
+        self._killed: set[int] = set()
 
     def start(self) -> None:
         """Start it.
@@ -166,6 +100,7 @@ class Agent:
         assert self._process is not None
         code = self._process.poll()
         self._read()
+        self._kill_what_does_not_end()
         return code
 
     def new_exits(self) -> list[RankExit]:
@@ -177,6 +112,11 @@ class Agent:
         self._read()
         exits, self._exits = self._exits, []
         return exits
+
+    @property
+    def closing(self) -> frozenset[int]:
+        """Processes of ranks that torchrun has told to end, because others have failed."""
+        return frozenset(self._closing)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -208,12 +148,15 @@ class Agent:
                     "they wait for a device or a disk: drain the node",
                 )
             time.sleep(0.02)
-        if self._process is not None:
+        if self._process is not None and self._process.stdout is not None:
             self._read()
+            self._process.stdout.close()
 
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
+        if self._process.stdout.closed:
+            return
         with suppress(BlockingIOError):
             while data := os.read(self._process.stdout.fileno(), 1 << 16):
                 _copy(data)
@@ -224,7 +167,9 @@ class Agent:
 
     def _take(self, line: str) -> None:
         self._lines.append(line[:_LINE_KEPT])
-        if found := _CODE.search(line):
+        if found := _CLOSING.search(line):
+            self._closing[int(found[1])] = time.monotonic()
+        elif found := _CODE.search(line):
             self._found(RankExit(int(found[2]), int(found[3]), int(found[1])))
         elif found := _RANK.match(line):
             self._local_rank = int(found[1])
@@ -235,6 +180,18 @@ class Agent:
         if found.pid not in self._known:
             self._known.add(found.pid)
             self._exits.append(found)
+
+    def _kill_what_does_not_end(self) -> None:
+        now = time.monotonic()
+        late = {pid for pid, told_s in self._closing.items() if now > told_s + CLOSING_S} - self._killed
+        if late:
+            beats = Beats(self.launch.beats).read().values()
+            saving = {session_of(beat.pid) for beat in beats if beat.phase == "saving"}
+            for pid in late - saving:
+                self._killed.add(pid)
+                with suppress(OSError):
+                    if started_with(pid, self.launch.identity()):
+                        os.killpg(pid, signal.SIGKILL)  # torchrun gives each rank a group
 
 
 def _copy(data: bytes) -> None:

@@ -20,8 +20,9 @@ from ..recovery.plan import REQUEUE, Decision, Limits, plan
 from ..recovery.timing import lead_time
 from .history import failures, last_save_s, last_saved, requeues_by_faults
 
-SETTLE_S = 2.0
-"""From the first sign of a failure until it is judged: time for what caused it to show."""
+SETTLE_S = 1.0
+"""From the first sign of a failure until it is judged: time for what caused it to show. Ranks that torchrun
+has started again wait so long."""
 STACKS_S = 6.0
 """The same for a hang, in which stacks are written."""
 _LOOK_EVERY_S = 1.0
@@ -89,7 +90,6 @@ class Head:
         self._ended: dict[int, int] = {}
         self._decide_at: float | None = None
         self._hang = False
-        self._health: dict[str, str] = {}
         self._stacks_of: set[int] = set()
 
     def take(self, index: int, report: Mapping[str, Any], now: float) -> None:
@@ -98,17 +98,17 @@ class Head:
         if kind == "seen":
             self._seen[index] = report
             return
+        if kind == "health":
+            self.event("health", f"{self.names[index]}: {report['text']}", nodes=[self.names[index]])
+            return
         if kind == "asked":
             self.asked = self.asked or report["why"]
             return
         if "evidence" in report:
             self._evidence = self._evidence.joined(Evidence.from_dict(report["evidence"]))
-        if report.get("health"):
-            self._health[self.names[index]] = report["health"]
         if kind == "ended":
             self._ended[index] = report["code"]
         if kind == "stacks":
-            self._add_stacks(report["where"])
             self._stacks_of.add(index)
             if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
                 self._decide_by(now + SETTLE_S)  # the ranks end by it, which is a part of the same failure
@@ -141,13 +141,6 @@ class Head:
 
     def _decide_by(self, moment: float) -> None:
         self._decide_at = moment if self._decide_at is None else min(moment, self._decide_at)
-
-    def _add_stacks(self, where: Mapping[str, str]) -> None:
-        beats = dict(self._evidence.beats)
-        for rank, line in where.items():
-            if int(rank) in beats:
-                beats[int(rank)] = replace(beats[int(rank)], where=line)
-        self._evidence = replace(self._evidence, beats=beats)
 
     def _stop_if_asked(self, now: float, wall: float) -> list[Order]:
         if self._told:
@@ -220,26 +213,23 @@ class Head:
 
     def _carry_out(self, decision: Decision, failure: Failure) -> list[Order]:
         lost = {self.names[index]: why for index, why in self._lost.items()}
-        self.record(decision, failure, lost, self._health)
+        self.record(decision, failure, lost)
         if decision.action in _IN_PLACE:
             self.history = [*self.history, failure]
             self._restarts += decision.action == "restart"
             self.present = self._left()
             self._begin_case()
-            return []
+            return [{"kind": "restart" if decision.action == "go_on_smaller" else "allow_restart"}]
         exclude = list(decision.exclude)
         return [{"kind": "end", "code": decision.exit_code, "why": decision.reason, "exclude": exclude}]
 
-    def record(
-        self, decision: Decision, failure: Failure, lost: Mapping[str, str], health: Mapping[str, str]
-    ) -> None:
+    def record(self, decision: Decision, failure: Failure, lost: Mapping[str, str]) -> None:
         """Write a failure, and what was decided, to the job's folder.
 
         Args:
             decision: taken.
             failure: its reason.
             lost: why the nodes that are lost count as such, by name.
-            health: what is known of the others' health, by name.
         """
         fault = failure.kind not in ("done", "stopped", "cancelled")
         if fault:
@@ -250,7 +240,6 @@ class Head:
                 step=failure.step,
                 steps_lost=None if decision.action == "fail" else self._steps_lost(failure),
                 lost=lost or None,
-                health=health or None,
             )
         if decision.action in _IN_PLACE:
             names = [self.names[index] for index in sorted(self._left())]

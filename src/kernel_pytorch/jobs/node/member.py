@@ -9,12 +9,15 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ..folder import JobFolder
 from ..rank.beats import Beats
+from ..rank.gate import allow_restart
 from . import health, stacks
 from .agent import Agent, Launch, RankExit
+from .devices import Devices
 from .place import Place
 from .watch import Watch
 
@@ -32,6 +35,7 @@ class Member:
         place: which node this is.
         order: the first node's order ``begin``.
         address: by which the other nodes reach this one; None: it is alone.
+        devices: for its ranks; None: they use no GPU.
 
     Raises:
         OSError: the ranks cannot be started.
@@ -44,6 +48,7 @@ class Member:
         place: Place,
         order: Mapping[str, Any],
         address: str | None,
+        devices: Devices | None = None,
     ) -> None:
         self.folder, self.attempt, self.name = folder, order["attempt"], place.names[place.index]
         self.beats = _beats_folder(f"kernel-pytorch-{folder.id}-node-{place.index}-")
@@ -61,12 +66,20 @@ class Member:
                 beats=self.beats,
                 checkpoint_every_s=order["checkpoint_every_s"],
                 timeouts=order["timeouts"],
+                environment=devices.environment if devices is not None else {},
+                numa_binding=devices.numa_binding if devices is not None else None,
             )
         )
         self.watch = Watch(folder, self.attempt, self.beats, self.name)
         self.agent.start()
         self._exits: list[RankExit] = []
+        self._restarting = False
+        """Whether ranks of this node have failed, and torchrun has not started others yet."""
         self._late: frozenset[int] = frozenset()
+        self._pids: dict[int, int] = {}
+        self._restarts_allowed = 0
+        self._health: Thread | None = None
+        self._condition: str | None = None
         self._ended = False
         self._look_at = 0.0
         self._seen: Report | None = None
@@ -75,9 +88,14 @@ class Member:
         """What is new since the last call; ``now`` is monotonic."""
         found: list[Report] = []
         code = None if self._ended else self.agent.poll()
+        if self._condition is not None:
+            found.append({"kind": "health", "text": self._condition})
+            self._condition = None
         if exits := self.agent.new_exits():
             self._exits += exits
+            self._restarting = True
             self._late = frozenset()
+            self._ask_for_health()
             found.append({"kind": "failed", **self._evidence()})
         if code is not None:
             self._ended = True
@@ -88,7 +106,7 @@ class Member:
         return found
 
     def _look(self) -> list[Report]:
-        seen = self.watch.look()
+        seen = self.watch.look(self.agent.closing)
         found: list[Report] = []
         report = {
             "kind": "seen",
@@ -99,31 +117,60 @@ class Member:
         if report != self._seen:
             self._seen = report
             found.append(report)
+        if seen.pids != self._pids:
+            self._pids, self._restarting = dict(seen.pids), False
         late = frozenset(seen.late)
         if late - self._late:
             found.append({"kind": "late", **self._evidence()})
         self._late = late
         return found
 
-    def _evidence(self) -> Report:
-        evidence = self.watch.evidence(self._exits, self.agent)
+    def _evidence(self, where: Mapping[int, str] | None = None) -> Report:
+        evidence = self.watch.evidence(self._exits, self.agent, where=where or {})
         self._exits = []
-        return {"evidence": evidence.to_dict(), "health": health.evidence()}
+        return {"evidence": evidence.to_dict()}
+
+    def _ask_for_health(self) -> None:
+        """Read the condition of this node meanwhile: drivers of broken devices take long to answer."""
+
+        def ask() -> None:
+            self._condition = health.evidence()
+
+        if self._health is None or not self._health.is_alive():
+            self._health = Thread(target=ask, daemon=True)
+            self._health.start()
 
     def stop(self) -> None:
         """Ask the ranks to stop; those that never called the interface get SIGTERM, as from a cluster."""
         beats = Beats(self.beats)
         beats.ask_to_stop()
         asked = {beat.pid for beat in beats.read().values()}
-        for pid in self.watch.look().pids.values():
+        for pid in self._ranks().values():
             if pid not in asked:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
 
+    def restart(self) -> None:
+        """Have torchrun start the ranks again, without a lost node's, for which they might wait for long."""
+        if not self._restarting:
+            for pid in self._ranks().values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.allow_restart()
+
+    def allow_restart(self) -> None:
+        """Let the ranks begin that torchrun has started again, and that wait for this."""
+        self._restarts_allowed += 1
+        allow_restart(self.beats, self._restarts_allowed)
+
+    def _ranks(self) -> Mapping[int, int]:
+        return self.watch.look(self.agent.closing).pids
+
     def take_stacks(self) -> Report:
         """Write the stacks of all ranks of this node, which ends them; torchrun starts them again."""
-        where = stacks.take(self.watch.look().pids, self.folder, self.attempt)
-        return {"kind": "stacks", "where": {str(rank): line for rank, line in where.items()}}
+        pids = self._ranks()
+        where = stacks.take(pids, self.folder, self.attempt)
+        return {"kind": "stacks", **self._evidence(where)}
 
     def end(self) -> None:
         """Leave no process of this node's ranks.

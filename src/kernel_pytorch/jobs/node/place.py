@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import calendar
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ...errors import KernelPytorchError
 
-_ANSWER_S = 20.0
+_ANSWER_S = 15.0
 """Seconds within which a command of Slurm must answer; its own message timeout is 10."""
 
 
@@ -108,7 +110,8 @@ def _first(first: str, own: str) -> tuple[tuple[str, ...], bool]:
         return (first,), False
     nodes = {}
     for line in shown.splitlines():
-        fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+        # Reversed: what an administrator wrote into Comment or Reason comes last.
+        fields = dict(field.split("=", 1) for field in reversed(line.split()) if "=" in field)
         nodes[fields.get("NodeName")] = [fields.get("NodeAddr"), fields.get("NodeHostName")]
     found = nodes.get(first, [])
     one_machine = bool(found) and found[1] is not None and found[1] == nodes.get(own, [None, None])[1]
@@ -117,22 +120,20 @@ def _first(first: str, own: str) -> tuple[tuple[str, ...], bool]:
 
 def _ends_at(job: str, tries: int = 3) -> float | None:
     """Seconds since 1970; None if the job has no end, or the controller does not know it."""
+    until = time.monotonic() + _ANSWER_S
     for attempt in range(tries):
         if attempt:
-            time.sleep(0.5)  # a busy controller may have nothing to say at first
-        try:
-            answer = _ask("squeue", "-h", "-o", "%e", "-j", job).strip()
-        except PlaceError:
-            continue
-        try:
-            return calendar.timegm(time.strptime(answer, "%Y-%m-%dT%H:%M:%S"))
-        except ValueError:  # N/A, NONE
+            time.sleep(0.5)  # a busy controller may fail, or have nothing to say, at first
+        with suppress(PlaceError):
+            answer = _ask("squeue", "-h", "-o", "%e", "-j", job, patience_s=until - time.monotonic()).strip()
             if answer:
+                with suppress(ValueError):  # N/A, NONE
+                    return float(calendar.timegm(time.strptime(answer, "%Y-%m-%dT%H:%M:%S")))
                 return None
     return None
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, patience_s: float = _ANSWER_S) -> str:
     """What a command of Slurm prints, whatever the user has set up for it.
 
     Raises:
@@ -144,8 +145,13 @@ def _ask(*command: str) -> str:
     environment |= {"LC_ALL": "C", "TZ": "UTC0"}  # UTC: no hour comes twice
     called = " ".join(command)
     try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a site's script around the command ends with what it has started
         )
     except FileNotFoundError:
         raise PlaceError(
@@ -153,12 +159,18 @@ def _ask(*command: str) -> str:
         ) from None
     except OSError as error:
         raise PlaceError(f"`{called}` cannot be started: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise PlaceError(f"`{called}` did not answer within {_ANSWER_S:g} s") from None
-    if done.returncode:
-        why = " ".join(done.stderr.decode(errors="replace").split()) or "no reason given"
-        raise PlaceError(f"`{called}` failed with exit status {done.returncode}: {why}")
-    return done.stdout.decode(errors="replace")
+    with process:
+        try:
+            output, errors = process.communicate(timeout=max(0.0, patience_s))
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise PlaceError(f"`{called}` did not answer within {patience_s:.0f} s") from None
+            raise
+    if process.returncode:
+        why = " ".join(errors.decode(errors="replace").split()) or "no reason given"
+        raise PlaceError(f"`{called}` failed with exit status {process.returncode}: {why}")
+    return output.decode(errors="replace")
 
 
 def _index(environment: Mapping[str, str], variable: str, names: tuple[str, ...]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,12 @@ def lives(pid: int) -> bool:
     return state(pid) not in (None, *DEAD)
 
 
+def session_of(pid: int) -> int | None:
+    """The id of a process's session; None: there is no such process."""
+    fields = _stat(pid)
+    return int(fields[3]) if fields else None
+
+
 def waits_in(pid: int) -> str | None:
     """The kernel function in which a process waits; None: it waits in none, or this user may not know."""
     with suppress(OSError):
@@ -36,6 +44,45 @@ def started_with(pid: int, environment: Mapping[str, str]) -> bool:
         given = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         return all(os.fsencode(f"{name}={value}") in given for name, value in environment.items())
     return False
+
+
+def answer_of(command: Sequence[str], within_s: float) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that may hang.
+
+    Raises:
+        OSError: it cannot be started.
+        TimeoutError: it has not ended in time. It is killed, but if a driver holds it, it stays.
+    """
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    try:
+        out, errors = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        raise TimeoutError(f"no answer for {within_s:g} s") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def oom_kills(root: str = "/") -> int | None:
+    """Processes of this process's cgroup that the kernel has killed for want of memory.
+
+    Args:
+        root: folder that holds ``proc`` and ``sys``.
+
+    Returns:
+        None: it cannot be read, as with version 1 of cgroups.
+    """
+    with suppress(OSError):
+        lines = Path(root, "proc/self/cgroup").read_text().splitlines()
+        for path in (line[3:] for line in lines if line.startswith("0::")):
+            events = Path(root, f"sys/fs/cgroup{path}", "memory.events").read_text()
+            if found := re.search(r"^oom_kill (\d+)$", events, re.MULTILINE):
+                return int(found[1])
+    return None
 
 
 class Family:

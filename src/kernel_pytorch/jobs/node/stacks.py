@@ -17,9 +17,8 @@ from . import processes
 WITHIN_S = 3.0
 _READ = 1 << 20
 _FATAL = b"Fatal Python error: "
-_CURRENT = re.compile(r"^Current thread .*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE)
-_THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
+_THREAD = re.compile(r"^(?=Current thread |Thread )", re.MULTILINE)
 
 
 def take(
@@ -95,12 +94,10 @@ def _stack(log: Path, start: int) -> str:
 
 def _innermost(stack: str) -> str | None:
     """The first line of the thread that was aborted, or of the last one that has a Python stack."""
-    threads = [(found.start(), found[0].startswith("Current")) for found in _THREAD.finditer(stack)]
-    ends = [start for start, _ in threads[1:]] + [len(stack)]
     found = None
-    for (start, current), end in zip(threads, ends, strict=True):
-        if frame := _FRAME.search(stack, start, end):
+    for thread in _THREAD.split(stack):
+        if frame := _FRAME.search(thread):
             found = f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}"
-            if current:
+            if thread.startswith("Current"):
                 break
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import re
 import shutil
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ from ..recovery.evidence import Beat as BeatEvidence
 from ..recovery.evidence import Evidence, RankError
 from ..recovery.timing import hang_limit
 from .agent import Agent, RankExit
-from .processes import DEAD, state
+from .processes import DEAD, oom_kills, state
+from .starts import Start, Starts
 
 _STEPS_KEPT = 101
-_LOG_KEPT = 1 << 16
-_LOG_LINES_KEPT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +40,6 @@ class Seen:
     """Without a beat for longer than the limit of their phase."""
     pids: Mapping[int, int]
     """The process that beats, or the rank's first one if none has."""
-
-
-@dataclass
-class _Start:
-    """One process of a rank: a restart makes another."""
-
-    local_rank: int
-    rank: int
-    pid: int
-    restart: int
-    time_s: float
-    log_from: int
-    log_to: int | None = None
-    beat: Beat | None = None
-    alive_s: float = 0.0
-    """When it was last seen alive."""
-    state: str | None = None
-    """Then."""
-
-    @property
-    def beating_pid(self) -> int:
-        return self.pid if self.beat is None else self.beat.pid
 
 
 class Watch:
@@ -92,24 +68,23 @@ class Watch:
         self.folder, self.attempt, self.name = folder, attempt, name
         self._min_hang_s = _shortest_limit() if min_hang_s is None else min_hang_s
         hang_limit("training", min_s=self._min_hang_s)
-        self._beats = Beats(beats)
-        self._starts: dict[int, list[_Start]] = {}
-        """By local rank, the newest last."""
+        self._beats, self._starts = Beats(beats), Starts(beats)
         self._steps: deque[float] = deque(maxlen=_STEPS_KEPT)
-        self._oom_before = _oom_kills()
+        self._oom_before = oom_kills()
 
-    def look(self) -> Seen:
-        """Read the beats. To be called a few times a second: so are steps measured, and ends noticed."""
-        self._find_starts()
-        now, beats = monotonic(), self._beats.read()
-        for local_rank, starts in self._starts.items():
-            start, beat = starts[-1], beats.get(local_rank)
-            if beat is not None and beat.time_s >= start.time_s:
-                self._measure(start.beat, beat)
-                start.beat = beat
-            if (letter := state(start.beating_pid)) not in (None, *DEAD):
+    def look(self, closing: Collection[int] = ()) -> Seen:
+        """Read the beats. To be called a few times a second: so are steps measured, and ends noticed.
+
+        Args:
+            closing: processes that are told to end. They are not late: they wait for others, which failed.
+        """
+        self._read()
+        now, newest, late = monotonic(), self._starts.newest(), []
+        for start in newest:
+            letter = state(start.beating_pid)
+            if letter not in (None, *DEAD) and start.pid not in closing:
                 start.alive_s, start.state = now, letter
-        newest = [starts[-1] for starts in self._starts.values()]
+                late += [start.rank] * self._late(start)
         known = [start.beat for start in newest if start.beat is not None]
         steps = [None if start.beat is None else start.beat.step for start in newest]
         saves = [beat.save_s for beat in known if beat.save_s is not None]
@@ -117,7 +92,7 @@ class Watch:
             step=None if None in steps else min((step for step in steps if step is not None), default=None),
             save_s=max(saves, default=None),
             median_step_s=self._median(),
-            late=tuple(sorted(start.rank for start in newest if start.alive_s == now and self._late(start))),
+            late=tuple(sorted(late)),
             pids={start.rank: start.beating_pid for start in newest},
         )
 
@@ -140,12 +115,15 @@ class Watch:
             more: further fields.
         """
         exits = tuple(exits)
-        self._find_starts()
-        starts = self._failed(exits)
+        self._read()
+        starts = self._starts.at(each.pid for each in exits)
         ranks = {start.local_rank: start.rank for start in starts}
-        for old in (start for found in self._starts.values() for start in found):
-            ranks.update({each.local_rank: old.rank for each in exits if each.pid == old.pid})
+        for each in exits:
+            if start := self._starts.with_pid(each.pid):
+                ranks[each.local_rank] = start.rank
         records = {start.rank: self._record(start) for start in starts}
+        logs = self.folder.path / "logs" / f"attempt-{self.attempt}"
+        lines = {start.rank: start.log_lines(logs / f"rank-{start.rank}.log") for start in starts}
         more = {"node_of": {start.rank: self.name for start in starts}, **more}
         if agent is not None:
             more = {"agent_exit_code": agent.poll(), "node_lines": agent.lines, **more}
@@ -153,7 +131,7 @@ class Watch:
             exit_codes={ranks[each.local_rank]: each.exit_code for each in exits if each.local_rank in ranks},
             errors={rank: error for rank, record in records.items() if (error := _error(record))},
             left={rank: record["left"] for rank, record in records.items() if "left" in record},
-            log_lines={start.rank: lines for start in starts if (lines := self._log_lines(start))},
+            log_lines={rank: found for rank, found in lines.items() if found},
             beats={
                 start.rank: self._beat(start, where.get(start.rank))
                 for start in starts
@@ -164,17 +142,14 @@ class Watch:
             **more,
         )
 
-    def _find_starts(self) -> None:
-        with suppress(FileNotFoundError):
-            for name in os.listdir(self._beats.folder):
-                if found := re.fullmatch(r"started-([0-9]+)\.json", name):
-                    started = json.loads((self._beats.folder / name).read_bytes())
-                    starts = self._starts.setdefault(int(found[1]), [])
-                    if not starts or starts[-1].time_s != started["time_s"]:
-                        if starts:
-                            starts[-1].log_to = started["log_from"]
-                        starts.append(_Start(local_rank=int(found[1]), **started))
-        self._starts = dict(sorted(self._starts.items()))
+    def _read(self) -> None:
+        self._starts.find()
+        beats = self._beats.read()
+        for start in self._starts.newest():
+            beat = beats.get(start.local_rank)
+            if beat is not None and beat.time_s >= start.time_s:  # else it is of an earlier process
+                self._measure(start.beat, beat)
+                start.beat = beat
 
     def _measure(self, before: Beat | None, beat: Beat) -> None:
         """Take the mean of the steps between two looks, if nothing else was seen between them."""
@@ -186,38 +161,18 @@ class Watch:
     def _median(self) -> float | None:
         return statistics.median(self._steps) if self._steps else None
 
-    def _late(self, start: _Start) -> bool:
+    def _late(self, start: Start) -> bool:
         if start.beat is None:
             return False
         limit = hang_limit(start.beat.phase, self._median(), self._min_hang_s)
         return start.alive_s - start.beat.time_s > limit.value
 
-    def _failed(self, exits: tuple[RankExit, ...]) -> list[_Start]:
-        """Of each local rank, the process that ran when one of ``exits`` did; the newest without exits."""
-        pids = {each.pid for each in exits}
-        every = [start for starts in self._starts.values() for start in starts]
-        restart = max((start.restart for start in every if start.pid in pids), default=None)
-        chosen = []
-        for starts in self._starts.values():
-            then = [start for start in starts if restart is None or start.restart <= restart]
-            chosen += then[-1:]
-        return chosen
-
-    def _record(self, start: _Start) -> Mapping[str, Any]:
+    def _record(self, start: Start) -> Mapping[str, Any]:
         """What the rank said last, if this process of it did; empty if not."""
         record = self.folder.record(self.attempt, start.rank) or {}
         return record if record.get("pid") in (start.pid, start.beating_pid) else {}
 
-    def _log_lines(self, start: _Start) -> tuple[str, ...]:
-        path = self.folder.path / "logs" / f"attempt-{self.attempt}" / f"rank-{start.rank}.log"
-        with suppress(OSError), path.open("rb") as file:
-            end = os.fstat(file.fileno()).st_size if start.log_to is None else start.log_to
-            file.seek(max(start.log_from, end - _LOG_KEPT))
-            text = file.read(max(0, end - file.tell())).decode(errors="replace")
-            return tuple(text.splitlines()[-_LOG_LINES_KEPT:])
-        return ()
-
-    def _beat(self, start: _Start, where: str | None) -> BeatEvidence:
+    def _beat(self, start: Start, where: str | None) -> BeatEvidence:
         assert start.beat is not None
         return BeatEvidence(
             phase=start.beat.phase,
@@ -230,7 +185,7 @@ class Watch:
         )
 
     def _oom_increase(self) -> dict[str, int]:
-        now = _oom_kills()
+        now = oom_kills()
         if now is None or self._oom_before is None:
             return {}
         return {self.name: now - self._oom_before}
@@ -257,19 +212,9 @@ def _error(record: Mapping[str, Any]) -> RankError | None:
 
 def _shortest_limit() -> float | None:
     value = os.environ.get("KERNEL_PYTORCH_HANG_S")
-    try:
-        return float(value) if value else None
-    except ValueError:
-        raise ValueError(f"KERNEL_PYTORCH_HANG_S must be a number of seconds, got {value!r}") from None
-
-
-def _oom_kills() -> int | None:
-    """Processes of this process's cgroup that the kernel has killed; None: it does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            number, _, path = line.split(":", 2)
-            if number == "0":
-                events = Path(f"/sys/fs/cgroup{path}/memory.events").read_text()
-                if found := re.search(r"^oom_kill (\d+)$", events, re.MULTILINE):
-                    return int(found[1])
-    return None
+    if not value:
+        return None
+    with suppress(ValueError):
+        if 0 < (seconds := float(value)) < math.inf:
+            return seconds
+    raise ValueError(f"KERNEL_PYTORCH_HANG_S must be a positive number of seconds, got {value!r}")

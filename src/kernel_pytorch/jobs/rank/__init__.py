@@ -13,7 +13,7 @@
             ...                                 # save, if job.newest()
             job.saved(step, seconds)
         if stop:
-            job.left(step)                      # then exit 0; the same command goes on from there
+            job.left(step)                      # then exit 0: requeued, the same command goes on from there
             break
 
 ``examples/job_loop.py`` is a whole one.
@@ -53,6 +53,8 @@ def current() -> RankJob:
 class RankJob:
     """One rank's view of its job. This one is of no job: its methods do nothing."""
 
+    id: str | None = None
+    """The job's id; None outside a job."""
     attempt: int | None = None
     """Number of the job's attempt, from 1 on; None outside a job."""
     checkpoint_every_s: float | None = None
@@ -70,7 +72,10 @@ class RankJob:
         """
 
     def must_stop(self) -> bool:
-        """Whether this rank was asked to stop. Others may not have been yet: agree before acting on it."""
+        """Whether this rank was asked to stop: to save and leave, after which the job is requeued.
+
+        Other ranks may not have been asked yet: agree before acting on it.
+        """
         return False
 
     def newest(self) -> bool:
@@ -90,18 +95,21 @@ class RankJob:
             step: default: that of the last beat.
         """
 
+    def failed(self, error: BaseException) -> None:
+        """Record the exception that ends the process, if the program catches it to report it itself."""
+
 
 class _Rank(RankJob):
     def __init__(self) -> None:
         self._record = RankRecord.of_this_process()
-        self.attempt = self._record.attempt
+        self.id, self.attempt = self._record.folder.id, self._record.attempt
         self.checkpoint_every_s = _seconds("KERNEL_PYTORCH_CHECKPOINT_EVERY")
         beats = Path(variable("KERNEL_PYTORCH_BEATS"))
         path = beats / f"rank-{self._record.local_rank}"
         with one_line(path, "written"):
             self._beats = BeatWriter(path, self._record.rank)
         self._stop_file, self._asked, self._look_at = beats / "stop", False, 0.0
-        self._pid, self._excepthook, sys.excepthook = os.getpid(), sys.excepthook, self._failed
+        self._pid, self._excepthook, sys.excepthook = os.getpid(), sys.excepthook, self._uncaught
 
     def handle_signals(self) -> None:
         for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -138,13 +146,20 @@ class _Rank(RankJob):
     def left(self, step: int | None = None) -> None:
         self._record.left(self._beats.step if step is None else step)
         self._beats.write(self._beats.step, "left")
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            # While Python exits, its handlers are gone, and the next request would end the process.
+            if signal.getsignal(number) == self._ask:
+                signal.signal(number, signal.SIG_IGN)
 
-    def _failed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        self._excepthook(kind, error, trace)
+    def failed(self, error: BaseException) -> None:
         if os.getpid() == self._pid:
-            with suppress(JobFolderError):  # the error itself is in the log by now
-                text = "".join(traceback.format_exception(kind, error, trace))
+            with suppress(JobFolderError):  # the error itself is printed too
+                text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
                 self._record.failed(error, text, self._beats.step)
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._excepthook(kind, error, trace)
+        self.failed(error)
 
 
 def _seconds(name: str) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..atomic import one_line, write_atomically
 from ..folder import JobFolder, JobFolderError, as_bytes
+from .gate import wait_for_restart
 from .parent import die_with_parent
 from .record import RankRecord, variable
 
@@ -62,6 +63,7 @@ def _announce(record: RankRecord) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     os.close(descriptor)
+    wait_for_restart(beats, record.restart)
 
 
 def _exec(job: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .evidence import Beat, Evidence
@@ -138,7 +138,10 @@ def _of_ranks(evidence: Evidence) -> Iterator[_Sign]:
         # The traceback names, in lines without indent, the exceptions that this one was raised from.
         earlier = [line for line in (error.traceback or "").splitlines() if not line.startswith(" ")]
         signs = [*_meanings(evidence, rank, "record", [text, *earlier])]
-        yield from signs or [_Sign("crash", f"rank {rank}: {_short(text)}", f"record of rank {rank}", rank)]
+        sign = _Sign("crash", f"rank {rank}: {_short(text)}", f"record of rank {rank}", rank)
+        if _bad_usage(evidence, rank):
+            yield replace(sign, kind="user")
+        yield from signs or [sign]
     for rank, lines in sorted(evidence.log_lines.items()):
         if rank not in evidence.errors:
             yield from _meanings(evidence, rank, "log", reversed(lines))
@@ -146,10 +149,15 @@ def _of_ranks(evidence: Evidence) -> Iterator[_Sign]:
         if message := meaning_of(line):
             yield _Sign(message.kind, f"{message.meaning}: {_short(line)}", f"node's log: {_short(line)}")
     for rank, code in sorted(evidence.exit_codes.items()):
-        if code in (126, 127) or (code == 2 and _step(evidence, rank) is None):
+        if code in (126, 127) or _bad_usage(evidence, rank):
             what = "bad usage" if code == 2 else "the program cannot be started"
             yield _Sign("user", f"rank {rank}: {what}", f"rank {rank} returned {code}", rank)
     yield from _hang(evidence)
+
+
+def _bad_usage(evidence: Evidence, rank: int) -> bool:
+    """Whether a rank returned 2, as programs do that refuse their arguments, before its first step."""
+    return evidence.exit_codes.get(rank) == 2 and _step(evidence, rank) is None
 
 
 def _meanings(evidence: Evidence, rank: int, source: str, lines: Iterable[str]) -> Iterator[_Sign]:

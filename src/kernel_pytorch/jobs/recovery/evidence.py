@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 
@@ -101,6 +101,9 @@ class Evidence:
                 values[name] = mine or (mine if other is None else other)
             else:
                 values[name] = other if mine in (None, False) else mine
+        for rank, beat in self.beats.items():
+            if beat.where is None and rank in later.beats:  # stacks are taken after a beat was missed
+                values["beats"][rank] = replace(beat, where=later.beats[rank].where)
         return Evidence(**values)
 
 

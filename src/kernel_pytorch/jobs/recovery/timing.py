@@ -46,12 +46,12 @@ def checkpoint_interval(
     _check_positive(asked_s=asked_s, nodes=nodes, mtbf_h=mtbf_h)
     _check_duration(save_s=save_s)
     limit = DEFAULT_INTERVAL_S if asked_s is None else asked_s
-    source = "the default" if asked_s is None else "as asked"
+    source = "the default" if limit == DEFAULT_INTERVAL_S else "as asked"
     if not save_s:
         return Figure(limit, f"{limit:g} s: {source}; no save was measured yet")
     best = math.sqrt(2 * save_s * mtbf_h * 3600 / nodes)
     young = (
-        f"sqrt(2 x {save_s:g} s save x {mtbf_h:g} h MTBF / {nodes} node{'s' * (nodes > 1)}) = {best:.4g} s"
+        f"sqrt(2 x {save_s:.3g} s save x {mtbf_h:g} h MTBF / {nodes} node{'s' * (nodes > 1)}) = {best:.4g} s"
     )
     if best < limit:
         return Figure(best, f"{best:.4g} s: {young}, less than {limit:g} s ({source})")
@@ -75,10 +75,10 @@ def lead_time(save_s: float | None, median_step_s: float | None = None) -> Figur
     if save_s is None:
         value, why = ASSUMED_LEAD_S, "assumed, as no save was measured yet"
     else:
-        value, why = SAVES_IN_LEAD * save_s, f"{SAVES_IN_LEAD} x {save_s:g} s, the measured save"
+        value, why = SAVES_IN_LEAD * save_s, f"{SAVES_IN_LEAD} x {save_s:.3g} s, the measured save"
     if median_step_s is not None:
-        value, why = value + 2 * median_step_s, f"{why}, and 2 steps of {median_step_s:g} s"
-    return Figure(value, f"{value:g} s: {why}")
+        value, why = value + 2 * median_step_s, f"{why}, and 2 steps of {median_step_s:.3g} s"
+    return Figure(value, f"{value:.4g} s: {why}")
 
 
 _HANG = {
@@ -111,7 +111,7 @@ def hang_limit(phase: str, median_step_s: float | None = None, min_s: float | No
     if median_step_s is None:
         return Figure(slow, f"{slow:g} s while training: no step was measured yet")
     value = max(least, STEPS_TO_HANG * median_step_s)
-    steps = f"{STEPS_TO_HANG} x {median_step_s:g} s, the median step, at least {least:g} s"
+    steps = f"{STEPS_TO_HANG} x {median_step_s:.3g} s, the median step, at least {least:g} s"
     return Figure(value, f"{value:g} s while training: {steps}")
 
 

@@ -1,3 +1,5 @@
+"""The clusters as fixtures, for all tests."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -5,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.cluster.slurm.cluster import SlurmCluster, require
+
+FIXTURES = {"slurm_cluster", "slurm_hosts"}
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +29,17 @@ def slurm_hosts() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(autouse=True)
 def reset_clusters(request: pytest.FixtureRequest) -> Iterator[None]:
-    names = {"slurm_cluster", "slurm_hosts"}.intersection(request.fixturenames)
+    names = FIXTURES.intersection(request.fixturenames)
     clusters = [request.getfixturevalue(name) for name in sorted(names)]
     yield
     for cluster in clusters:
         cluster.reset()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares the clusters in one worker of pytest-xdist."""
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
+        uses = FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if uses or item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("slurm"))

@@ -1,0 +1,1 @@
+"""The commands about jobs: submit, status, list, logs, events, cancel, requeue."""

@@ -1,0 +1,1 @@
+"""Jobs on Slurm, by its own commands and their text: nothing is linked, and no daemon of ours is needed."""

@@ -1,0 +1,177 @@
+"""Slurm's commands: arguments in, text out. No shell, no JSON, whose form changes with each version."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+
+from ...errors import KernelPytorchError
+from ..target import ClusterUnavailableError
+
+SEPARATOR = "\x1f"
+"""Between the fields that a command is asked for: no name or reason has it."""
+PATIENCE_S = 30.0
+_OF_SLURM = re.compile("(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+_DEFAULTS = ("ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION")
+_PREFIX = re.compile(r"(?:(?:sbatch|squeue|sacct|scontrol|sinfo|scancel): )?(?:(?:error|fatal): )?")
+_UNREACHABLE = re.compile(
+    "Unable to contact slurm controller|Could not establish a configuration source|Unable to process config"
+    "|Zero Bytes were transmitted|Socket timed out|Connection refused|Protocol authentication error"
+    "|slurmctld.* (?:standby|backup)|[Cc]annot stat file",
+)
+_GONE = re.compile("Invalid job id|Job/step already completing or completed|Invalid job array")
+
+
+class SlurmError(KernelPytorchError):
+    """Slurm refused a request; in its own words."""
+
+
+def run(
+    *argv: str,
+    stdin: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = PATIENCE_S,
+) -> str:
+    """What a command of Slurm prints.
+
+    Args:
+        argv: the command.
+        stdin: its input, if any.
+        environment: of the command. Default: ``of_queries()``.
+        timeout_s: how long it may take, in seconds.
+
+    Raises:
+        ClusterUnavailableError: it is not installed, or no slurmctld answers.
+        SlurmError: Slurm refused.
+    """
+    environment = of_queries() if environment is None else environment
+    try:
+        done = subprocess.run(
+            argv,
+            input=(stdin or "").encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            env=environment,
+            timeout=timeout_s,
+            cwd="/",
+        )
+    except FileNotFoundError as error:
+        fix = "submit on a login node of the cluster, or have Slurm's bin folder in PATH; or use --to local"
+        raise ClusterUnavailableError(f"Slurm's {argv[0]} is not installed here", fix) from error
+    except subprocess.TimeoutExpired as error:
+        why = f"{argv[0]} had no answer in {timeout_s:g} s"
+        raise ClusterUnavailableError(why, "see whether slurmctld runs: scontrol ping") from error
+    except OSError as error:  # also: arguments too long
+        raise SlurmError(f"{argv[0]} cannot be run: {error.strerror}") from error
+    if done.returncode == 0:
+        return done.stdout.decode("utf-8", "surrogateescape")
+    said = _said((done.stderr or done.stdout).decode("utf-8", "replace"))
+    if _UNREACHABLE.search(said):
+        raise ClusterUnavailableError(f"{argv[0]}: {said}", "see whether slurmctld runs: scontrol ping")
+    raise SlurmError(f"{argv[0]}: {said}" if said else f"{argv[0]} ended with {done.returncode}")
+
+
+def of_queries() -> dict[str, str]:
+    """The environment for questions: nothing of the user's changes the form of the answers."""
+    kept = {name: value for name, value in os.environ.items() if not _OF_SLURM.match(name) or name in _KEPT}
+    return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+
+
+def of_submission(given: Iterable[str]) -> dict[str, str]:
+    """The environment for sbatch, which a job inherits.
+
+    Variables of sbatch count more than a script's header, and those of a job in which ``submit`` is typed
+    would be taken for the new job's.
+
+    Args:
+        given: names of options in the header, such as ``partition``; the user's variables set only others.
+    """
+    names = set(_DEFAULTS) - {name.upper() for name in given}
+    kept = {*_KEPT, *(f"SBATCH_{name}" for name in names)}
+    return {name: value for name, value in os.environ.items() if not _OF_SLURM.match(name) or name in kept}
+
+
+def queue(jobs: Sequence[str], fields: str) -> dict[str, list[str]]:
+    """What squeue knows of jobs, also of those that ended less than MinJobAge ago.
+
+    Args:
+        jobs: their ids, as ``17`` or ``17_3``.
+        fields: the letters of its ``--format``.
+
+    Returns:
+        The fields of each job that it knows, by id.
+    """
+    if not jobs:
+        return {}
+    form = SEPARATOR.join(f"%{field}" for field in "i" + fields)
+    ask = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", f"--format={form}"]
+    try:
+        lines = run(*ask).splitlines()
+    except SlurmError as error:
+        if _GONE.search(error.why):
+            return {}
+        raise
+    rows = (line.split(SEPARATOR) for line in lines)
+    return {row[0]: row[1:] for row in rows if len(row) == 1 + len(fields)}
+
+
+def accounted(job: str, fields: Sequence[str]) -> list[str] | None:
+    """What sacct has of a job; None: nothing, or the site keeps no accounts."""
+    ask = ["sacct", "--noheader", "--parsable2", "--allocations", f"--delimiter={SEPARATOR}", f"--jobs={job}"]
+    try:
+        lines = run(*ask, f"--format={','.join(fields)}").splitlines()
+    except (SlurmError, ClusterUnavailableError):
+        return None
+    rows = [row for line in lines if len(row := line.split(SEPARATOR)) == len(fields)]
+    return rows[-1] if rows else None
+
+
+def show_job(job: str) -> dict[str, str] | None:
+    """scontrol's facts about a job, but for its name; None if slurmctld does not know it."""
+    try:
+        text = run("scontrol", "show", "job", "-o", job)
+    except SlurmError as error:
+        if _GONE.search(error.why):
+            return None
+        raise
+    # A name may have anything in it, also what looks like facts.
+    return facts(text.partition(" UserId=")[2])
+
+
+def records(*what: str) -> list[dict[str, str]]:
+    """scontrol's facts about each of several things, such as ``"node"``."""
+    return [facts(line) for line in run("scontrol", "show", *what, "-o").splitlines() if "=" in line]
+
+
+def config() -> dict[str, str]:
+    """The cluster's configuration."""
+    pairs = (line.partition("=") for line in run("scontrol", "show", "config").splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def facts(line: str) -> dict[str, str]:
+    """The ``Name=value`` pairs of a line. Values may have blanks; of equal names the first counts."""
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"(?:^|(?<=\s))([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)", line):
+        found.setdefault(name, value)
+    return found
+
+
+def hostnames(nodes: str) -> list[str]:
+    """The names in a list of Slurm's, such as ``n[1-3]``."""
+    if not re.search(r"[\[,]", nodes):
+        return [nodes] if nodes and nodes not in ("(null)", "None assigned", "N/A") else []
+    return run("scontrol", "show", "hostnames", nodes).split()
+
+
+def is_gone(error: SlurmError) -> bool:
+    """Whether Slurm refused because it does not know the job, or because the job has ended."""
+    return _GONE.search(error.why) is not None
+
+
+def _said(text: str) -> str:
+    """An error's lines as one, without the names of commands."""
+    lines = [line.strip() for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(_PREFIX.sub("", line, count=1) for line in lines if line))

@@ -1,0 +1,163 @@
+"""Have Slurm start a job again, from inside of the job or not, without nodes that are to be avoided.
+
+Slurm changes the nodes to exclude only of jobs that wait. A requeued job waits at once, while its processes
+are still being ended, and does not start before they are gone: so the job is requeued first and changed then.
+The other order, requeue and hold, would leave the job held for ever if this process were killed in between.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ..target import ClusterUnavailableError
+from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
+
+LEFT_AFTER_S = 1.0
+"""How long this process waits for a change that may not be made while it lives."""
+_REFUSED_TWICE = re.compile("Job is pending execution")
+_OURS_TO_END = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
+
+
+def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+    """Requeue the job of this process. Any number of its processes may call this at once.
+
+    The requeue signals all processes of the job, this one too; meanwhile SIGTERM and SIGUSR1 are ignored. A
+    job that was cancelled, or has ended otherwise than by its time limit, is left alone.
+
+    Args:
+        job_id: of Slurm; ``17`` or ``17_3``.
+        exclude: names of nodes to avoid; ignored where too few would be left.
+
+    Returns:
+        The nodes that the job will avoid, as far as is known.
+
+    Raises:
+        ClusterUnavailableError: no slurmctld answers, or this node has no scontrol.
+        SlurmError: Slurm refused, or the job is over.
+    """
+    with _unsignalled():
+        job = _known(job_id)
+        if not _is_requeued(job):
+            timed_out = job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
+            if job["JobState"] not in _OURS_TO_END and not timed_out:
+                raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
+            _requeue(job_id, job)
+        return _change(job_id, exclude, inside=True)
+
+
+def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
+    """Requeue any job, also one that has ended.
+
+    Args:
+        job_id: as of :func:`requeue`.
+        exclude: likewise.
+
+    Returns:
+        False: Slurm does not know the job any more.
+
+    Raises:
+        ClusterUnavailableError, SlurmError: as :func:`requeue`.
+    """
+    job = show_job(job_id)
+    if job is None:
+        return False
+    if job["JobState"] != "PENDING":
+        _requeue(job_id, job)
+    _change(job_id, exclude, inside=False)
+    return True
+
+
+def _requeue(job_id: str, job: Mapping[str, str]) -> None:
+    if job.get("Requeue") == "0":  # Slurm itself is not to restart it; we are
+        run("scontrol", "update", f"JobId={job_id}", "Requeue=1")
+    try:
+        run("scontrol", "requeue", job_id)
+    except SlurmError as error:
+        if not _REFUSED_TWICE.search(error.why):  # another process of the job was faster
+            raise
+
+
+def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, ...]:
+    """Add to the nodes that a waiting job avoids, and undo that it lost nodes; what it avoids afterwards.
+
+    While a job that has lost a node still has processes, a cluster without accounts takes no changes. So the
+    request is left with slurmctld, which waits 5 s for their end, and this process may end meanwhile. Where
+    that was too late, a job that begins on too few nodes can be requeued again, and gets them then.
+    """
+    job = _known(job_id)
+    before = hostnames(job.get("ExcNodeList", ""))
+    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _asked_nodes(job_id)
+    changes, shrunk = [], False
+    at_start = int(os.environ.get("SLURM_JOB_NUM_NODES") or 0) if inside else 0
+    if asked is not None and fewest < max(at_start, int(asked.partition("-")[0])):
+        changes.append(f"NumNodes={asked}")
+        fewest, shrunk = int(asked.partition("-")[0]), True
+    names = before
+    if not set(exclude) <= set(before):
+        names = _avoidable(job, before, exclude, fewest)
+        changes += [f"ExcNodeList={','.join(names)}"] if names != before else []
+    if changes:
+        try:
+            patience_s = LEFT_AFTER_S if inside and shrunk else PATIENCE_S
+            run("scontrol", "update", f"JobId={job_id}", *changes, timeout_s=patience_s)
+        except ClusterUnavailableError:
+            pass  # it has the request
+        except SlurmError as error:  # the job runs again all the same, and Slurm itself avoids what is down
+            print(f"{job_id} runs again, but not with {' '.join(changes)}: {error}", file=sys.stderr)
+            return tuple(before)
+    return tuple(names)
+
+
+def _avoidable(
+    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int
+) -> list[str]:
+    """The nodes to avoid such that enough are left: all, or the new ones, or those of before."""
+    every = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N").split()
+    required = set(hostnames(job.get("ReqNodeList", "")))
+    for wanted in ([*before, *exclude], [*exclude]):
+        names = list(dict.fromkeys(name for name in wanted if name not in required))
+        if names and len(set(every) - set(names)) >= fewest:
+            return names
+    return list(before)
+
+
+def _asked_nodes(job_id: str) -> str | None:
+    """The ``--nodes`` of the job's script: a job that lost nodes would start again with what it had left."""
+    try:
+        script = run("scontrol", "write", "batch_script", job_id, "-")
+    except SlurmError:
+        return None
+    found = re.search(r"^#SBATCH --nodes=([0-9-]+)$", script, re.MULTILINE)
+    return None if found is None else found[1]
+
+
+def _is_requeued(job: Mapping[str, str]) -> bool:
+    """Whether the job has been requeued since this process was started in it."""
+    return int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or "0")
+
+
+def _known(job_id: str) -> dict[str, str]:
+    job = show_job(job_id)
+    if job is None:
+        raise SlurmError(f"Slurm does not know job {job_id}")
+    return job
+
+
+@contextmanager
+def _unsignalled() -> Iterator[None]:
+    """Ignore signals here and in commands run meanwhile, where Python lets this thread do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
