@@ -87,6 +87,32 @@ def test_parts_that_accumulate_are_cut_too():
     assert part_of_batch(Ranks(0, 4), options, 4, "contiguous").num_data == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "seq_len", "asked", "sharding", "num_context"),
+    [
+        (8, 64, 4, "contiguous", 4),
+        (6, 64, 4, "contiguous", 2),  # 3 divides the ranks, but not the context
+        (6, 96, 4, "contiguous", 3),
+        (7, 64, 4, "contiguous", 1),
+        (7, 7 * 64, 8, "contiguous", 7),
+        (1, 64, 4, "zigzag", 1),
+        (4, 36, 4, "contiguous", 4),
+        (4, 36, 4, "zigzag", 2),
+        (4, 33, 4, "zigzag", 1),
+    ],
+)
+def test_a_ring_fits_any_number_of_ranks(size, seq_len, asked, sharding, num_context):
+    options = TrainOptions(seq_len=seq_len, batch_size=3)
+    for rank in range(size):
+        part = part_of_batch(Ranks(rank, size), options, asked, sharding, any_size=True)
+        assert (part.num_data, part.num_context) == (size // num_context, num_context)
+        tokens, targets, _ = part.take(torch.ones(3, seq_len + 1).long())
+        assert tokens.shape == (-(-3 // part.num_data), seq_len // num_context)
+        assert (targets == IGNORED).all() == (part.data_rank >= 3)
+    with pytest.raises(CommandError, match="--context-parallel must be at least 1, got 0"):
+        part_of_batch(Ranks(0, size), options, 0, sharding, any_size=True)
+
+
 def test_zigzag_asks_nothing_of_a_context_in_one_piece():
     options = TrainOptions(seq_len=65, batch_size=2)
     assert part_of_batch(Ranks(1, 2), options, 1, "zigzag").take(torch.zeros(2, 66).long())[0].shape == (

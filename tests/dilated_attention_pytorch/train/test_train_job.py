@@ -85,7 +85,8 @@ def step_of(run):
 
 def started(*arguments, processes=1):
     """``longnet train``, which cannot go far unread: its lines fill a pipe of one page."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
+    torchrun += ["--nproc-per-node", str(processes)]
     launcher = torchrun if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "dilated_attention_pytorch.train"]
@@ -95,7 +96,8 @@ def started(*arguments, processes=1):
         stderr=subprocess.PIPE,
         text=True,
         pipesize=4096,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # As the node program sets it: with the store of before, ranks that are started again find dead peers.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
 
 
@@ -177,15 +179,32 @@ def test_any_number_of_ranks_goes_on_with_the_same_numbers(job, text, longnet):
     assert len(job.folder.records(attempt)) == 3
     assert 10 <= stopped < 40
 
-    job.begin()
+    attempt = job.begin()
     with started(*options, processes=2) as child:
+        begun = read_to(child, stopped + 5)
+        _, second = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(second), signal.SIGKILL)  # torchrun starts both again
         out, err = end_of(child)
-    assert (child.returncode, err) == (0, "")
-    assert f"resumed after step {stopped}" in out
+    assert child.returncode == 0, err
+    assert f"resumed after step {stopped}\n" in begun
+    assert "resumed after step" in out
+    assert "longnet train: error: rank 0: another rank has failed" in err
+    assert [record["restart"] for record in job.folder.records(attempt).values()] == [1, 1]
     assert "ranks  2: 1 data parallel x 2 context parallel" in out
     for row, expected in zip(rows_of("spread"), rows_of("whole"), strict=True):
         for name in ("train_bits_per_byte", "val_bits_per_byte"):
             assert row[name] == pytest.approx(expected[name], abs=1e-4)
+
+
+def test_usr1_outside_a_job(command_line, longnet, monkeypatch):
+    append = command.append_row
+    monkeypatch.setattr(
+        command, "append_row", lambda *row: (append(*row), signal.raise_signal(signal.SIGUSR1))
+    )
+    status, out, _ = longnet(*command_line, "--run", "x")
+    assert status == 128 + signal.SIGUSR1 == 138
+    assert out.endswith("stopped after step 1 of 6; continue with: longnet train --resume runs/x\n")
+    assert step_of("x") == 1
 
 
 @pytest.fixture
@@ -206,6 +225,13 @@ def test_a_run_without_a_name_has_that_of_the_job(job, command_line, longnet):
     assert os.listdir("runs") == [job.folder.id]
     assert len(rows_of(job.folder.id)) == 6
     assert job.folder.record(1, 0)["restart"] == 1
+
+    # It goes on with the text it began with, although the command line says which text.
+    (Path(command_line[2]) / "json.py").write_text("other text " * 1000)
+    job.begin()
+    status, _, err = longnet(*command_line)
+    assert status == 2
+    assert "is not the one that" in err
 
 
 def test_beats_say_what_is_done_and_saves_come_by_time_too(job, command_line, longnet, monkeypatch):
@@ -233,10 +259,6 @@ def test_checkpoints_by_time_outside_a_job(command_line, longnet, monkeypatch):
         f"checkpoint-{step}.pt" for step in (0, 3, 6, 8)
     ]
     assert json.loads(Path("runs/x/config.json").read_text())["options"]["checkpoint_every"] == "1m"
-    for wrong in ("soon", "0", "0s"):
-        status, _, err = longnet(*command_line[:-2], "--checkpoint-every", wrong)
-        assert (status, err.count("\n")) == (2, 1)
-        assert wrong in err
 
 
 def test_init_from_and_resume_on_the_command_line_count_once(job, command_line, longnet, text):

@@ -135,6 +135,12 @@ def test_help_shows_every_option_with_its_default_and_an_example(longnet):
         (["--num-layers", "0"], "--num-layers must be at least 1, got 0"),
         (["--dtype", "float8"], "argument --dtype: invalid choice: 'float8'"),
         (["--seq-len", "32Q"], "argument --seq-len: expected an integer, with K, M or G"),
+        (
+            ["--checkpoint-every", "10x"],
+            "argument --checkpoint-every: expected a number of steps, or a time such as 10m, 2h, 1h30m",
+        ),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1 (or 1s), got 0"),
+        (["--checkpoint-every", "0s"], "--checkpoint-every must be at least 1 (or 1s), got 0s"),
         (["--dropout", "0.1"], "--dropout must be 0.0, got 0.1: "),
         (["--beta2", "1"], "--beta2 must be below 1, got 1.0"),
         (
@@ -155,6 +161,13 @@ def test_wrong_option_is_one_line_and_status_2(longnet, text, tmp_path, argument
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoints_are_counted_in_steps_or_seconds():
+    by_step, by_time = TrainOptions(checkpoint_every=20), TrainOptions(checkpoint_every="1h30m")
+    assert [step for step in range(50) if by_step.saves_after(step)] == [0, 20, 40]
+    assert not any(map(by_time.saves_after, range(9000)))
+    assert (by_step.checkpoint_every_s, by_time.checkpoint_every_s) == (float("inf"), 5400)
 
 
 def test_options_are_checked_when_made_in_python_too():

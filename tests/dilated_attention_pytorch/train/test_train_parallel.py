@@ -68,7 +68,7 @@ def trained(text, group=None, num_context=1, backend=None, scaler=None, steepnes
     parallel = Parallel()
     if group is not None:
         ranks = Ranks(group.rank(), group.size(), group=group)
-        part = part_of_batch(ranks, options, num_context, "zigzag")
+        part = part_of_batch(ranks, options, num_context, "zigzag", any_size=True)
         parallel = parallelize(model, ranks, part, torch.device("cpu"))
     # Adam would divide a gradient by its size, and so enlarge the rounding of small ones.
     optimizer = torch.optim.SGD(model.parameters())
@@ -115,6 +115,18 @@ def test_two_ranks_recompute_accumulate_and_compile(world, text):
     for plain in world.results(all_ways, text):
         assert_close(alone, plain[1])
         assert_close(alone, plain[2])
+
+
+def padded(group, text):
+    """How two ranks train on batches of three rows, and of three parts of one row."""
+    return [trained(text, group, batch_size=3, grad_accumulation=parts) for parts in (1, 3)]
+
+
+def test_rows_of_padding_weigh_nothing(world, text):
+    alone = trained(text, batch_size=3)
+    for of_rank in world.results(padded, text):
+        for of_three in of_rank:
+            assert_close(alone, of_three)
 
 
 def scaled(group, text):

@@ -210,6 +210,14 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_and_is_given_back(program, capsys
     assert (status_of(Terminated()), status_of(KeyboardInterrupt())) == (143, 0)
 
 
+def test_what_a_command_decides_about_sigterm_stays_until_the_process_ends(program):
+    try:
+        assert program(lambda args: signal.signal(signal.SIGTERM, signal.SIG_IGN) and 0).main(["work"]) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def test_sigterm_stays_with_who_handles_it_or_ignores_it(program):
     handlers = []
 

@@ -124,6 +124,8 @@ class _First(_Node):
         attempt = self.folder.claim_attempt({"nodes": list(self.place.names), "native": self.place.native_id})
         self.folder.clear_stop()
         contract = Contract.of(self.job["spec"], len(self.place.names))
+        if len(self.place.names) < contract.min_nodes:
+            return self._run_on_all_nodes(attempt, contract)
         try:
             circle = meet(self.job["token"], self.place, least=contract.min_nodes, wait_s=_MEET_S)
         except MeetingError as error:
@@ -203,6 +205,21 @@ class _First(_Node):
         until = time.monotonic() + _GOODBYE_S
         while set(circle.present) - {0} - circle.lost.keys() and time.monotonic() < until:
             circle.wait(_TICK_S)
+
+    def _run_on_all_nodes(self, attempt: int, contract: Contract) -> int:
+        """Slurm starts a job that lost nodes again on those it had left; requeued once more, it gets all."""
+        head = Head(self.folder, attempt, self.place.names, [0], contract)
+        limits = Limits(
+            max_retries=contract.max_retries,
+            requeues=requeues_by_faults(self.folder),
+            max_requeues=contract.max_requeues,
+        )
+        text = f"{len(self.place.names)} nodes are too few: {contract.min_nodes} are needed"
+        failure = Failure(kind="node_lost", text=text, attempt=attempt)
+        decision = plan(failure, head.history, limits)
+        head.record(decision, failure, {})
+        self.requeue({"code": decision.exit_code, "exclude": []})
+        return decision.exit_code
 
     def _nobody_came(self, error: MeetingError, attempt: int, contract: Contract) -> int:
         """Nodes that met before may have been lost since; those that never did cannot reach each other."""

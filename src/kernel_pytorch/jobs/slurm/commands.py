@@ -19,7 +19,8 @@ _DEFAULTS = ("ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION")
 _PREFIX = re.compile(r"(?:(?:sbatch|squeue|sacct|scontrol|sinfo|scancel): )?(?:(?:error|fatal): )?")
 _UNREACHABLE = re.compile(
     "Unable to contact slurm controller|Could not establish a configuration source|Unable to process config"
-    "|Zero Bytes were transmitted|Socket timed out|Connection refused|Protocol authentication error"
+    "|Zero Bytes were transmitted|Socket timed out|Unexpected message received|Transport endpoint"
+    "|Connection refused|Protocol authentication error"
     "|slurmctld.* (?:standby|backup)|[Cc]annot stat file",
 )
 _GONE = re.compile("Invalid job id|Job/step already completing or completed|Invalid job array")

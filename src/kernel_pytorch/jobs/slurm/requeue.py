@@ -12,12 +12,16 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ..target import ClusterUnavailableError
 from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
 
+ASKS_FOR_S = 60.0
+"""How long a slurmctld that does not answer is asked again."""
+_PAUSE_S = 0.5
 LEFT_AFTER_S = 1.0
 """How long this process waits for a change that may not be made while it lives."""
 _REFUSED_TWICE = re.compile("Job is pending execution")
@@ -41,14 +45,15 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
         ClusterUnavailableError: no slurmctld answers, or this node has no scontrol.
         SlurmError: Slurm refused, or the job is over.
     """
+    until = time.monotonic() + ASKS_FOR_S
     with _unsignalled():
-        job = _known(job_id)
-        if not _is_requeued(job):
-            timed_out = job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
-            if job["JobState"] not in _OURS_TO_END and not timed_out:
-                raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
-            _requeue(job_id, job)
-        return _change(job_id, exclude, inside=True)
+        while True:
+            try:
+                return _requeue_own(job_id, exclude)
+            except ClusterUnavailableError:  # slurmctld may be slow just when it has lost a node
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_PAUSE_S)
 
 
 def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
@@ -71,6 +76,16 @@ def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
         _requeue(job_id, job)
     _change(job_id, exclude, inside=False)
     return True
+
+
+def _requeue_own(job_id: str, exclude: Sequence[str]) -> tuple[str, ...]:
+    job = _known(job_id)
+    if not _is_requeued(job):
+        timed_out = job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
+        if job["JobState"] not in _OURS_TO_END and not timed_out:
+            raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
+        _requeue(job_id, job)
+    return _change(job_id, exclude, inside=True)
 
 
 def _requeue(job_id: str, job: Mapping[str, str]) -> None:

@@ -31,7 +31,8 @@ def test_outside_a_job_nothing_is_done(monkeypatch: pytest.MonkeyPatch):
     assert job.newest() is True
     job.saved(1, 0.5)
     job.left()
-    assert (job.attempt, job.checkpoint_every_s) == (None, None)
+    job.failed(ValueError())
+    assert (job.id, job.attempt, job.checkpoint_every_s) == (None, None, None)
     assert job is rank.current()
     monkeypatch.undo()
     assert handlers == {number: signal.getsignal(number) for number in signal.valid_signals()}
@@ -41,7 +42,7 @@ def test_outside_a_job_nothing_is_done(monkeypatch: pytest.MonkeyPatch):
 def test_in_a_job(folder: JobFolder, in_job: Path):
     job = rank.current()
     assert job is rank.current()
-    assert (job.attempt, job.checkpoint_every_s) == (1, 600.0)
+    assert (job.id, job.attempt, job.checkpoint_every_s) == (folder.id, 1, 600.0)
     assert Beats(in_job).read()[1].phase == "starting"
     job.beat(7, "saving")
     assert Beats(in_job).read()[1].phase == "saving"
@@ -159,6 +160,18 @@ def test_a_signal_asks_to_stop_however_often_it_comes(in_job: Path, number: sign
             process.kill()
 
 
+def test_a_rank_that_has_left_is_not_ended_by_the_next_request(in_job: Path):
+    """A handler would not do: Python gives signals back their defaults before it ends."""
+    script = (
+        "import signal\nfrom kernel_pytorch.jobs import rank\njob = rank.current()\n"
+        "job.left(3)\nprint(*map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1)))\n"
+        "job.handle_signals()\njob.left(3)\n"
+        "print(*map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{signal.SIG_DFL!s} {signal.SIG_DFL!s}\n{signal.SIG_IGN!s} {signal.SIG_IGN!s}\n"
+
+
 def test_the_second_ctrl_c_on_a_terminal_quits(in_job: Path):
     terminal, theirs = pty.openpty()
     command = ["setsid", "--ctty", sys.executable, "-c", LOOP]
@@ -215,6 +228,17 @@ def test_what_ends_a_rank_is_recorded_without_its_secrets(
     assert "in train\n" in trace
     assert trace.endswith("OutOfMemoryError: refused: (TOKEN)\n")
     assert not any(b"hunter2" in path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
+
+
+def test_an_error_that_the_program_reports_itself_is_recorded(folder: JobFolder, in_job: Path):
+    rank.current().beat(4)
+    try:
+        raise FileNotFoundError("no text")
+    except OSError as error:
+        rank.current().failed(error)
+    record = folder.record(1, 3)
+    assert (record["type"], record["error"], record["step"]) == ("FileNotFoundError", "no text", 4)
+    assert "in test_an_error" in record["traceback"]
 
 
 def test_what_might_have_secrets_is_not_recorded(folder: JobFolder, in_job: Path):

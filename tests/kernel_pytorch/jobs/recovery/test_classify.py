@@ -94,6 +94,11 @@ def test_the_tables_have_every_kind():
         (Evidence(exit_codes={0: -2, 1: -15}), "cancelled", "interrupted from the keyboard"),
         (Evidence(exit_codes={0: 127}), "user", "rank 0: the program cannot be started"),
         (Evidence(exit_codes={0: 2}), "user", "rank 0: bad usage"),
+        (
+            Evidence(exit_codes={0: 2}, errors={0: RankError(text="no text", type="CommandError")}),
+            "user",
+            "rank 0: CommandError: no text",
+        ),
         (Evidence(exit_codes={0: 2}, beats={0: LIVELY}), "crash", "rank 0 returned 2"),
         (
             Evidence(exit_codes={0: -7}, disk_free={"/dev/shm": 4096}),

@@ -42,7 +42,10 @@ while not (folder / "code").exists():
         from kernel_pytorch.jobs.slurm.requeue import requeue
 
         job = os.environ["SLURM_JOB_ID"]
-        write("requeued", " ".join(requeue(job, (folder / "again").read_text().split())))
+        try:
+            write("requeued", " ".join(requeue(job, (folder / "again").read_text().split())))
+        except Exception as error:
+            write("failed", repr(error))
         sys.exit(75)
     time.sleep(0.02)
 sys.exit(int((folder / "code").read_text()))

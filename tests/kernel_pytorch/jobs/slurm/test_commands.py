@@ -46,6 +46,7 @@ def test_no_slurm_here(make: Made):
         "squeue: fatal: Could not establish a configuration source",
         "squeue: error: s_p_parse_file: cannot stat file /x: No such file or directory",
         "slurm_load_jobs error: Socket timed out on send/recv operation",
+        "Unexpected message received for job 1",
         "slurm_load_jobs error: Zero Bytes were transmitted or received",
     ],
 )

@@ -223,6 +223,7 @@ def test_a_node_that_is_lost_with_the_script_on_it(
         return len(again) > 1 and again[-1] == again[-2]
 
     until(on_two_nodes, "second attempt")
+    assert lines(folder, "failed") == []
     assert host not in {program["node"] for program in started(folder, count)[count:]}
 
 
