@@ -10,9 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .atomic import one_line
 from .folder import JobFolder
 
-_READ = 1 << 20
+_READ = 1 << 16
+_LONGEST = 1 << 20
+"""Bytes after which a line ends, newline or not: a progress bar may have none for days."""
 
 
 class _Tail:
@@ -23,24 +26,36 @@ class _Tail:
 
     def lines(self, *, last: bool = False) -> Iterator[str]:
         """Those since the last call that are whole; with ``last`` also what follows the last newline."""
-        with suppress(OSError), self.path.open("rb") as file:
-            file.seek(self._offset)
-            while data := file.read(_READ):
-                self._offset += len(data)
-                *whole, self._rest = (self._rest + data).split(b"\n")
-                for line in whole:
-                    yield line.decode(errors="replace")
+        while data := self._read():
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            if len(self._rest) > _LONGEST:
+                whole, self._rest = [*whole, self._rest], b""
+            for line in whole:
+                yield line.decode(errors="replace")
         if last and self._rest:
             yield self._rest.decode(errors="replace")
             self._rest = b""
 
+    def _read(self) -> bytes:
+        """What follows; nothing if the file does not exist yet."""
+        with one_line(self.path, "read"):
+            try:
+                file = self.path.open("rb")
+            except FileNotFoundError:
+                return b""
+            with file:
+                file.seek(self._offset)
+                data = file.read(_READ)
+        self._offset += len(data)
+        return data
+
 
 def log_lines(folder: JobFolder, rank: int | None, turns: Iterator[None] | None) -> Iterator[str]:
-    """Lines of ranks' logs, by attempt; before there are any, those of the node programs.
+    """Lines of ranks' logs, by attempt.
 
     Args:
         folder: the job's.
-        rank: default: all, each line with its rank.
+        rank: default: all, each line with its rank; if no rank began, the logs that may say why.
         turns: goes on as long as there may be more; None: only what is there.
     """
     tails: dict[Path, tuple[str, _Tail]] = {}
@@ -51,7 +66,7 @@ def log_lines(folder: JobFolder, rank: int | None, turns: Iterator[None] | None)
             for line in tail.lines(last=last):
                 yield f"{prefix}{line}"
     if not tails and rank is None:
-        for path in _node_logs(folder):
+        for path in sorted(path for path in (folder.path / "logs").rglob("*") if path.is_file()):
             yield from _Tail(path).lines(last=True)
 
 
@@ -79,7 +94,3 @@ def _logs(folder: JobFolder, rank: int | None) -> Iterator[tuple[Path, str]]:
             for number in sorted(int(match[1]) for match in found if match):
                 if rank in (None, number):
                     yield logs / f"rank-{number}.log", f"[{number}] " if rank is None else ""
-
-
-def _node_logs(folder: JobFolder) -> list[Path]:
-    return sorted(path for path in (folder.path / "logs").rglob("*") if path.is_file())

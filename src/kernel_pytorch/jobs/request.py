@@ -63,7 +63,7 @@ def without_values(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_folder(argv: Sequence[str], cwd: str) -> bytes | None:
     """The value of ``--run`` or ``--out``, as ``job.json`` has it; None: the command has none."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, has_value, value = word.partition("=")
         if name in _RUN_OPTIONS and (value if has_value else following):
             return os.path.realpath(os.path.join(as_bytes(cwd), as_bytes(value if has_value else following)))
