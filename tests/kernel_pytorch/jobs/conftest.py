@@ -8,6 +8,7 @@ import pytest
 
 from kernel_pytorch.jobs import rank
 from kernel_pytorch.jobs.folder import JobFolder
+from kernel_pytorch.jobs.rank.gate import allow_restart
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def in_job(folder: JobFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.claim_attempt({"nodes": ["here"]})
     beats = tmp_path / "beats"
     beats.mkdir()
+    allow_restart(beats, 2)
     environment = {
         "KERNEL_PYTORCH_JOB": folder.path,
         "KERNEL_PYTORCH_ATTEMPT": 1,

@@ -42,7 +42,7 @@ class Evidence:
     """Facts about one attempt. What is not known is None or empty; 0 means that it was read and is 0."""
 
     exit_codes: Mapping[int, int] = field(default_factory=dict)
-    """By rank. Negative: ended by that signal, as in :mod:`subprocess`."""
+    """By rank. Negative: ended by that signal, as in ``subprocess``."""
     agent_exit_code: int | None = None
     """Of torchrun: 0 means that all ranks of the node returned 0, all else only that something failed."""
     errors: Mapping[int, RankError] = field(default_factory=dict)

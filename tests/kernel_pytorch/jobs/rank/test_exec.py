@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import kernel_pytorch
 from kernel_pytorch.jobs.folder import JobFolder, as_text
+from kernel_pytorch.jobs.rank.gate import allow_restart
 
 RANK = [sys.executable, "-m", "kernel_pytorch.jobs.rank"]
 BASE = {
@@ -159,6 +160,26 @@ def test_a_rank_of_an_attempt_has_a_log_and_says_that_it_started(folder: JobFold
         assert started == {"rank": 3, "pid": int(pid), "restart": 2, "log_from": size}
         size = log.stat().st_size
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_a_restarted_rank_waits_until_it_was_decided_that_a_restart_helps(folder: JobFolder, in_job: Path):
+    (in_job / "restart-2-allowed").unlink()
+    write_job(folder, [b"echo", b"begun"])
+    log = folder.path / "logs" / "attempt-1" / "rank-3.log"
+    environment = {**BASE, **job_environment()}
+    with subprocess.Popen([*RANK, folder.path], env=environment) as rank:
+        try:
+            while not (in_job / "started-1.json").exists():
+                assert rank.poll() is None
+            allow_restart(in_job, 1)  # of an earlier one
+            with pytest.raises(subprocess.TimeoutExpired):
+                rank.wait(0.3)
+            assert log.read_text() == ""
+            allow_restart(in_job, 2)
+            assert rank.wait(60) == 0
+        finally:
+            rank.kill()
+    assert log.read_text() == "begun\n"
 
 
 def test_a_rank_that_cannot_have_a_log_says_so(folder: JobFolder, in_job: Path):
