@@ -22,6 +22,8 @@ DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
 SOURCES = [path for path in FILES if path.suffix == ".py"]
 # Files that the programs write, or that stand for any of their kind.
 WRITTEN = {
+    "attempt.json",
+    "attempts/N.json",
     "checkpoint.pt",
     "config.json",
     "end.json",
@@ -31,6 +33,9 @@ WRITTEN = {
     "loss.png",
     "metrics.jsonl",
     "native.json",
+    "records/attempt-N/rank-R.json",
+    "script.json",
+    "script.sh",
     "topology.svg",
     "trace.jsonl",
     "train.py",

@@ -2,7 +2,6 @@
 #SBATCH --job-name="books & more"
 #SBATCH --comment=kernel-pytorch:books-7f3a
 #SBATCH --nodes=2-4
-#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --cpus-per-task=33
 #SBATCH --mem=23842M

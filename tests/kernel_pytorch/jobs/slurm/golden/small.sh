@@ -2,7 +2,6 @@
 #SBATCH --job-name=books
 #SBATCH --comment=kernel-pytorch:books-7f3a
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
 #SBATCH --time=1440
 #SBATCH --signal=B:USR1@60
 #SBATCH --requeue
