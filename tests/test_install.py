@@ -31,6 +31,7 @@ EXTRAS = {
     "tokenizers": {"tokenizers"},
     "nvidia": {"nvidia-ml-py"},
     "amd": {"amdsmi"},
+    "jobs": {"pyyaml"},
     "metrics": {"prometheus-client"},
     "triton": {"triton"},
 }
