@@ -96,6 +96,14 @@ class Watch:
             pids={start.rank: start.beating_pid for start in newest},
         )
 
+    def all_left(self, but: Collection[int]) -> bool:
+        """Whether all ranks have ended by themselves, that is none as one of the processes ``but``."""
+        self._read()
+        newest = self._starts.newest()
+        return bool(newest) and all(
+            start.pid not in but and state(start.pid) in (None, *DEAD) for start in newest
+        )
+
     def evidence(
         self,
         exits: Iterable[RankExit] = (),
