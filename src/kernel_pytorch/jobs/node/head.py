@@ -77,7 +77,8 @@ class Head:
         self.folder, self.attempt, self.names = folder, attempt, names
         self.contract, self.ends_at = contract, ends_at
         self.present = set(present)
-        self.history = failures(folder)
+        # Read now: a decision must not depend on whether the folder can be read then.
+        self.history, self._requeues = failures(folder), requeues_by_faults(folder)
         self._began, self._saved_before_s = time.time(), last_save_s(folder)
         self.asked: str | None = None
         """Why the ranks are to stop; None: they are not."""
@@ -157,6 +158,12 @@ class Head:
             return False
         return now >= self._decide_at + CLOSING_S * bool(self._closing - self._lost.keys())
 
+    def stop_before_begin(self, why: str) -> Order:
+        """The last order, where the job was asked to stop before any rank was started."""
+        self.asked = why
+        (order,) = self._decide()
+        return order
+
     def _decide_by(self, moment: float) -> None:
         self._decide_at = moment if self._decide_at is None else min(moment, self._decide_at)
 
@@ -210,7 +217,7 @@ class Head:
         limits = Limits(
             max_retries=self.contract.max_retries,
             restarts_used=self._restarts,
-            requeues=requeues_by_faults(self.folder),
+            requeues=self._requeues,
             max_requeues=self.contract.max_requeues,
             min_nodes=self.contract.min_nodes,
             nodes_left=len(self.present) - len(self._lost),
@@ -226,7 +233,7 @@ class Head:
         return decision
 
     def _requeue_instead(self, why: str, exclude: tuple[str, ...] = ()) -> Decision:
-        if requeues_by_faults(self.folder) >= self.contract.max_requeues:
+        if self._requeues >= self.contract.max_requeues:
             reason = f"{why}, and all {self.contract.max_requeues} requeues are used"
             return Decision(action="fail", exit_code=FAILED, reason=reason)
         return Decision(
@@ -292,8 +299,13 @@ class Head:
 
     def _steps_lost(self, failure: Failure) -> int | None:
         """Steps since the last checkpoint, all of which are repeated."""
-        saved = last_saved(self.folder)
-        return None if failure.step is None else max(0, failure.step - (saved or 0))
+        if failure.step is None:
+            return None
+        try:
+            return max(0, failure.step - (last_saved(self.folder) or 0))
+        except JobFolderError as error:
+            print(f"how many steps are lost is not known: {error}", file=sys.stderr, flush=True)
+            return None
 
     def event(self, kind: str, text: str, **facts: Any) -> None:
         """Write an event; the job goes on where that is not possible."""

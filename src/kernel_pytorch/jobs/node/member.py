@@ -83,6 +83,7 @@ class Member:
         self._restarts_allowed = 0
         self._closing: frozenset[int] = frozenset()
         self._restart_awaited, self._stalls_at = False, 0.0
+        self._stopping = False
         self._health: Thread | None = None
         self._condition: str | None = None
         self._ended = False
@@ -128,6 +129,8 @@ class Member:
         if seen.pids != self._pids:
             self._pids, self._restarting = dict(seen.pids), False
             found.append({"kind": "began"})
+            if self._stopping:
+                self.stop()
         if self._restart_awaited:
             self._restart_awaited = self._all_left()
             if self._restart_awaited and now >= self._stalls_at:
@@ -160,6 +163,7 @@ class Member:
 
     def stop(self) -> None:
         """Ask the ranks to stop; those that never called the interface get SIGTERM, as from a cluster."""
+        self._stopping = True  # also those that start later
         beats = Beats(self.beats)
         beats.ask_to_stop()
         asked = {beat.pid for beat in beats.read().values()}

@@ -177,7 +177,9 @@ class Watch:
 
     def _record(self, start: Start) -> Mapping[str, Any]:
         """What the rank said last, if this process of it did; empty if not."""
-        record = self.folder.record(self.attempt, start.rank) or {}
+        record: Mapping[str, Any] = {}
+        with suppress(JobFolderError):
+            record = self.folder.record(self.attempt, start.rank) or {}
         return record if record.get("pid") in (start.pid, start.beating_pid) else {}
 
     def _beat(self, start: Start, where: str | None) -> BeatEvidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,30 @@ def test_never_means_that_faults_end_the_job(folder):
     head = begun(folder, Contract.of(spec, 2))
     head.take(1, crash(), 1.0)
     assert head.orders(9.0, 0.0)[0]["code"] == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_asked_to_stop_before_any_rank_began(folder, cancelled):
+    head = begun(folder)
+    if cancelled:
+        folder.end("cancelled", "by the user")
+    order = head.stop_before_begin("SIGTERM")
+    assert (order["kind"], order["code"]) == ("end", 0 if cancelled else 75)
+    if not cancelled:
+        requeue = folder.events()[-1]
+        assert (requeue["kind"], requeue["because"], requeue["failure"]["kind"]) == (
+            "requeue",
+            "asked",
+            "stopped",
+        )
+
+
+def test_a_folder_that_vanishes_does_not_stop_a_decision(folder, capsys):
+    head = begun(folder)
+    head.take(1, crash(), 1.0)
+    shutil.rmtree(folder.path)
+    assert head.orders(9.0, 0.0) == [{"kind": "allow_restart"}]
+    assert "has vanished" in capsys.readouterr().err
 
 
 def test_a_folder_that_takes_no_events_does_not_stop_the_job(folder, capsys):

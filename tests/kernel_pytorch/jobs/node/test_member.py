@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,13 @@ def test_a_node_that_restarts_does_not_say_so(member, why):
     member.allow_restart()
     with begin(member, 1) if why == "begins anew" else rank:
         assert "stalled" not in kinds(member, STALL_S + 1)
+
+
+def test_ranks_that_start_after_a_request_to_stop_are_asked_too(member):
+    member.stop()
+    with begin(member) as rank:
+        kinds(member)
+        assert rank.wait(60) == -signal.SIGTERM  # it never called the interface
 
 
 def test_torchrun_ends_ranks_before_it_says_which_failed(member):
