@@ -194,7 +194,7 @@ class JobFolder:
 
     def stop_requested(self) -> bool:
         """Whether somebody, or :meth:`request_stop`, has made the stop file."""
-        return (self.path / "stop").exists()
+        return self._has("stop")
 
     def clear_stop(self) -> None:
         """Forget a request to stop, as every new attempt does; nothing happens where there is none."""
@@ -215,7 +215,7 @@ class JobFolder:
 
     def ended(self) -> dict[str, Any] | None:
         """How the job ended; None if it has not."""
-        return _read_if_there(self.path / "end.json")
+        return _read_if_there(self.path / "end.json") if self._has("end.json") else None
 
     def reopen(self) -> Path | None:
         """Keep the end record under another name, so that the job can run again.
@@ -235,6 +235,11 @@ class JobFolder:
                 return None
             sync_folder(self.path)
         return kept
+
+    def _has(self, name: str) -> bool:
+        """Whether a file is there now. Listed, as :meth:`attempt_numbers`."""
+        with one_line(self.path, "read"):
+            return name in os.listdir(self.path)
 
     def _attempt(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt}.json"

@@ -139,6 +139,8 @@ class _First(_Node):
             ends_at=self.place.ends_at,
         )
         try:
+            if (why := self._why_not_begin()) is not None:
+                return self._leave(head.stop_before_begin(why), circle)
             order = self._order_to_begin(head, circle)
             circle.broadcast(order)
             self.begin(order, circle)
@@ -191,14 +193,25 @@ class _First(_Node):
             for report in self.member.reports(time.monotonic()):
                 head.take(0, report, time.monotonic())
             for order in head.orders(time.monotonic(), time.time()):
-                circle.broadcast(order)
                 if order["kind"] == "end":
-                    self.end()
-                    self._wait_for_others(circle)
-                    self.requeue(order)
-                    return int(order["code"])
+                    return self._leave(order, circle)
+                circle.broadcast(order)
                 for report in self.obey(order):
                     head.take(0, report, time.monotonic())
+
+    def _why_not_begin(self) -> str | None:
+        """What asked the job to stop while the nodes met."""
+        if self.signals.received is not None:
+            return self.signals.received
+        return "cancelled" if self.folder.ended() else None
+
+    def _leave(self, order: Mapping[str, Any], circle: Circle) -> int:
+        """Carry out an order ``end``."""
+        circle.broadcast(order)
+        self.end()
+        self._wait_for_others(circle)
+        self.requeue(order)
+        return int(order["code"])
 
     def _wait_for_others(self, circle: Circle) -> None:
         """Until they have ended, or for a while: a job that is requeued is not to find its own ranks."""

@@ -119,6 +119,11 @@ class Agent:
         return frozenset(self._closing)
 
     @property
+    def failed(self) -> frozenset[int]:
+        """Processes of ranks that are known to have failed."""
+        return frozenset(self._known)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """The last lines of torchrun's log."""
         return tuple(self._lines)

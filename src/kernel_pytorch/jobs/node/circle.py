@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
 
 from ...errors import KernelPytorchError
-from .link import Link, exchange, take_leave
+from .link import SIGN_EVERY_S, Link, exchange, take_leave
 from .place import Place
 
 _ROUND_S = 0.25
 _PAUSE_S = 0.02
+BUSY_S = 60.0
+"""How long a node may do something else than wait before the others take it for lost."""
 
 
 class MeetingError(KernelPytorchError):
@@ -27,7 +30,10 @@ class MeetingError(KernelPytorchError):
 
 
 class Circle:
-    """Nodes that have met. Everything is sent and received in the calls, so call :meth:`wait` twice a second.
+    """Nodes that have met. Messages arrive in the calls of :meth:`wait`, so call it twice a second.
+
+    Between them a thread gives signs of life, as what a node does for the job may take long: start torchrun,
+    write stacks, write to a disk that many nodes share. It stops when there was no call for :data:`BUSY_S`.
 
     Args:
         place: this node's.
@@ -55,6 +61,9 @@ class Circle:
         self.lost: dict[int, str] = {}
         """Why, by index, each node is lost."""
         self._links = dict(links or {})
+        self._waited_at, self._closed = monotonic(), Event()
+        if links:
+            Thread(target=self._give_signs, daemon=True).start()
 
     def wait(self, timeout_s: float) -> list[tuple[int, dict[str, Any]]]:
         """Wait for messages or a loss, which ``lost`` then has.
@@ -65,7 +74,8 @@ class Circle:
         Returns:
             The messages, each with the index of its sender; empty if none came.
         """
-        until = monotonic() + timeout_s
+        self._waited_at = monotonic()
+        until = self._waited_at + timeout_s
         num_lost = len(self.lost)
         messages: list[tuple[int, dict[str, Any]]] = []
         while True:
@@ -99,8 +109,14 @@ class Circle:
 
     def close(self) -> None:
         """Leave the circle. What was sent before still arrives; takes at most a second."""
+        self._closed.set()
         take_leave(self._links.values())
         self._links.clear()
+
+    def _give_signs(self) -> None:
+        while not self._closed.wait(SIGN_EVERY_S / 2):
+            for link in list(self._links.values()) if monotonic() < self._waited_at + BUSY_S else ():
+                link.give_sign()
 
     def _pass_on(self, line: Mapping[str, Any]) -> None:
         for index, link in self._links.items():

@@ -16,7 +16,7 @@ from typing import Any
 from ..folder import JobFolder, JobFolderError
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
-from ..recovery.plan import REQUEUE, Decision, Limits, plan
+from ..recovery.plan import FAILED, REQUEUE, Decision, Limits, plan
 from ..recovery.timing import lead_time
 from .history import failures, last_save_s, last_saved, requeues_by_faults
 
@@ -25,6 +25,9 @@ SETTLE_S = 1.0
 has started again wait so long."""
 STACKS_S = 6.0
 """The same for a hang, in which stacks are written."""
+CLOSING_S = 6.0
+"""How much longer a failure is not judged while torchrun ends the ranks of a node: which one failed, it says
+then."""
 _LOOK_EVERY_S = 1.0
 _IN_PLACE = ("restart", "go_on_smaller")
 
@@ -74,7 +77,8 @@ class Head:
         self.folder, self.attempt, self.names = folder, attempt, names
         self.contract, self.ends_at = contract, ends_at
         self.present = set(present)
-        self.history = failures(folder)
+        # Read now: a decision must not depend on whether the folder can be read then.
+        self.history, self._requeues = failures(folder), requeues_by_faults(folder)
         self._began, self._saved_before_s = time.time(), last_save_s(folder)
         self.asked: str | None = None
         """Why the ranks are to stop; None: they are not."""
@@ -91,6 +95,8 @@ class Head:
         self._decide_at: float | None = None
         self._hang = False
         self._stacks_of: set[int] = set()
+        self._closing: set[int] = set()
+        self._stalled: set[int] = set()
 
     def take(self, index: int, report: Mapping[str, Any], now: float) -> None:
         """Take note of what a node reports; ``now`` is monotonic, as everywhere below."""
@@ -108,6 +114,12 @@ class Head:
             self._evidence = self._evidence.joined(Evidence.from_dict(report["evidence"]))
         if kind == "ended":
             self._ended[index] = report["code"]
+        if kind == "closing":
+            self._closing.add(index)
+        elif kind in ("failed", "ended", "began"):
+            self._closing.discard(index)
+        elif kind == "stalled":
+            self._stalled.add(index)
         if kind == "stacks":
             self._stacks_of.add(index)
             if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
@@ -135,9 +147,22 @@ class Head:
             self._decide_by(now + STACKS_S)
             found.append({"kind": "stacks"})
         waiting = self.present - self._lost.keys() - self._ended.keys()
-        if not waiting or (self._decide_at is not None and self._decide_at <= now):
+        if not waiting or self._is_due(now):
             found += self._decide()
+        elif self._stalled and self._decide_at is None:
+            found += self._requeue_stalled()
         return found
+
+    def _is_due(self, now: float) -> bool:
+        if self._decide_at is None:
+            return False
+        return now >= self._decide_at + CLOSING_S * bool(self._closing - self._lost.keys())
+
+    def stop_before_begin(self, why: str) -> Order:
+        """The last order, where the job was asked to stop before any rank was started."""
+        self.asked = why
+        (order,) = self._decide()
+        return order
 
     def _decide_by(self, moment: float) -> None:
         self._decide_at = moment if self._decide_at is None else min(moment, self._decide_at)
@@ -192,24 +217,38 @@ class Head:
         limits = Limits(
             max_retries=self.contract.max_retries,
             restarts_used=self._restarts,
-            requeues=requeues_by_faults(self.folder),
+            requeues=self._requeues,
             max_requeues=self.contract.max_requeues,
             min_nodes=self.contract.min_nodes,
             nodes_left=len(self.present) - len(self._lost),
             is_first_node=self.names[0] in failure.nodes,
         )
-        decision = self._possible(plan(failure, self.history, limits), failure, limits)
+        decision = self._possible(plan(failure, self.history, limits), failure)
         return self._carry_out(decision, failure)
 
-    def _possible(self, decision: Decision, failure: Failure, limits: Limits) -> Decision:
+    def _possible(self, decision: Decision, failure: Failure) -> Decision:
         """Where torchrun itself has ended, nothing can go on in place: the same is done by requeueing."""
         if decision.action in _IN_PLACE and self._ended:
-            if limits.requeues >= limits.max_requeues:
-                reason = f"{failure.text}; all {limits.max_requeues} requeues are used"
-                return Decision(action="fail", exit_code=1, reason=reason)
-            reason = f"{failure.text}; torchrun has ended, so the job is requeued"
-            return Decision(action="requeue", exit_code=REQUEUE, reason=reason, exclude=failure.nodes)
+            return self._requeue_instead(f"{failure.text}; torchrun has ended", failure.nodes)
         return decision
+
+    def _requeue_instead(self, why: str, exclude: tuple[str, ...] = ()) -> Decision:
+        if self._requeues >= self.contract.max_requeues:
+            reason = f"{why}, and all {self.contract.max_requeues} requeues are used"
+            return Decision(action="fail", exit_code=FAILED, reason=reason)
+        return Decision(
+            action="requeue", exit_code=REQUEUE, reason=f"{why}, so the job is requeued", exclude=exclude
+        )
+
+    def _requeue_stalled(self) -> list[Order]:
+        """A restart was decided, but a node had done its part: its ranks are needed again."""
+        names = " and ".join(self.names[index] for index in sorted(self._stalled))
+        decision = self._requeue_instead(f"all ranks of {names} had left before others failed")
+        if decision.action == "fail":
+            self.end("failed", decision.reason, self._step())
+        else:
+            self.event("requeue", decision.reason, because="fault")
+        return [_end(decision)]
 
     def _carry_out(self, decision: Decision, failure: Failure) -> list[Order]:
         lost = {self.names[index]: why for index, why in self._lost.items()}
@@ -220,8 +259,7 @@ class Head:
             self.present = self._left()
             self._begin_case()
             return [{"kind": "restart" if decision.action == "go_on_smaller" else "allow_restart"}]
-        exclude = list(decision.exclude)
-        return [{"kind": "end", "code": decision.exit_code, "why": decision.reason, "exclude": exclude}]
+        return [_end(decision)]
 
     def record(self, decision: Decision, failure: Failure, lost: Mapping[str, str]) -> None:
         """Write a failure, and what was decided, to the job's folder.
@@ -261,8 +299,13 @@ class Head:
 
     def _steps_lost(self, failure: Failure) -> int | None:
         """Steps since the last checkpoint, all of which are repeated."""
-        saved = last_saved(self.folder)
-        return None if failure.step is None else max(0, failure.step - (saved or 0))
+        if failure.step is None:
+            return None
+        try:
+            return max(0, failure.step - (last_saved(self.folder) or 0))
+        except JobFolderError as error:
+            print(f"how many steps are lost is not known: {error}", file=sys.stderr, flush=True)
+            return None
 
     def event(self, kind: str, text: str, **facts: Any) -> None:
         """Write an event; the job goes on where that is not possible."""
@@ -280,3 +323,8 @@ class Head:
         except JobFolderError as error:
             print(f"the end was not recorded: {error}", file=sys.stderr, flush=True)
         self.event("end", f"{state}: {reason}", step=step)
+
+
+def _end(decision: Decision) -> Order:
+    exclude = list(decision.exclude)
+    return {"kind": "end", "code": decision.exit_code, "why": decision.reason, "exclude": exclude}

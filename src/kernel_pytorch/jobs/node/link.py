@@ -13,6 +13,7 @@ import select
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from threading import Lock
 from time import monotonic
 from typing import Any
 
@@ -91,6 +92,7 @@ class Link:
         self._lines, self._unsent = Lines(_MAX_STRANGERS_LINE), b""
         self._heard_at = self._sent_at = self._tended_at = monotonic()
         self._excused = False
+        self._sending = Lock()
 
     @classmethod
     def to(cls, family: socket.AddressFamily, where: Any) -> Link:
@@ -112,16 +114,18 @@ class Link:
         self._heard_at = monotonic()
 
     def write(self, message: Mapping[str, Any]) -> None:
-        """Send, at once or in :func:`exchange`; does nothing on a lost link.
+        """Send, at once or in :func:`exchange`; does nothing on a lost link. Any thread may.
 
         Raises:
             ValueError: the message is too long.
         """
-        self._unsent += line_of(message)
-        self._sent_at = monotonic()
-        self._flush()
-        if len(self._unsent) > _MAX_UNSENT:
-            self.lost = self.lost or "does not read what it is sent"
+        line = line_of(message)
+        with self._sending:
+            self._unsent += line
+            self._sent_at = monotonic()
+            self._flush()
+            if len(self._unsent) > _MAX_UNSENT:
+                self.lost = self.lost or "does not read what it is sent"
 
     def take(self) -> list[dict[str, Any]]:
         """The messages that have come since the last call."""
@@ -144,7 +148,8 @@ class Link:
 
     def move(self) -> None:
         """Read and send what can be read and sent now."""
-        self._flush()
+        with self._sending:
+            self._flush()
         if self.lost is None:
             self._read()
 
@@ -159,7 +164,11 @@ class Link:
             self._heard_at, self._excused = min(now, self._heard_at + gap), True
         if self.lost is None and now - self._heard_at > SILENT_AFTER_S:
             self.lost = f"silent for {SILENT_AFTER_S:g} s" if self._trusted else "no answer"
-        if self._trusted and self.lost is None and now - self._sent_at >= SIGN_EVERY_S:
+        self.give_sign()
+
+    def give_sign(self) -> None:
+        """Give a sign of life when it is time to. Any thread may."""
+        if self._trusted and self.lost is None and monotonic() - self._sent_at >= SIGN_EVERY_S:
             self.write({})
 
     def say_no_more(self) -> None:
@@ -169,8 +178,9 @@ class Link:
 
     def close(self) -> None:
         """Close the socket at once; see :func:`take_leave`."""
-        self.lost = self.lost or "closed"
-        self.socket.close()
+        with self._sending:
+            self.lost = self.lost or "closed"
+            self.socket.close()
 
     def _read(self) -> None:
         try:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from .place import Place
 from .watch import Watch
 
 _LOOK_EVERY_S = 0.5
+STALL_S = 2.0
+"""How long after a restart was allowed a node whose ranks had all left may have started none."""
 
 Report = dict[str, Any]
 
@@ -78,6 +81,9 @@ class Member:
         self._late: frozenset[int] = frozenset()
         self._pids: dict[int, int] = {}
         self._restarts_allowed = 0
+        self._closing: frozenset[int] = frozenset()
+        self._restart_awaited, self._stalls_at = False, 0.0
+        self._stopping = False
         self._health: Thread | None = None
         self._condition: str | None = None
         self._ended = False
@@ -97,15 +103,18 @@ class Member:
             self._late = frozenset()
             self._ask_for_health()
             found.append({"kind": "failed", **self._evidence()})
+        elif self.agent.closing - self._closing:
+            found.append({"kind": "closing"})
+        self._closing = self.agent.closing
         if code is not None:
             self._ended = True
             found.append({"kind": "ended", "code": code, **self._evidence()})
         if not self._ended and now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            found += self._look()
+            found += self._look(now)
         return found
 
-    def _look(self) -> list[Report]:
+    def _look(self, now: float) -> list[Report]:
         seen = self.watch.look(self.agent.closing)
         found: list[Report] = []
         report = {
@@ -119,11 +128,23 @@ class Member:
             found.append(report)
         if seen.pids != self._pids:
             self._pids, self._restarting = dict(seen.pids), False
+            found.append({"kind": "began"})
+            if self._stopping:
+                self.stop()
+        if self._restart_awaited:
+            self._restart_awaited = self._all_left()
+            if self._restart_awaited and now >= self._stalls_at:
+                # torchrun waits for the others' to end as well, and starts none again.
+                self._restart_awaited = False
+                found.append({"kind": "stalled"})
         late = frozenset(seen.late)
         if late - self._late:
             found.append({"kind": "late", **self._evidence()})
         self._late = late
         return found
+
+    def _all_left(self) -> bool:
+        return self.watch.all_left(self.agent.closing | self.agent.failed)
 
     def _evidence(self, where: Mapping[int, str] | None = None) -> Report:
         evidence = self.watch.evidence(self._exits, self.agent, where=where or {})
@@ -142,6 +163,7 @@ class Member:
 
     def stop(self) -> None:
         """Ask the ranks to stop; those that never called the interface get SIGTERM, as from a cluster."""
+        self._stopping = True  # also those that start later
         beats = Beats(self.beats)
         beats.ask_to_stop()
         asked = {beat.pid for beat in beats.read().values()}
@@ -162,6 +184,7 @@ class Member:
         """Let the ranks begin that torchrun has started again, and that wait for this."""
         self._restarts_allowed += 1
         allow_restart(self.beats, self._restarts_allowed)
+        self._restart_awaited, self._stalls_at = True, time.monotonic() + STALL_S
 
     def _ranks(self) -> Mapping[int, int]:
         return self.watch.look(self.agent.closing).pids

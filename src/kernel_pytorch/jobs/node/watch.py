@@ -96,6 +96,14 @@ class Watch:
             pids={start.rank: start.beating_pid for start in newest},
         )
 
+    def all_left(self, but: Collection[int]) -> bool:
+        """Whether all ranks have ended by themselves, that is none as one of the processes ``but``."""
+        self._read()
+        newest = self._starts.newest()
+        return bool(newest) and all(
+            start.pid not in but and state(start.pid) in (None, *DEAD) for start in newest
+        )
+
     def evidence(
         self,
         exits: Iterable[RankExit] = (),
@@ -169,7 +177,9 @@ class Watch:
 
     def _record(self, start: Start) -> Mapping[str, Any]:
         """What the rank said last, if this process of it did; empty if not."""
-        record = self.folder.record(self.attempt, start.rank) or {}
+        record: Mapping[str, Any] = {}
+        with suppress(JobFolderError):
+            record = self.folder.record(self.attempt, start.rank) or {}
         return record if record.get("pid") in (start.pid, start.beating_pid) else {}
 
     def _beat(self, start: Start, where: str | None) -> BeatEvidence:

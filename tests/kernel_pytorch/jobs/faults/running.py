@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernel_pytorch.jobs.manage import Jobs
-
 from kernel_pytorch.jobs.folder import JobFolder
+from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.rank.beats import Beat, Beats
 
 T = TypeVar("T")

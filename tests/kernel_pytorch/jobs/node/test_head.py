@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kernel_pytorch.jobs.folder import JobFolder
-from kernel_pytorch.jobs.node.head import SETTLE_S, STACKS_S, Contract, Head
+from kernel_pytorch.jobs.node.head import CLOSING_S, SETTLE_S, STACKS_S, Contract, Head
+from kernel_pytorch.jobs.node.history import requeues_by_faults
 from kernel_pytorch.jobs.recovery.evidence import Beat, Evidence, RankError
 from kernel_pytorch.jobs.recovery.timing import ASSUMED_LEAD_S
 
@@ -84,6 +86,46 @@ def test_a_crash_is_judged_when_its_cause_has_had_time_to_show(folder):
     assert (failure["failure"]["kind"], failure["failure"]["rank"]) == ("crash", 1)
     assert restart["kind"] == "restart"
     assert "restart 1 of 3" in restart["text"]
+
+
+def test_a_node_that_still_ends_its_ranks_is_heard_first(folder):
+    """Else what they leave on others would be judged, and counted, as a failure of its own."""
+    head = begun(folder)
+    head.take(1, {"kind": "closing"}, 0.9)
+    head.take(0, failed(Evidence(errors={0: RankError(text=GLOO, type="RuntimeError", step=7)})), 1.0)
+    assert head.orders(1.0 + 2 * SETTLE_S, 0.0) == []
+    head.take(1, crash(), 4.0)
+    assert head.orders(4.0, 0.0) == [{"kind": "allow_restart"}]
+    assert kinds(folder) == ["failure", "restart"]
+    assert folder.events()[0]["failure"]["kind"] == "crash"
+
+
+@pytest.mark.parametrize("then", ["began", "lost", "patience"])
+def test_a_node_that_ends_its_ranks_is_not_waited_for_for_ever(folder, then):
+    head = begun(folder, ANY_SIZE)
+    head.take(1, {"kind": "closing"}, 0.9)
+    head.take(0, crash(rank=0), 1.0)
+    now = 1.0 + SETTLE_S
+    assert head.orders(now, 0.0) == []
+    if then == "began":
+        head.take(1, {"kind": "began"}, now)
+    elif then == "lost":
+        head.lose(1, "it was silent for 5 s", now)
+    else:
+        now += CLOSING_S
+    assert head.orders(now, 0.0) == [{"kind": "restart" if then == "lost" else "allow_restart"}]
+
+
+def test_where_a_node_had_done_its_part_the_job_is_requeued(folder):
+    head = begun(folder)
+    head.take(1, crash(), 1.0)
+    assert head.orders(1.0 + SETTLE_S, 0.0) == [{"kind": "allow_restart"}]
+    head.take(0, {"kind": "stalled"}, 5.0)
+    (order,) = head.orders(5.0, 0.0)
+    assert (order["kind"], order["code"], order["exclude"]) == ("end", 75, [])
+    assert kinds(folder) == ["failure", "restart", "requeue"]
+    assert "all ranks of n1 had left" in order["why"]
+    assert requeues_by_faults(folder) == 1
 
 
 def test_steps_since_the_last_checkpoint_are_lost(folder):
@@ -236,6 +278,30 @@ def test_never_means_that_faults_end_the_job(folder):
     head = begun(folder, Contract.of(spec, 2))
     head.take(1, crash(), 1.0)
     assert head.orders(9.0, 0.0)[0]["code"] == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_asked_to_stop_before_any_rank_began(folder, cancelled):
+    head = begun(folder)
+    if cancelled:
+        folder.end("cancelled", "by the user")
+    order = head.stop_before_begin("SIGTERM")
+    assert (order["kind"], order["code"]) == ("end", 0 if cancelled else 75)
+    if not cancelled:
+        requeue = folder.events()[-1]
+        assert (requeue["kind"], requeue["because"], requeue["failure"]["kind"]) == (
+            "requeue",
+            "asked",
+            "stopped",
+        )
+
+
+def test_a_folder_that_vanishes_does_not_stop_a_decision(folder, capsys):
+    head = begun(folder)
+    head.take(1, crash(), 1.0)
+    shutil.rmtree(folder.path)
+    assert head.orders(9.0, 0.0) == [{"kind": "allow_restart"}]
+    assert "has vanished" in capsys.readouterr().err
 
 
 def test_a_folder_that_takes_no_events_does_not_stop_the_job(folder, capsys):

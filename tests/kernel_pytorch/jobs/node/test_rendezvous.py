@@ -116,6 +116,22 @@ def test_messages(key):
         assert hear(first, 2, second) == [(2, {"n": 1}), (2, {"n": 2})]
 
 
+def test_a_node_that_is_busy_is_not_lost(key, monkeypatch):
+    """But for one that never waits again."""
+    monkeypatch.setattr("kernel_pytorch.jobs.node.link.SILENT_AFTER_S", 1.0)
+    for module in ("link", "circle"):
+        monkeypatch.setattr(f"kernel_pytorch.jobs.node.{module}.SIGN_EVERY_S", 0.1)
+    with met(*(place(key, index, 3) for index in range(3))) as (first, second, busy):
+        until = time.monotonic() + 3.0
+        wait_for(first, second, done=lambda: time.monotonic() > until or bool(first.lost))
+        assert first.lost == {}
+        busy.send(1, {"still": "here"})
+        assert hear(second, 1, first) == [(2, {"still": "here"})]
+        monkeypatch.setattr("kernel_pytorch.jobs.node.circle.BUSY_S", 0.0)
+        wait_for(first, second, done=lambda: bool(first.lost and second.lost))
+        assert first.lost == second.lost == {2: "silent for 1 s"}
+
+
 def test_what_cannot_be_sent(key):
     with met(place(key, 0), place(key, 1)) as (first, second):
         with pytest.raises(ValueError, match=r"index must be another node of \(0, 1\), got 2"):

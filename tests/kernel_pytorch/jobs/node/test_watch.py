@@ -95,6 +95,14 @@ def test_before_any_rank_has_started(watch: Watch):
     assert classify(evidence).kind == "unknown"
 
 
+def test_a_record_that_cannot_be_read_is_as_none(ranks: Ranks, watch: Watch):
+    ranks.start(0)
+    ranks.folder.write_record(1, 4, {"error": "broken", "pid": os.getpid()})
+    assert set(watch.evidence().errors) == {4}
+    (ranks.folder.path / "records" / "attempt-1" / "rank-4.json").write_bytes(b"{")
+    assert watch.evidence().errors == {}
+
+
 def test_steps_and_saves(ranks: Ranks, watch: Watch, clock: Clock):
     ranks.start(0)
     ranks.start(1)

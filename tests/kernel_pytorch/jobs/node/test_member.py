@@ -1,0 +1,116 @@
+"""What a node reports of its ranks, with a stand-in for torchrun."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_pytorch.jobs.folder import JobFolder
+from kernel_pytorch.jobs.node import member as member_module
+from kernel_pytorch.jobs.node.agent import RankExit
+from kernel_pytorch.jobs.node.member import STALL_S, Member
+from kernel_pytorch.jobs.node.place import Place
+
+ORDER = {
+    "attempt": 1,
+    "nodes": [2, 2],
+    "ranks_per_node": 1,
+    "endpoint": "127.0.0.1:1",
+    "max_restarts": 3,
+    "checkpoint_every_s": 60.0,
+    "timeouts": {},
+}
+
+
+class StandIn:
+    """An agent that does nothing."""
+
+    def __init__(self, launch: object) -> None:
+        self.closing: frozenset[int] = frozenset()
+        self.failed: frozenset[int] = frozenset()
+        self.lines: tuple[str, ...] = ()
+        self.exits: list[RankExit] = []
+
+    def start(self) -> None:
+        pass
+
+    def poll(self) -> int | None:
+        return None
+
+    def new_exits(self) -> list[RankExit]:
+        exits, self.exits = self.exits, []
+        return exits
+
+    def kill(self) -> None:
+        pass
+
+
+@pytest.fixture
+def member(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Member]:
+    monkeypatch.setattr(member_module, "Agent", StandIn)
+    monkeypatch.setattr(member_module.health, "evidence", lambda: None)
+    place = Place("local", 0, ("n1", "n2"), ("127.0.0.1",), "1", "key", None)
+    made = Member(folder, {"python": sys.executable}, place, ORDER, None)
+    yield made
+    made.end()
+
+
+def begin(member: Member, restart: int = 0) -> subprocess.Popen[bytes]:
+    """A rank that ends with exit code 0 when its stdin is closed."""
+    rank = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    started = {"rank": 0, "pid": rank.pid, "restart": restart, "time_s": time.monotonic(), "log_from": 0}
+    (Path(member.beats) / "started-0.json").write_text(json.dumps(started))
+    return rank
+
+
+def kinds(member: Member, later_s: float = 0.0) -> list[str]:
+    return [report["kind"] for report in member.reports(time.monotonic() + later_s)]
+
+
+def test_a_node_whose_ranks_had_left_says_that_it_cannot_restart(member):
+    with begin(member):
+        assert "began" in kinds(member)
+    member.allow_restart()
+    assert "stalled" not in kinds(member, STALL_S / 2)
+    assert "stalled" in kinds(member, STALL_S + 1)
+    assert kinds(member, STALL_S + 2) == []  # once
+
+
+@pytest.mark.parametrize("why", ["runs", "begins anew", "failed", "closing"])
+def test_a_node_that_restarts_does_not_say_so(member, why):
+    with begin(member) as rank:
+        kinds(member)
+        if why == "runs":
+            member.allow_restart()
+            assert "stalled" not in kinds(member, STALL_S + 1)
+    if why == "runs":
+        return
+    if why in ("failed", "closing"):
+        setattr(member.agent, why, frozenset([rank.pid]))
+    member.allow_restart()
+    with begin(member, 1) if why == "begins anew" else rank:
+        assert "stalled" not in kinds(member, STALL_S + 1)
+
+
+def test_ranks_that_start_after_a_request_to_stop_are_asked_too(member):
+    member.stop()
+    with begin(member) as rank:
+        kinds(member)
+        assert rank.wait(60) == -signal.SIGTERM  # it never called the interface
+
+
+def test_torchrun_ends_ranks_before_it_says_which_failed(member):
+    with begin(member) as rank:
+        kinds(member)
+        member.agent.closing = frozenset([rank.pid])
+        assert kinds(member) == ["closing"]
+        assert kinds(member) == []
+        member.agent.exits = [RankExit(0, rank.pid, 1)]
+        assert kinds(member) == ["failed"]
