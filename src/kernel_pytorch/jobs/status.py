@@ -59,7 +59,7 @@ def status_of(job_id: str, folder: FolderRecords, word: ClusterWord | None) -> J
     state, why, as_of = _state(folder, word)
     last = folder.attempts[-1] if folder.attempts else {}
     end = folder.end or {}
-    nodes = word.nodes if word is not None and word.nodes is not None else last.get("nodes")
+    nodes = _nodes(folder) if word is None or word.nodes is None or folder.end is not None else word.nodes
     ended = word.end_time if word is not None and state in FINAL else None
     started = None if word is None else word.start_time
     if folder.attempts:
@@ -83,6 +83,18 @@ def status_of(job_id: str, folder: FolderRecords, word: ClusterWord | None) -> J
         steps_lost=_sum_of(event.get("steps_lost") for event in folder.events),
         as_of=as_of,
     )
+
+
+def _nodes(folder: FolderRecords) -> Sequence[str] | None:
+    """Those that the newest attempt has, or had last: it may have lost some and gone on."""
+    if not folder.attempts:
+        return None
+    last = folder.attempts[-1]
+    found: Sequence[str] | None = last.get("nodes")
+    for event in folder.events:
+        if event.get("kind") in ("attempt", "go_on_smaller") and event.get("attempt") == last.get("attempt"):
+            found = event.get("nodes", found)
+    return found
 
 
 def _state(

@@ -138,3 +138,17 @@ def test_a_completed_job_has_no_error():
     assert status_of("a-1", folder, None).error_message is None
     failed = FolderRecords(attempts=[FIRST], records=records, end={"state": "failed", "at": 1.0})
     assert status_of("a-1", failed, None).error_message == "rank 0: ValueError: boom"
+
+
+def test_nodes_are_those_that_went_on():
+    folder = FolderRecords(
+        native={"native_id": "7"},
+        attempts=[{"attempt": 1, "started_at": 1.0, "nodes": ["n1", "n2"]}],
+        events=[
+            {"kind": "attempt", "attempt": 1, "nodes": ["n1", "n2"]},
+            {"kind": "go_on_smaller", "attempt": 1, "nodes": ["n1"]},
+        ],
+    )
+    assert status_of("books", folder, None).allocated_nodes == ["n1"]
+    word = ClusterWord(as_of=2.0, native_state="RUNNING", nodes=("n1", "n3"))
+    assert status_of("books", folder, word).allocated_nodes == ["n1", "n3"]

@@ -78,6 +78,8 @@ class Member:
         self._exits: list[RankExit] = []
         self._restarting = False
         """Whether ranks of this node have failed, and torchrun has not started others yet."""
+        self._excused: set[int] = set()
+        """Processes of ranks that end, sooner or later, by the loss of another node."""
         self._late: frozenset[int] = frozenset()
         self._pids: dict[int, int] = {}
         self._restarts_allowed = 0
@@ -97,10 +99,11 @@ class Member:
         if self._condition is not None:
             found.append({"kind": "health", "text": self._condition})
             self._condition = None
-        if exits := self.agent.new_exits():
+        exits = self.agent.new_exits()
+        if exits:
+            self._restarting, self._late = True, frozenset()
+        if exits := [each for each in exits if each.pid not in self._excused]:
             self._exits += exits
-            self._restarting = True
-            self._late = frozenset()
             self._ask_for_health()
             found.append({"kind": "failed", **self._evidence()})
         elif self.agent.closing - self._closing:
@@ -174,8 +177,10 @@ class Member:
 
     def restart(self) -> None:
         """Have torchrun start the ranks again, without a lost node's, for which they might wait for long."""
+        ranks = self._ranks()
+        self._excused.update(ranks.values())
         if not self._restarting:
-            for pid in self._ranks().values():
+            for pid in ranks.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.allow_restart()
