@@ -256,6 +256,9 @@ class _Other(_Node):
         circle = meet(self.job["token"], self.place, least=1, wait_s=_MEET_S)
         try:
             return self._follow(circle)
+        except (KernelPytorchError, OSError) as error:
+            circle.send(0, {"kind": "gave_up", "why": f"its node program failed: {error}"})
+            raise
         finally:
             self.end()
             circle.close()

@@ -120,6 +120,8 @@ class Head:
             self._closing.discard(index)
         elif kind == "stalled":
             self._stalled.add(index)
+        elif kind == "gave_up":
+            self.lose(index, report["why"], now)
         if kind == "stacks":
             self._stacks_of.add(index)
             if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
@@ -289,6 +291,7 @@ class Head:
                 exclude=list(decision.exclude) or None,
                 because="fault" if fault else "asked",
                 failure=None if fault else failure.to_dict(),
+                steps_lost=None if fault else self._steps_lost(failure),  # those of a fault are told above
             )
         else:
             state = "completed" if decision.action == "done" else "failed"

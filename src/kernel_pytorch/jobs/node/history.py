@@ -28,8 +28,10 @@ def requeues_by_faults(folder: JobFolder) -> int:
 
 
 def last_saved(folder: JobFolder) -> int | None:
-    """The step of the newest checkpoint; None: there is none."""
-    return max((save["step"] for save in _saves(folder)), default=None)
+    """The step of the newest checkpoint, or at which ranks left with all saved; None: there is none."""
+    steps = [save["step"] for save in _saves(folder)]
+    steps += [record.get("left") for record in _records(folder)]
+    return max((step for step in steps if step is not None), default=None)
 
 
 def last_save_s(folder: JobFolder) -> float | None:
@@ -61,6 +63,10 @@ def _events(folder: JobFolder) -> list[dict[str, Any]]:
 
 
 def _saves(folder: JobFolder) -> Iterator[dict[str, Any]]:
+    for record in _records(folder):
+        yield from record.get("saved", ())
+
+
+def _records(folder: JobFolder) -> Iterator[dict[str, Any]]:
     for attempt in folder.attempt_numbers():
-        for record in folder.records(attempt).values():
-            yield from record.get("saved", ())
+        yield from folder.records(attempt).values()

@@ -144,6 +144,7 @@ def test_signals_to_all_processes_twice_lose_no_step(submit, tmp_path):
     assert job.end()["state"] == "completed", job.told()
     assert job.event("requeue")["because"] == "asked"
     assert len(job.folder.attempt_numbers()) == 2
+    assert job.jobs.status(job.id).steps_lost == 0
     check_rows(job, tmp_path / "out", repeated=0)
 
 

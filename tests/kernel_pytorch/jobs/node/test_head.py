@@ -74,6 +74,23 @@ def test_asked_to_stop_all_leave_and_the_job_is_requeued(folder):
     assert (requeue["kind"], requeue["because"], requeue["failure"]["step"]) == ("requeue", "asked", 5)
 
 
+@pytest.mark.parametrize(("left", "lost"), [({0: 5, 1: 5}, 0), ({}, 3)])
+def test_steps_that_a_stop_loses_are_told(folder, left, lost):
+    """None where all ranks left in good order, whether they told of the save itself or not."""
+    head = begun(folder)
+    folder.write_record(head.attempt, 0, {"saved": [{"step": 2, "seconds": 0.1}], "restart": 0})
+    head.take(0, {"kind": "asked", "why": "SIGTERM"}, 1.0)
+    head.orders(1.0, 0.0)
+    beats = {0: Beat(phase="training", step=5), 1: Beat(phase="training", step=5)}
+    for rank, step in left.items():
+        folder.write_record(head.attempt, rank, {"left": step, "restart": 0})
+    code = 0 if left else 1
+    head.take(0, ended(code, left=left, beats=beats), 2.0)
+    head.take(1, ended(code), 2.0)
+    assert head.orders(2.0, 0.0)[0]["code"] == 75
+    assert folder.events()[-1]["steps_lost"] == lost
+
+
 def test_a_crash_is_judged_when_its_cause_has_had_time_to_show(folder):
     head = begun(folder)
     broken = {0: RankError(text=GLOO, type="RuntimeError", step=7)}
@@ -189,6 +206,14 @@ def test_without_a_node_the_job_is_requeued_elsewhere(folder):
     failure, requeue = folder.events()
     assert failure["lost"] == {"n2": "it closed the connection"}
     assert (requeue["because"], requeue["exclude"]) == ("fault", ["n2"])
+
+
+def test_a_node_that_gives_up_says_why(folder):
+    head = begun(folder)
+    head.take(1, {"kind": "gave_up", "why": "its node program failed: no space"}, 1.0)
+    head.lose(1, "the connection ended", 1.1)
+    assert head.orders(1.0 + SETTLE_S, 0.0)[0]["code"] == 75
+    assert folder.events()[0]["lost"] == {"n2": "its node program failed: no space"}
 
 
 def test_without_a_node_the_others_go_on_where_they_are_enough(folder):
