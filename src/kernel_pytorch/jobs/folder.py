@@ -238,7 +238,7 @@ class JobFolder:
 
     def _has(self, name: str) -> bool:
         """Whether a file is there now. Listed, as :meth:`attempt_numbers`."""
-        with one_line(self.path, "read"):
+        with one_line(self.path / name, "read"):
             return name in os.listdir(self.path)
 
     def _attempt(self, attempt: int) -> Path:

@@ -88,6 +88,16 @@ def test_a_killed_worker_is_restarted_in_place(submit, tmp_path):
     check_rows(job, tmp_path / "out", repeated=EVERY + 2)
 
 
+@pytest.mark.parametrize("submit", ["local"], indirect=True)
+@pytest.mark.parametrize(("code", "times"), [(2, 1), (3, 3)])
+def test_how_often_a_command_runs_that_always_fails(submit, tmp_path, code, times):
+    """It knows nothing of jobs: a restart is decided before any rank begins again."""
+    runs = tmp_path / "runs"
+    job = submit(tmp_path / "out", command=["sh", "-c", f"echo $RANK >> {runs}; exit {code}"])
+    assert job.end()["state"] == "failed", job.told()
+    assert sorted(runs.read_text().split()) == ["0"] * times + ["1"] * times
+
+
 def test_without_a_node_a_job_of_one_size_is_run_again(submit, lose_node, tmp_path):
     job = submit(tmp_path / "out")
     job.step(7)
