@@ -21,10 +21,16 @@ def failures(folder: JobFolder) -> list[Failure]:
 
 
 def requeues_by_faults(folder: JobFolder) -> int:
-    """How often the job was requeued because of a fault, not because it was asked to stop."""
-    return sum(
+    """How often the job was requeued because of a fault, not because it was asked to stop.
+
+    An attempt that no event tells the reason of counts too: the cluster may have begun it by itself, and a
+    job must end also where events cannot be written.
+    """
+    told: int = sum(
         event.get("kind") == "requeue" and event.get("because") == "fault" for event in _events(folder)
     )
+    reasons: int = sum(event.get("kind") == "requeue" or "reopened" in event for event in folder.events())
+    return told + max(0, len(folder.attempt_numbers()) - 1 - reasons)
 
 
 def last_saved(folder: JobFolder) -> int | None:
