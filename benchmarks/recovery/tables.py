@@ -68,9 +68,9 @@ def _recovery(target: str, trials: Sequence[Trial]) -> Table:
     )
     note = (
         "2 nodes x 2 ranks, `longnet train`. Seconds from the fault to the end of the next step, and those "
-        "that the same ranks took from their start to their first step: median, lowest to highest. Steps: the "
-        "most. The difference, in bits per byte, of any row of the metrics from those of an uninterrupted run. The "
-        "bound is Clopper and Pearson's, one-sided."
+        "that the same ranks took from their start to their first step: median, lowest to highest. Steps: "
+        "the most. The difference, in bits per byte, of any row of the metrics from those of an "
+        "uninterrupted run. The bound is Clopper and Pearson's, one-sided."
     )
     return Table(title=f"Faults, target {target}", columns=columns, rows=rows, note=note)
 
