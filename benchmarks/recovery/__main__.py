@@ -28,7 +28,7 @@ from .by_hand import BY_HAND, run_by_hand
 from .faults import FAULTS, can_fill_disk
 from .figures import measured
 from .tables import tables
-from .training import LIMITS, STEPS, reference, write_text
+from .training import Reference, write_text
 from .trial import run_trial
 
 NUMERICS = (
@@ -79,9 +79,7 @@ def _trials(
     names = chosen.fault or list(FAULTS)
     jobs = "job" in chosen.parts
     wanted = [name for name in names if jobs and (name != "full-disk" or can_fill_disk(chosen.target))]
-    longest = LIMITS[chosen.target][1] if any(FAULTS[name].at_time_limit for name in wanted) else STEPS
-    expected = reference(scratch / "reference", data, longest)
-    progress(f"the uninterrupted run has {len(expected)} steps")
+    expected = Reference(scratch, data)
     for number in range(chosen.trials):
         for name in wanted:
             place = scratch / f"{number}-{name}"

@@ -72,6 +72,9 @@ def _recovery(target: str, trials: Sequence[Trial]) -> Table:
         "the most. The difference, in bits per byte, of any row of the metrics from those of an "
         "uninterrupted run. The bound is Clopper and Pearson's, one-sided."
     )
+    loads = [trial["load"] for trial in trials if "load" in trial]
+    if loads:
+        note += f" Load average of the machine before a trial: {_span(loads)}."
     return Table(title=f"Faults, target {target}", columns=columns, rows=rows, note=note)
 
 

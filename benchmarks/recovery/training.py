@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 STEPS = 80
-LIMITS = {"local": (20.0, 500), "slurm": (60.0, 1800)}
-"""For the time limit, seconds, and more steps than fit into them. Slurm counts minutes."""
+LIMIT_S = {"local": 20.0, "slurm": 60.0}
+"""Slurm counts minutes."""
+LONG_STEPS = 100_000
+"""For the time limit: more than fit into it. The job is cancelled when it goes on after it."""
 EVERY = 20
 RANKS_PER_NODE = 2
 _WORDS = ("the", "river", "stone", "of", "light", "a", "walks", "under", "night", "and", "bird", "sings")
@@ -61,22 +63,34 @@ def resumed_at(run: Path) -> list[int]:
 
 
 def reference(run: Path, data: Path, steps: int) -> list[float]:
-    """Bits per byte of each step of an uninterrupted run of four ranks; trained if ``run`` is not there yet.
+    """Bits per byte of each step of an uninterrupted run of four ranks.
 
     Raises:
         RuntimeError: it failed; with what it printed.
     """
-    if len(found := losses(run)) < steps:
-        words = command(run, data, steps)[1:]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*torchrun, *words[:2], "--", *words[2:]], env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"the uninterrupted run failed: {done.stderr}")
-        found = losses(run)
-    return [loss for _, loss in found]
+    words = command(run, data, steps)[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *words[:2], "--", *words[2:]], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the uninterrupted run failed: {done.stderr}")
+    return [loss for _, loss in losses(run)]
+
+
+class Reference:
+    """Uninterrupted runs as long as needed, of ``data``, below ``folder``."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self._folder, self._data = folder, data
+        self._losses: list[float] = []
+
+    def __call__(self, steps: int) -> list[float]:
+        """Bits per byte of at least as many steps."""
+        if len(self._losses) < steps:
+            self._losses = reference(self._folder / f"reference-{steps}", self._data, steps)
+        return self._losses
 
 
 def differences(rows: list[tuple[int, float]], expected: list[float], steps: int) -> float | None:

@@ -24,7 +24,18 @@ from kernel_pytorch.jobs.recovery.timing import hang_limit
 from kernel_pytorch.jobs.target import target_named
 
 from .faults import FAULTS, HANG_S, Case, Fault, mount, unmount
-from .training import EVERY, LIMITS, RANKS_PER_NODE, STEPS, command, differences, losses, resumed_at
+from .training import (
+    EVERY,
+    LIMIT_S,
+    LONG_STEPS,
+    RANKS_PER_NODE,
+    STEPS,
+    Reference,
+    command,
+    differences,
+    losses,
+    resumed_at,
+)
 
 WORLD = 2 * RANKS_PER_NODE
 _LOOK_EVERY_S = 0.1
@@ -38,7 +49,7 @@ def run_trial(
     target: str,
     scratch: Path,
     data: Path,
-    expected: list[float],
+    expected: Reference,
     cluster: SlurmCluster | None,
     failures: Path,
 ) -> Trial:
@@ -49,19 +60,20 @@ def run_trial(
         target: local or slurm.
         scratch: an empty folder, also for the job.
         data: the text.
-        expected: bits per byte of the uninterrupted run.
+        expected: the uninterrupted runs.
         cluster: of Slurm.
         failures: folder for the job's folder and the run's files if it does not recover.
     """
     fault = FAULTS[name]
     seed = random.SystemRandom().randrange(10**6)
     found: Trial = {"by": "job", "target": target, "fault": name, "at": time.time(), "seed": seed}
+    found["load"] = os.getloadavg()[0]
     place = scratch / "place"
     if name == "full-disk":
         mount(place)
     else:
         place.mkdir()
-    steps = LIMITS[target][1] if fault.at_time_limit else STEPS
+    steps = LONG_STEPS if fault.at_time_limit else STEPS
     jobs = Jobs(scratch / "jobs")
     job: Running | None = None
     try:
@@ -71,27 +83,31 @@ def run_trial(
                 "command": command(place / "run", data, steps),
                 "nodes": fault.nodes,
                 "ranks_per_node": RANKS_PER_NODE,
-                **({"max_runtime_hours": LIMITS[target][0] / 3600} if fault.at_time_limit else {}),
+                **({"max_runtime_hours": LIMIT_S[target] / 3600} if fault.at_time_limit else {}),
             }
             (submitted,) = jobs.submit(spec_of(spec), target_named(target))
             job = Running(jobs, submitted.job_id)
             found |= _observe(job, fault, place / "run", cluster, random.Random(seed))
         end = job.end()
-        found["difference"] = differences(losses(place / "run"), expected, steps)
+        rows = losses(place / "run")
+        steps = len(rows) if fault.at_time_limit else steps
+        found["difference"] = differences(rows, expected(steps), steps)
         found["end"] = end["state"]
-        found["recovered"] = end["state"] == "completed" and found["difference"] is not None
+        wanted = "cancelled" if fault.at_time_limit else "completed"
+        found["recovered"] = end["state"] == wanted and found["difference"] is not None
     except AssertionError as error:
         found |= {"recovered": False, "error": str(error).partition("\n")[0]}
     except Exception:
         found |= {"recovered": False, "error": traceback.format_exc()[-1000:]}
-    if job is not None:
-        if not found["recovered"]:
-            _keep(job, place / "run", failures)
-        if job.folder.ended() is None:
-            jobs.cancel(job.id)
-        kill(*job.processes())
-    if name == "full-disk":
-        unmount(place)
+    finally:
+        if job is not None:
+            if not found.get("recovered"):
+                _keep(job, place / "run", failures)
+            if job.folder.ended() is None:
+                jobs.cancel(job.id)
+            kill(*job.processes())
+        if name == "full-disk":
+            unmount(place)
     return found
 
 
@@ -141,6 +157,8 @@ def _observe(
             raise AssertionError(f"no step after the fault; end: {job.folder.ended()}")
         time.sleep(_LOOK_EVERY_S)
     next_step = min(beat.time_s for beat in new) + time.time() - time.monotonic()
+    if fault.at_time_limit:
+        job.jobs.cancel(job.id)
     job.end()
     resumed = resumed_at(run)
     left = [
