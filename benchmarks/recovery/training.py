@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 STEPS = 80
-LIMIT_S = {"local": 20.0, "slurm": 60.0}
+LIMIT_S = {"local": 30.0, "slurm": 60.0}
 """Slurm counts minutes."""
 LONG_STEPS = 100_000
 """For the time limit: more than fit into it. The job is cancelled when it goes on after it."""
