@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel_pytorch.jobs.faults.loop import EVERY, STEP_S
-from tests.kernel_pytorch.jobs.faults.running import Running, descendants, kill
+from tests.support.running_jobs import Running, descendants, kill
 
 from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.read import spec_of

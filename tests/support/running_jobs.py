@@ -46,14 +46,14 @@ class Running:
         """The end record, when there is one."""
         return self.until(self.folder.ended, "end")
 
-    def step(self, least: int, attempt: int = 1) -> dict[int, Beat]:
+    def step(self, least: int, attempt: int = 1, ranks: int = 2) -> dict[int, Beat]:
         """The ranks' beats when all are at a step of at least ``least``."""
 
         def reached() -> dict[int, Beat] | None:
             beats = self.beats()
             steps = [beat.step or 0 for beat in beats.values()]
             known = len(self.folder.attempt_numbers()) >= attempt
-            return beats if known and len(steps) == 2 and min(steps) >= least else None
+            return beats if known and len(steps) == ranks and min(steps) >= least else None
 
         return self.until(reached, f"step {least} of attempt {attempt}")
 
@@ -61,7 +61,7 @@ class Running:
         """The last beat of each rank that lives, by rank."""
         found = {}
         for rank, pid in self.ranks().items():
-            folder = _environment(pid).get("KERNEL_PYTORCH_BEATS")
+            folder = environment_of(pid).get("KERNEL_PYTORCH_BEATS")
             if folder and Path(folder).exists():
                 for beat in Beats(folder).read().values():
                     if beat.pid == pid:
@@ -72,8 +72,8 @@ class Running:
         """Process id of each rank that lives, by rank."""
         found = {}
         for pid in self.processes():
-            environment = _environment(pid)
-            if "RANK" in environment and str(self.folder.path) not in _arguments(pid):
+            environment = environment_of(pid)
+            if "RANK" in environment and str(self.folder.path) not in arguments_of(pid):
                 found[int(environment["RANK"])] = pid
         return found
 
@@ -81,8 +81,8 @@ class Running:
         """Process id of each node program, by the number of its node in the newest attempt."""
         found = {}
         for pid in self.processes():
-            if "kernel_pytorch.jobs.node" in _arguments(pid) and "srun" not in _arguments(pid)[0]:
-                environment = _environment(pid)
+            if "kernel_pytorch.jobs.node" in arguments_of(pid) and "srun" not in arguments_of(pid)[0]:
+                environment = environment_of(pid)
                 index = environment.get("KERNEL_PYTORCH_NODE") or environment.get("SLURM_NODEID")
                 if index is not None:
                     found[int(index)] = pid
@@ -138,7 +138,8 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def _environment(pid: int) -> dict[str, str]:
+def environment_of(pid: int) -> dict[str, str]:
+    """With what a process was started; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -146,7 +147,8 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(os.fsdecode(line).partition("=")[::2] for line in lines if b"=" in line)
 
 
-def _arguments(pid: int) -> list[str]:
+def arguments_of(pid: int) -> list[str]:
+    """The words of a process's command; one empty word if it has ended."""
     try:
         return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")] or [""]
     except OSError:
