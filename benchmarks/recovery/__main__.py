@@ -24,7 +24,6 @@ from tests.cluster.slurm.cluster import SlurmCluster
 from ..measure import progress
 from ..report import document, hardware_name, slug
 from ..verify import REPOSITORY, failure_of
-from .by_hand import BY_HAND, run_by_hand
 from .faults import FAULTS, can_fill_disk
 from .figures import measured
 from .tables import tables
@@ -87,14 +86,6 @@ def _trials(
             yield run_trial(name, chosen.target, place, data, expected, cluster, chosen.failures)
             if cluster is not None:
                 cluster.reset()
-        if "by-hand" in chosen.parts:
-            for name in names:
-                if name in BY_HAND[chosen.target]:
-                    place = scratch / f"{number}-{name}-by-hand"
-                    place.mkdir()
-                    yield run_by_hand(name, chosen.target, place, data, expected, cluster)
-                    if cluster is not None:
-                        cluster.reset()
 
 
 @contextmanager
@@ -117,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=("job", "by-hand", "figures"),
-        default=["job", "by-hand", "figures"],
-        help="jobs, plain torchrun or a hand-written script, times of commands (default: all)",
+        choices=("job", "figures"),
+        default=["job", "figures"],
+        help="jobs with faults, times of commands (default: both)",
     )
     parser.add_argument("--render", action="store_true", help="only write the result file anew")
     parser.add_argument(

@@ -68,6 +68,8 @@ def run_trial(
     seed = random.SystemRandom().randrange(10**6)
     found: Trial = {"by": "job", "target": target, "fault": name, "at": time.time(), "seed": seed}
     found["load"] = os.getloadavg()[0]
+    if fault.at_time_limit:
+        found["limit_s"] = LIMIT_S[target]
     place = scratch / "place"
     if name == "full-disk":
         mount(place)
