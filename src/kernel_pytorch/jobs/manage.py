@@ -108,7 +108,8 @@ class Jobs:
         try:
             with self._alone():
                 self._refuse_shared_run(job["argv"], job["cwd"])
-                folders += [JobFolder.create(self.root, {**job, "id": id}) for id in ids]
+                for id in ids:  # one by one: what was made before one fails is removed too
+                    folders.append(JobFolder.create(self.root, {**job, "id": id}))
             for folder in folders:
                 folder.event("submitted", f"submitted to {target.name}")
             native_ids = target.submit(spec, folders, inherit_env=inherit_env)

@@ -141,6 +141,20 @@ def test_a_submission_that_fails_leaves_nothing(jobs, cluster, monkeypatch, erro
     assert [path.name for path in jobs.root.iterdir()] == [".lock"]
 
 
+def test_an_array_of_which_one_folder_cannot_be_made_leaves_none(jobs, cluster, monkeypatch):
+    cluster.array, create = (0, 1), JobFolder.create
+
+    def full(root: Path, job: Mapping) -> JobFolder:
+        if job["id"].endswith("-1"):
+            raise JobFolderError("No space left on device")
+        return create(root, job)
+
+    monkeypatch.setattr(JobFolder, "create", full)
+    with pytest.raises(JobFolderError):
+        jobs.submit(spec(), cluster)
+    assert manage.job_folders(jobs.root) == []
+
+
 def test_what_can_never_run_makes_no_folder(jobs, cluster):
     cluster.error = ValueError("no node has 9 GPUs")
     with pytest.raises(ValueError, match="no node has 9 GPUs"):

@@ -19,11 +19,10 @@ from types import FrameType
 from ...errors import KernelPytorchError
 from ..folder import JobFolder
 from ..node.head import Contract, Head
-from ..node.history import failures, requeues_by_faults
 from ..rank.parent import die_with_parent
 from ..recovery.classify import Failure
 from ..recovery.messages import TYPES
-from ..recovery.plan import REQUEUE, Limits, plan
+from ..recovery.plan import REQUEUE
 from .gpus import share_of
 from .processes import end_processes, last_line, take_lock
 
@@ -143,13 +142,8 @@ class Supervisor:
         if self._overtime:
             kind, text = "timeout", f"it went on for {OVERTIME_S:g} s after its time limit"
         failure = Failure(kind=kind, text=text, type=TYPES[kind], attempt=attempt)
-        limits = Limits(
-            max_retries=contract.max_retries,
-            requeues=requeues_by_faults(self.folder),
-            max_requeues=contract.max_requeues,
-        )
-        decision = plan(failure, failures(self.folder), limits)
-        Head(self.folder, attempt, self.names, [], contract).record(decision, failure, {})
+        head = Head(self.folder, attempt, self.names, [], contract)
+        head.record(head.decision_on(failure), failure, {})
 
 
 def main(arguments: list[str], node_program: str = _NODE_PROGRAM) -> int:

@@ -20,12 +20,12 @@ from ..folder import JobFolder
 from ..rank.parent import die_with_parent
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
-from ..recovery.plan import FAILED, REQUEUE, USER, Limits, plan
+from ..recovery.plan import FAILED, REQUEUE, USER
 from ..recovery.timing import checkpoint_interval, torchrun_timeouts
 from . import requeue
 from .devices import devices_for_ranks
 from .head import Contract, Head
-from .history import failures, last_save_s, observed_mtbf_h, requeues_by_faults
+from .history import last_save_s, observed_mtbf_h
 from .member import Member
 from .place import Place, here
 from .rendezvous import Circle, MeetingError, meet
@@ -222,14 +222,9 @@ class _First(_Node):
     def _run_on_all_nodes(self, attempt: int, contract: Contract) -> int:
         """Slurm starts a job that lost nodes again on those it had left; requeued once more, it gets all."""
         head = Head(self.folder, attempt, self.place.names, [0], contract)
-        limits = Limits(
-            max_retries=contract.max_retries,
-            requeues=requeues_by_faults(self.folder),
-            max_requeues=contract.max_requeues,
-        )
         text = f"{len(self.place.names)} nodes are too few: {contract.min_nodes} are needed"
         failure = Failure(kind="node_lost", text=text, attempt=attempt)
-        decision = plan(failure, head.history, limits)
+        decision = head.decision_on(failure)
         head.record(decision, failure, {})
         self.requeue({"code": decision.exit_code, "exclude": []})
         return decision.exit_code
@@ -242,7 +237,7 @@ class _First(_Node):
             head.end("failed", str(error), None)
             return FAILED
         for index, name in enumerate(self.place.names):
-            if name in getattr(error, "missing", ()):
+            if name in error.missing:
                 head.present.add(index)
                 head.lose(index, str(error), time.monotonic())
         head.take(0, {"kind": "ended", "code": FAILED}, time.monotonic())
@@ -286,18 +281,13 @@ class _Other(_Node):
         """The first node is lost, and with it torchrun's store: the job is run again."""
         attempt = self.folder.attempt_numbers()[-1]
         first = self.place.names[0]
-        failure: Failure = classify(Evidence(nodes_lost=(first,), first_node=first), attempt)
+        failure = classify(Evidence(nodes_lost=(first,), first_node=first), attempt)
         contract = Contract.of(self.job["spec"], len(self.place.names))
-        limits = Limits(
-            max_retries=contract.max_retries,
-            requeues=requeues_by_faults(self.folder),
-            max_requeues=contract.max_requeues,
-        )
-        decision = plan(failure, failures(self.folder), limits)
+        head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
+        decision = head.decision_on(failure)
         self.end()
         # Of several that are left, one acts.
         if not self.folder.ended() and self.folder.claim_decision(attempt):
-            head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
             head.record(decision, failure, {first: why})
             self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
         return decision.exit_code

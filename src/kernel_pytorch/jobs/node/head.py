@@ -216,6 +216,10 @@ class Head:
         failure = classify(evidence, self.attempt)
         if failure.step is None and failure.kind not in ("user", "done"):
             failure = replace(failure, step=self._step())
+        return self._carry_out(self._possible(self.decision_on(failure), failure), failure)
+
+    def decision_on(self, failure: Failure) -> Decision:
+        """What to do about a failure, by the contract."""
         limits = Limits(
             max_retries=self.contract.max_retries,
             restarts_used=self._restarts,
@@ -225,8 +229,7 @@ class Head:
             nodes_left=len(self.present) - len(self._lost),
             is_first_node=self.names[0] in failure.nodes,
         )
-        decision = self._possible(plan(failure, self.history, limits), failure)
-        return self._carry_out(decision, failure)
+        return plan(failure, self.history, limits)
 
     def _possible(self, decision: Decision, failure: Failure) -> Decision:
         """Where torchrun itself has ended, nothing can go on in place: the same is done by requeueing."""
