@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import pytest
@@ -175,18 +175,22 @@ class SlurmCluster:
 
     def processes(self, node: str) -> set[int]:
         """Return the pids of a node's slurmd and of all that it started."""
-        return _descendants(self._slurmds[node])
+        return set(_descendants(self._slurmds[node]))
 
     def kill_node(self, node: str) -> None:
         """Kill a node's slurmd and all that it started at once, as a loss of power does."""
         if self.namespaces:
             self._set_link(node, "down")
-        victims: set[int] = set()
-        while found := self.processes(node) - victims:
+        stopped: set[int] = set()
+        while found := self.processes(node) - stopped:
             _signal(found, signal.SIGSTOP)  # before any is killed: none can report the end of another
-            victims |= found
-        _signal(victims, signal.SIGKILL)
-        self._until(lambda: not self.processes(node), 30, lambda: f"{self.processes(node)} do not end")
+            stopped |= found
+        # Children first: the kernel sends SIGCONT to stopped processes that a parent's end orphans, and
+        # srun's child would have the job's other nodes killed.
+        _signal(reversed(_descendants(self._slurmds[node])), signal.SIGKILL)
+        self._until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped), 30, lambda: f"{node} lives"
+        )
 
     def restart_node(self, node: str) -> None:
         """Start the slurmd of a killed node; the node is idle soon after."""
@@ -383,7 +387,8 @@ def _path() -> str:
     return os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def _descendants(ancestor: int) -> set[int]:
+def _descendants(ancestor: int) -> list[int]:
+    """Every process below one, after its parent."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -393,16 +398,13 @@ def _descendants(ancestor: int) -> set[int]:
                 continue
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(entry.name))
-    found: set[int] = set()
-    waiting = [ancestor]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found.update(below)
-        waiting += below
-    return found
+    found = [ancestor]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[1:]
 
 
-def _signal(pids: set[int], number: signal.Signals) -> None:
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
