@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ from tests.cluster.slurm.cluster import SlurmCluster
 from ..measure import progress
 from ..report import document, hardware_name, slug
 from ..verify import REPOSITORY, failure_of
-from .faults import FAULTS, can_fill_disk
+from .by_hand import BY_HAND, run_by_hand
+from .faults import FAULTS, small_disk
 from .figures import measured
 from .tables import tables
 from .training import Reference, write_text
@@ -52,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     if not chosen.render:
         os.environ["OMP_NUM_THREADS"] = "1"
-        with _cluster(chosen.target) as cluster, tempfile.TemporaryDirectory(prefix="recovery-") as folder:
-            for trial in _trials(chosen, Path(folder), cluster):
+        where = {"machine": hardware_name(device), "commit": _commit()}
+        with (
+            tempfile.TemporaryDirectory(prefix="recovery-") as folder,
+            small_disk(Path(folder) / "disk") as disk,  # before the cluster: its nodes see no later mount
+            _cluster(chosen.target) as cluster,
+        ):
+            for trial in _trials(chosen, Path(folder), cluster, disk):
+                trial |= where
                 with chosen.trials_file.open("a") as file:
                     print(json.dumps(trial), file=file)
                 progress(json.dumps({name: value for name, value in trial.items() if name != "events"}))
@@ -69,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _trials(
-    chosen: argparse.Namespace, scratch: Path, cluster: SlurmCluster | None
+    chosen: argparse.Namespace, scratch: Path, cluster: SlurmCluster | None, disk: Path | None
 ) -> Iterator[dict[str, Any]]:
     data = scratch / "text.txt"
     write_text(data)
@@ -77,15 +85,33 @@ def _trials(
         yield from measured(chosen.target, scratch, chosen.trials)
     names = chosen.fault or list(FAULTS)
     jobs = "job" in chosen.parts
-    wanted = [name for name in names if jobs and (name != "full-disk" or can_fill_disk(chosen.target))]
+    wanted = [name for name in names if jobs and (name != "full-disk" or disk is not None)]
     expected = Reference(scratch, data)
     for number in range(chosen.trials):
         for name in wanted:
             place = scratch / f"{number}-{name}"
             place.mkdir()
-            yield run_trial(name, chosen.target, place, data, expected, cluster, chosen.failures)
+            run = place / "run"
+            if name == "full-disk" and disk is not None:
+                run = disk / f"run-{number}"
+            yield run_trial(name, chosen.target, place, run, data, expected, cluster, chosen.failures)
             if cluster is not None:
                 cluster.reset()
+        if "by-hand" in chosen.parts:
+            for name in names:
+                if name in BY_HAND[chosen.target]:
+                    place = scratch / f"{number}-{name}-by-hand"
+                    place.mkdir()
+                    yield run_by_hand(name, chosen.target, place, data, expected, cluster)
+                    if cluster is not None:
+                        cluster.reset()
+
+
+def _commit() -> str | None:
+    """What is measured; None outside of a checkout, and where something is not committed."""
+    asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return None if done.returncode or "dirty" in done.stdout else done.stdout.strip()
 
 
 @contextmanager
@@ -108,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=("job", "figures"),
-        default=["job", "figures"],
-        help="jobs with faults, times of commands (default: both)",
+        choices=("job", "by-hand", "figures"),
+        default=["job", "by-hand", "figures"],
+        help="jobs, plain torchrun or a hand-written script, times of commands (default: all)",
     )
     parser.add_argument("--render", action="store_true", help="only write the result file anew")
     parser.add_argument(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,21 +139,15 @@ FAULTS = {
 }
 
 
-def can_fill_disk(target: str) -> bool:
-    """Whether a small file system of its own can be mounted where the ranks see it."""
-    return target == "local" and os.geteuid() == 0
-
-
-def mount(folder: Path, size: str = "6m") -> None:
-    """Mount a small file system.
-
-    Raises:
-        subprocess.CalledProcessError: that is not allowed here.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
-
-
-def unmount(folder: Path) -> None:
-    """Undo :func:`mount`."""
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+@contextmanager
+def small_disk(folder: Path, size: str = "6m") -> Iterator[Path | None]:
+    """A small file system mounted there while the context lasts; None where that is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -20,6 +20,7 @@ SUBMIT_S, STATUS_S, BEAT_S = 1.5, 0.5, 20e-6
 def tables(trials: Sequence[Trial]) -> list[Table]:
     """All that is to be told of some trials, those of both targets mixed."""
     jobs = [trial for trial in trials if trial["by"] == "job"]
+    by_hand = [trial for trial in trials if trial["by"] == "hand"]
     found = []
     for target in ("local", "slurm"):
         of_target = [trial for trial in jobs if trial["target"] == target]
@@ -27,6 +28,10 @@ def tables(trials: Sequence[Trial]) -> list[Table]:
             found.append(_recovery(target, of_target))
     if jobs:
         found.append(_asked(jobs, trials))
+    for target, what in (("local", "plain torchrun"), ("slurm", "a batch script written by hand")):
+        of_target = [trial for trial in by_hand if trial["target"] == target]
+        if of_target:
+            found.append(_by_hand(target, what, of_target))
     return found
 
 
@@ -164,6 +169,21 @@ def _row(
     met = value >= limit if least else value <= limit
     asked = f"{'>=' if least else '<='} {shown.format(limit)}"
     return [what, shown.format(value), asked, "met" if met else "missed", number]
+
+
+def _by_hand(target: str, what: str, trials: Sequence[Trial]) -> Table:
+    rows = []
+    for name in FAULTS:
+        of_fault = [trial for trial in trials if trial["fault"] == name]
+        if of_fault:
+            good = sum(trial["recovered"] for trial in of_fault)
+            rows.append([FAULTS[name].what, f"{good} / {len(of_fault)}"])
+    note = (
+        "`--max-restarts 3`, all else torchrun's defaults; ranks resume where there is a checkpoint. Not "
+        "recovered: not all steps were taken 60 s after the fault, or nothing ran any more."
+    )
+    title = f"The same faults, {what}"
+    return Table(title=title, columns=("fault", "recovered / trials"), rows=rows, note=note)
 
 
 def _span(values: Sequence[float]) -> str:

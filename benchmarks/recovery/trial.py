@@ -23,7 +23,7 @@ from kernel_pytorch.jobs.read import spec_of
 from kernel_pytorch.jobs.recovery.timing import hang_limit
 from kernel_pytorch.jobs.target import target_named
 
-from .faults import FAULTS, HANG_S, Case, Fault, mount, unmount
+from .faults import FAULTS, HANG_S, Case, Fault
 from .training import (
     EVERY,
     LIMIT_S,
@@ -48,6 +48,7 @@ def run_trial(
     name: str,
     target: str,
     scratch: Path,
+    run: Path,
     data: Path,
     expected: Reference,
     cluster: SlurmCluster | None,
@@ -58,7 +59,8 @@ def run_trial(
     Args:
         name: of the fault.
         target: local or slurm.
-        scratch: an empty folder, also for the job.
+        scratch: an empty folder for the job.
+        run: folder of the run, which does not exist; removed in the end.
         data: the text.
         expected: the uninterrupted runs.
         cluster: of Slurm.
@@ -70,11 +72,6 @@ def run_trial(
     found["load"] = os.getloadavg()[0]
     if fault.at_time_limit:
         found["limit_s"] = LIMIT_S[target]
-    place = scratch / "place"
-    if name == "full-disk":
-        mount(place)
-    else:
-        place.mkdir()
     steps = LONG_STEPS if fault.at_time_limit else STEPS
     jobs = Jobs(scratch / "jobs")
     job: Running | None = None
@@ -82,16 +79,16 @@ def run_trial(
         with _exported(fault.environment):
             spec = {
                 "name": name,
-                "command": command(place / "run", data, steps),
+                "command": command(run, data, steps),
                 "nodes": fault.nodes,
                 "ranks_per_node": RANKS_PER_NODE,
                 **({"max_runtime_hours": LIMIT_S[target] / 3600} if fault.at_time_limit else {}),
             }
             (submitted,) = jobs.submit(spec_of(spec), target_named(target))
             job = Running(jobs, submitted.job_id)
-            found |= _observe(job, fault, place / "run", cluster, random.Random(seed))
+            found |= _observe(job, fault, run, cluster, random.Random(seed))
         end = job.end()
-        rows = losses(place / "run")
+        rows = losses(run)
         steps = len(rows) if fault.at_time_limit else steps
         found["difference"] = differences(rows, expected(steps), steps)
         found["end"] = end["state"]
@@ -104,12 +101,11 @@ def run_trial(
     finally:
         if job is not None:
             if not found.get("recovered"):
-                _keep(job, place / "run", failures)
+                _keep(job, run, failures)
             if job.folder.ended() is None:
                 jobs.cancel(job.id)
             kill(*job.processes())
-        if name == "full-disk":
-            unmount(place)
+        shutil.rmtree(run, ignore_errors=True)
     return found
 
 

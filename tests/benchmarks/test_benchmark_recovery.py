@@ -72,6 +72,12 @@ def test_what_was_asked_for_is_met_or_missed():
     assert verdicts["`kernel-pytorch submit`, slurm, median"] == "met"
 
 
+def test_what_was_done_by_hand_has_a_table_of_its_own():
+    hand = {"by": "hand", "target": "slurm", "fault": "hang", "recovered": False}
+    (table,) = tables([hand, {**hand, "recovered": True}])
+    assert table.rows == [["SIGSTOP a rank", "1 / 2"]]
+
+
 def test_rows_are_compared_only_if_they_are_those_of_all_steps():
     expected = [3.0, 2.0, 1.0]
     assert differences([(1, 3.0), (2, 2.0)], expected, 2) == 0
