@@ -137,7 +137,7 @@ class Supervisor:
     def _all_lost(self) -> None:
         """No node program is left to decide, so that the supervisor does, as they would have."""
         attempt = max(self.folder.attempt_numbers(), default=0)
-        contract = Contract.of(self.job["spec"], len(self.names))
+        contract = Contract.of(self.job, len(self.names))
         kind, text = "first_node_lost", "all node programs were killed"
         if self._overtime:
             kind, text = "timeout", f"it went on for {OVERTIME_S:g} s after its time limit"

@@ -27,11 +27,12 @@ from .devices import devices_for_ranks
 from .head import Contract, Head
 from .history import last_save_s, observed_mtbf_h
 from .member import Member
-from .place import Place, here
+from .place import Place, here, positive_seconds
 from .rendezvous import Circle, MeetingError, meet
 
 _TICK_S = 0.2
 _MEET_S = 120.0
+"""How long nodes wait for each other; ``$KERNEL_PYTORCH_MEET_S`` in its place."""
 _GOODBYE_S = 10.0
 
 
@@ -123,11 +124,17 @@ class _First(_Node):
     def run(self) -> int:
         attempt = self.folder.claim_attempt({"nodes": list(self.place.names), "native": self.place.native_id})
         self.folder.clear_stop()
-        contract = Contract.of(self.job["spec"], len(self.place.names))
+        contract = Contract.of(self.job, len(self.place.names))
         if len(self.place.names) < contract.min_nodes:
             return self._run_on_all_nodes(attempt, contract)
         try:
-            circle = meet(self.job["token"], self.place, least=contract.min_nodes, wait_s=_MEET_S)
+            circle = meet(
+                self.job["token"],
+                self.place,
+                least=contract.min_nodes,
+                wait_s=_meet_s(),
+                stop=self._why_not_begin,
+            )
         except MeetingError as error:
             return self._nobody_came(error, attempt, contract)
         head = Head(
@@ -203,7 +210,9 @@ class _First(_Node):
         """What asked the job to stop while the nodes met."""
         if self.signals.received is not None:
             return self.signals.received
-        return "cancelled" if self.folder.ended() else None
+        if self.folder.ended():
+            return "cancelled"
+        return "stop file" if self.folder.stop_requested() else None
 
     def _leave(self, order: Mapping[str, Any], circle: Circle) -> int:
         """Carry out an order ``end``."""
@@ -248,11 +257,14 @@ class _First(_Node):
 
 class _Other(_Node):
     def run(self) -> int:
-        circle = meet(self.job["token"], self.place, least=1, wait_s=_MEET_S)
+        circle = meet(self.job["token"], self.place, least=1, wait_s=_meet_s())
         try:
             return self._follow(circle)
         except (KernelPytorchError, OSError) as error:
             circle.send(0, {"kind": "gave_up", "why": f"its node program failed: {error}"})
+            raise
+        except Exception as error:
+            circle.send(0, {"kind": "broke", "why": f"{type(error).__name__}: {error}"})
             raise
         finally:
             self.end()
@@ -282,7 +294,7 @@ class _Other(_Node):
         attempt = self.folder.attempt_numbers()[-1]
         first = self.place.names[0]
         failure = classify(Evidence(nodes_lost=(first,), first_node=first), attempt)
-        contract = Contract.of(self.job["spec"], len(self.place.names))
+        contract = Contract.of(self.job, len(self.place.names))
         head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
         decision = head.decision_on(failure)
         self.end()
@@ -291,6 +303,10 @@ class _Other(_Node):
             head.record(decision, failure, {first: why})
             self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
         return decision.exit_code
+
+
+def _meet_s() -> float:
+    return positive_seconds("KERNEL_PYTORCH_MEET_S") or _MEET_S
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -34,13 +34,16 @@ class Reception:
         self._strangers: dict[Link, tuple[Hello, str] | None] = {}  # None: has not said anything
         self._nodes: dict[int, tuple[Link, str]] = {}  # with the address at which it called
 
-    def gather(self, least: int, wait_s: float) -> Circle:
+    def gather(self, least: int, wait_s: float, stop: Callable[[], object]) -> Circle:
         """Wait for the others; see :func:`.rendezvous.meet`."""
         until = monotonic() + wait_s
+        stopped = False
         try:
             while len(self._nodes) < len(self._place.names) - 1 and (left_s := until - monotonic()) > 0:
+                if stopped := bool(stop()):
+                    break
                 self._receive(min(_ROUND_S, left_s))
-            if len(self._nodes) + 1 < least:
+            if len(self._nodes) + 1 < least and not stopped:
                 raise self._give_up(least, wait_s)
         except BaseException:
             for link, _ in self._nodes.values():

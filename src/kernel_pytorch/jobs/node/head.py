@@ -41,15 +41,19 @@ class Contract:
     min_nodes: int
     max_retries: int
     max_requeues: int
+    other_nodes: bool = True
+    """Whether the cluster may have others than those that a job has lost."""
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any], nodes: int) -> Contract:
-        """Of the specification in ``job.json``, for ``nodes`` nodes."""
+    def of(cls, job: Mapping[str, Any], nodes: int) -> Contract:
+        """Of the content of ``job.json``, for ``nodes`` nodes."""
+        spec = job["spec"]
         never = spec["restart_policy"] == "Never"
         return cls(
             min_nodes=nodes if never else spec["nodes"][0],
             max_retries=0 if never else spec["max_retries"],
             max_requeues=0 if never else Limits.max_requeues,
+            other_nodes=job["target"] != "local",
         )
 
 
@@ -82,6 +86,8 @@ class Head:
         self._began, self._saved_before_s = time.time(), last_save_s(folder)
         self.asked: str | None = None
         """Why the ranks are to stop; None: they are not."""
+        self._broken: str | None = None
+        """A fault of a node program, which no other node would mend; None: there was none."""
         self._told = False
         self._restarts = 0
         self._seen: dict[int, Mapping[str, Any]] = {}
@@ -122,6 +128,8 @@ class Head:
             self._stalled.add(index)
         elif kind == "gave_up":
             self.lose(index, report["why"], now)
+        elif kind == "broke":
+            self._broken = f"the node program of {self.names[index]} failed: {report['why']}"
         if kind == "stacks":
             self._stacks_of.add(index)
             if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
@@ -144,6 +152,10 @@ class Head:
         Args:
             wall: seconds since 1970.
         """
+        if self._broken is not None:
+            decision = Decision(action="fail", exit_code=FAILED, reason=self._broken)
+            self.end("failed", self._broken, self._step())
+            return [_end(decision)]
         found = [*self._stop_if_asked(now, wall)]
         if self._hang and self._decide_at is None:
             self._decide_by(now + STACKS_S)
@@ -228,6 +240,7 @@ class Head:
             min_nodes=self.contract.min_nodes,
             nodes_left=len(self.present) - len(self._lost),
             is_first_node=self.names[0] in failure.nodes,
+            other_nodes=self.contract.other_nodes,
         )
         return plan(failure, self.history, limits)
 

@@ -82,7 +82,7 @@ class Member:
         """Processes of ranks that end, sooner or later, by the loss of another node."""
         self._late: frozenset[int] = frozenset()
         self._pids: dict[int, int] = {}
-        self._restarts_allowed = 0
+        self._restarts_allowed, self._failed_here = 0, False
         self._closing: frozenset[int] = frozenset()
         self._restart_awaited, self._stalls_at = False, 0.0
         self._stopping = False
@@ -104,6 +104,7 @@ class Member:
             self._restarting, self._late = True, frozenset()
         if exits := [each for each in exits if each.pid not in self._excused]:
             self._exits += exits
+            self._failed_here = True
             self._ask_for_health()
             found.append({"kind": "failed", **self._evidence()})
         elif self.agent.closing - self._closing:
@@ -183,12 +184,18 @@ class Member:
             for pid in ranks.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        self._failed_here = True
         self.allow_restart()
 
     def allow_restart(self) -> None:
-        """Let the ranks begin that torchrun has started again, and that wait for this."""
-        self._restarts_allowed += 1
-        allow_restart(self.beats, self._restarts_allowed)
+        """Let the ranks begin that torchrun has started again, and that wait for this.
+
+        torchrun counts a restart where ranks failed, not on nodes that only start theirs again with them.
+        """
+        self._restarts_allowed = max(self._restarts_allowed + self._failed_here, self.watch.restart())
+        self._failed_here = False
+        if self._restarts_allowed:
+            allow_restart(self.beats, self._restarts_allowed)
         self._restart_awaited, self._stalls_at = True, time.monotonic() + STALL_S
 
     def _ranks(self) -> Mapping[int, int]:

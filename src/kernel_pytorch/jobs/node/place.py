@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,21 @@ def here() -> Place:
     if "SLURM_JOB_ID" in environment:
         return _slurm(environment)
     raise PlaceError("this program was not started as a node of a job", "use `kernel-pytorch submit`")
+
+
+def positive_seconds(variable: str) -> float | None:
+    """The value of an environment variable; None: it is not set.
+
+    Raises:
+        PlaceError: it is not a positive number.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    with suppress(ValueError):
+        if 0 < (seconds := float(value)) < math.inf:
+            return seconds
+    raise PlaceError(f"{variable} must be a positive number of seconds, got {value!r}")
 
 
 def _local(environment: Mapping[str, str]) -> Place:

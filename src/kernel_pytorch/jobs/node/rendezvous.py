@@ -6,6 +6,8 @@ the job's token. Standard library only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .circle import Circle as Circle
 from .circle import MeetingError as MeetingError
 from .first import Reception
@@ -14,7 +16,9 @@ from .proof import ports as ports
 from .search import Search
 
 
-def meet(token: str, place: Place, *, least: int, wait_s: float) -> Circle:
+def meet(
+    token: str, place: Place, *, least: int, wait_s: float, stop: Callable[[], object] = lambda: False
+) -> Circle:
     """Wait for the other nodes.
 
     Args:
@@ -22,6 +26,7 @@ def meet(token: str, place: Place, *, least: int, wait_s: float) -> Circle:
         place: this node's.
         least: nodes with which to begin, this one counted, when ``wait_s`` has passed.
         wait_s: seconds to wait for all nodes.
+        stop: asked several times a second on the first node; if true, it waits for no more nodes.
 
     Raises:
         MeetingError: fewer came, or the first node was not found; says who is missing or what was tried.
@@ -29,5 +34,5 @@ def meet(token: str, place: Place, *, least: int, wait_s: float) -> Circle:
     if len(place.names) == 1:
         return Circle(place)
     if place.index == 0:
-        return Reception(token, place).gather(least, wait_s)
+        return Reception(token, place).gather(least, wait_s, stop)
     return Search(token, place).find(wait_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import statistics
@@ -20,6 +19,7 @@ from ..recovery.evidence import Beat as BeatEvidence
 from ..recovery.evidence import Evidence, RankError
 from ..recovery.timing import hang_limit
 from .agent import Agent, RankExit
+from .place import positive_seconds
 from .processes import DEAD, oom_kills, state
 from .starts import Start, Starts
 
@@ -53,7 +53,7 @@ class Watch:
         min_hang_s: the shortest limit for a hang; None: ``$KERNEL_PYTORCH_HANG_S``, else the usual one.
 
     Raises:
-        ValueError: it is not a positive number.
+        PlaceError, ValueError: it is not a positive number.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Watch:
         min_hang_s: float | None = None,
     ) -> None:
         self.folder, self.attempt, self.name = folder, attempt, name
-        self._min_hang_s = _shortest_limit() if min_hang_s is None else min_hang_s
+        self._min_hang_s = positive_seconds("KERNEL_PYTORCH_HANG_S") if min_hang_s is None else min_hang_s
         hang_limit("training", min_s=self._min_hang_s)
         self._beats, self._starts = Beats(beats), Starts(beats)
         self._steps: deque[float] = deque(maxlen=_STEPS_KEPT)
@@ -95,6 +95,11 @@ class Watch:
             late=tuple(sorted(late)),
             pids={start.rank: start.beating_pid for start in newest},
         )
+
+    def restart(self) -> int:
+        """The most restarts of torchrun, on this node, of which a rank has been heard."""
+        self._read()
+        return max((start.restart for start in self._starts.newest()), default=0)
 
     def all_left(self, but: Collection[int]) -> bool:
         """Whether all ranks have ended by themselves, that is none as one of the processes ``but``."""
@@ -218,13 +223,3 @@ def _error(record: Mapping[str, Any]) -> RankError | None:
         traceback=record.get("traceback"),
         step=record.get("step"),
     )
-
-
-def _shortest_limit() -> float | None:
-    value = os.environ.get("KERNEL_PYTORCH_HANG_S")
-    if not value:
-        return None
-    with suppress(ValueError):
-        if 0 < (seconds := float(value)) < math.inf:
-            return seconds
-    raise ValueError(f"KERNEL_PYTORCH_HANG_S must be a positive number of seconds, got {value!r}")

@@ -29,6 +29,8 @@ class Limits:
     """Nodes that can go on."""
     is_first_node: bool = False
     """Whether the node that decides, whose ranks failed, is the first one: the others need its store."""
+    other_nodes: bool = True
+    """Whether there may be others than those that are lost. On one machine there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +114,12 @@ def _in_place(failure: Failure, history: Sequence[Failure], limits: Limits) -> D
 def _requeue(failure: Failure, limits: Limits) -> Decision:
     if limits.requeues >= limits.max_requeues:
         return _fail(f"{failure.text}; all {limits.max_requeues} requeues are used")
-    without = f" without {', '.join(failure.nodes)}" if failure.nodes else ""
+    exclude = failure.nodes if limits.other_nodes else ()
+    without = f" without {', '.join(exclude)}" if exclude else ""
     return Decision(
         action="requeue",
         exit_code=REQUEUE,
-        exclude=failure.nodes,
+        exclude=exclude,
         reason=f"{failure.text}; requeue {limits.requeues + 1} of {limits.max_requeues}{without}",
     )
 

@@ -216,6 +216,15 @@ def test_a_node_that_gives_up_says_why(folder):
     assert folder.events()[0]["lost"] == {"n2": "its node program failed: no space"}
 
 
+def test_on_one_machine_there_is_no_other_node(folder):
+    spec = {"restart_policy": "OnFailure", "max_retries": 3, "nodes": [2, 2]}
+    head = begun(folder, Contract.of({"spec": spec, "target": "local"}, 2))
+    head.lose(1, "the connection ended", 1.0)
+    (order,) = head.orders(1.0 + SETTLE_S, 0.0)
+    assert (order["code"], order["exclude"]) == (75, [])
+    assert order["why"] == "node n2 is lost; requeue 1 of 20"
+
+
 def test_without_a_node_the_others_go_on_where_they_are_enough(folder):
     head = begun(folder, ANY_SIZE)
     head.lose(1, "it was silent for 5 s", 1.0)
@@ -300,7 +309,7 @@ def test_a_stop_file_asks_and_a_cancelled_job_is_not_requeued(folder):
 
 def test_never_means_that_faults_end_the_job(folder):
     spec = {"restart_policy": "Never", "max_retries": 3, "nodes": [1, 2]}
-    head = begun(folder, Contract.of(spec, 2))
+    head = begun(folder, Contract.of({"spec": spec, "target": "slurm"}, 2))
     head.take(1, crash(), 1.0)
     assert head.orders(9.0, 0.0)[0]["code"] == 1
 

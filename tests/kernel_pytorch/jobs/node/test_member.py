@@ -106,6 +106,28 @@ def test_ranks_that_start_after_a_request_to_stop_are_asked_too(member):
         assert rank.wait(60) == -signal.SIGTERM  # it never called the interface
 
 
+def allowed(member: Member) -> list[str]:
+    return sorted(path.name for path in Path(member.beats).glob("restart-*"))
+
+
+def test_restarts_are_allowed_as_torchrun_counts_them(member):
+    """Where no rank has failed, it starts them again with those of the failed node, and counts nothing."""
+    with begin(member) as rank:
+        kinds(member)
+        member.allow_restart()
+        assert allowed(member) == []
+        member.agent.exits = [RankExit(0, rank.pid, 1)]
+        assert "failed" in kinds(member)
+        member.allow_restart()
+        assert allowed(member) == ["restart-1-allowed"]
+    with begin(member, 3):  # more than was heard of
+        kinds(member)
+        member.allow_restart()
+        assert allowed(member) == ["restart-1-allowed", "restart-3-allowed"]
+        member.restart()
+        assert allowed(member)[-1] == "restart-4-allowed"
+
+
 def test_torchrun_ends_ranks_before_it_says_which_failed(member):
     with begin(member) as rank:
         kinds(member)

@@ -232,6 +232,19 @@ def test_least_of_one(key):
     assert (circle.present, circle.address) == ((0,), None)
 
 
+def test_a_first_node_that_is_asked_to_stop_waits_for_nobody_else(key):
+    """It still knows those who came, and can tell them."""
+    until = time.monotonic() + 0.5
+    with ThreadPoolExecutor(2) as threads:
+        second = threads.submit(meet, TOKEN, place(key, 1, 3), least=1, wait_s=PATIENCE_S)
+        first = meet(
+            TOKEN, place(key, 0, 3), least=3, wait_s=PATIENCE_S, stop=lambda: time.monotonic() > until
+        )
+        circles = [first, second.result()]
+        assert [circle.present for circle in circles] == [(0, 1)] * 2
+        list(threads.map(Circle.close, circles))
+
+
 def answer(caller: socket.socket, what: str) -> None:
     """Be another program at a port that a node calls."""
     caller.settimeout(PATIENCE_S)

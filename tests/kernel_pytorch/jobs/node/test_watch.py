@@ -15,6 +15,7 @@ from job_ranks import is_gone, until
 from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.node import watch as watch_module
 from kernel_pytorch.jobs.node.agent import RankExit
+from kernel_pytorch.jobs.node.place import PlaceError
 from kernel_pytorch.jobs.node.processes import oom_kills
 from kernel_pytorch.jobs.node.watch import Seen, Watch
 from kernel_pytorch.jobs.rank.beats import BeatWriter
@@ -206,7 +207,7 @@ def test_the_shortest_limit(ranks: Ranks, clock: Clock, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("value", ["2m", "0", "-1", "nan", "inf"])
 def test_a_shortest_limit_that_is_none(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, value: str):
     monkeypatch.setenv("KERNEL_PYTORCH_HANG_S", value)
-    with pytest.raises(ValueError, match=r"^KERNEL_PYTORCH_HANG_S must be a positive number of seconds, got"):
+    with pytest.raises(PlaceError, match=r"^KERNEL_PYTORCH_HANG_S must be a positive number of seconds, got"):
         Watch(ranks.folder, 1, ranks.beats, "n2")
 
 
