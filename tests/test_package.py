@@ -115,6 +115,7 @@ FOLDERS = (
     "machine",
     "watch",
     "power",
+    "links",
     "placement",
     "jobs",
     "distributed_scale",

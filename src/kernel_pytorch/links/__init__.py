@@ -1,0 +1,1 @@
+"""The links between the ranks of a process group: measured, then chosen."""
