@@ -11,7 +11,11 @@ import dilated_attention_pytorch
 
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
-TORCH_ALONE = ("kernel_pytorch.machine.measure", "kernel_pytorch.machine.torch_devices")
+TORCH_ALONE = (
+    "kernel_pytorch.links.measure",
+    "kernel_pytorch.machine.measure",
+    "kernel_pytorch.machine.torch_devices",
+)
 SHIMS = ("hardware_adaptation", "orchestration")
 HEAVY = (
     "torch",
