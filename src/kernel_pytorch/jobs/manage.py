@@ -32,6 +32,8 @@ from .target import ClusterUnavailableError, Target, target_named
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
+_PATIENCE_S = 5.0
+"""For a cluster's answer to a question that the folder answers too."""
 _LEAVES_S = 60.0
 _LOCK_S = 10.0
 
@@ -244,7 +246,7 @@ class Jobs:
         words: dict[str, ClusterWord] = {}
         for name, own in by_target.items():
             with suppress(ClusterUnavailableError):
-                words |= target_named(name).words(own)
+                words |= target_named(name).words(own, _PATIENCE_S)
         return words
 
     def _status(self, folder: JobFolder, word: ClusterWord | None) -> JobStatus:

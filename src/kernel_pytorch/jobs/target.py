@@ -61,8 +61,16 @@ class Target(Protocol):
             inherit_env: whether the ranks get this process's environment.
         """
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
-        """What the cluster says of jobs, by our id."""
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
+        """What the cluster says of jobs, by our id.
+
+        Args:
+            folders: the jobs'.
+            patience_s: how long each question may take, in seconds.
+
+        Raises:
+            ClusterUnavailableError: it does not answer.
+        """
 
     def cancel(self, folder: JobFolder) -> None:
         """End all processes of a job; returns when none is left.

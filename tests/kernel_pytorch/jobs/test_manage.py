@@ -56,7 +56,7 @@ class MadeUpCluster:
         self._asked("submit")
         return [f"{100 + number}" for number, _ in enumerate(folders)]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
         self._asked("words")
         return {folder.id: self.word for folder in folders}
 
@@ -277,7 +277,7 @@ def test_a_job_that_ended_between_the_two_questions_has_ended(jobs, cluster):
     id = submit(jobs, cluster)
     folder = JobFolder(jobs.root / id)
     words = cluster.words
-    cluster.words = lambda folders: (words(folders), folder.end("completed", "all ranks returned 0"))[0]
+    cluster.words = lambda *asked: (words(*asked), folder.end("completed", "all ranks returned 0"))[0]
     assert jobs.status(id).state is JobState.COMPLETED
 
 

@@ -91,7 +91,7 @@ class LocalTarget:
         """
         return [_start(folder, inherit_env=inherit_env) for folder in folders]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
         """See :class:`.Target`."""
         return {folder.id: _word(folder) for folder in folders}
 
@@ -109,7 +109,7 @@ class LocalTarget:
         if (host := _host(folder)) != socket.gethostname():
             raise KernelPytorchError(f"{folder.id} runs on {host}", "requeue it there")
         if supervisor_of(folder.path) is not None:
-            folder.request_stop()
+            folder.request_stop("kernel-pytorch requeue")
             return str((folder.native() or {}).get("native_id"))
         return _start(folder, inherit_env=folder.job().get("inherit_env", True))
 

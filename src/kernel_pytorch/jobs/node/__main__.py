@@ -212,7 +212,7 @@ class _First(_Node):
             return self.signals.received
         if self.folder.ended():
             return "cancelled"
-        return "stop file" if self.folder.stop_requested() else None
+        return self.folder.stop_reason()
 
     def _leave(self, order: Mapping[str, Any], circle: Circle) -> int:
         """Carry out an order ``end``."""

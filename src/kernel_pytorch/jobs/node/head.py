@@ -204,8 +204,7 @@ class Head:
             with suppress(JobFolderError):
                 if self.folder.ended():
                     return "cancelled"
-                if self.folder.stop_requested():
-                    return "stop file"
+                return self.folder.stop_reason()
         return None
 
     def _most(self, name: str) -> float | None:

@@ -43,7 +43,7 @@ class SlurmTarget:
         script = _script(spec, Path("/job"), plan, python="python", inherit_env=True)
         where = chosen(options, partitions(nodes()))
         refuse_misfit(spec, where)
-        notes = settings_notes(spec, commands.config(), where)
+        notes = settings_notes(spec, commands.config(), where, plan["checkpoint_every_s"])
         try:
             commands.run("sbatch", "--test-only", stdin=script, environment=_environment(options))
         except commands.SlurmError as error:
@@ -90,10 +90,12 @@ class SlurmTarget:
         indices = self.indices(spec)
         return [native_id] if indices is None else [f"{native_id}_{index}" for index in indices]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(
+        self, folders: Sequence[JobFolder], patience_s: float = commands.PATIENCE_S
+    ) -> Mapping[str, ClusterWord]:
         """See :class:`.Target`."""
         ids = {folder.id: id for folder in folders if (id := _native_id(folder)) is not None}
-        found = words(list(ids.values()))
+        found = words(list(ids.values()), patience_s)
         return {job: found[id] for job, id in ids.items()}
 
     def cancel(self, folder: JobFolder) -> None:
@@ -127,7 +129,7 @@ class SlurmTarget:
         running = word is not None and word.state is JobState.RUNNING and folder.attempt_numbers()
         folder.event("requeue", "requeued on request", exclude=list(exclude), because="asked")
         if native_id is not None and running and not exclude:
-            folder.request_stop()  # leaves ranks more time to save than scontrol does
+            folder.request_stop("kernel-pytorch requeue")  # ranks get more time to save than by scontrol
             return native_id
         if native_id is not None and requeue_other(native_id, exclude):
             return native_id

@@ -298,8 +298,9 @@ def test_a_short_attempt_is_not_stopped_before_it_begins(folder):
 
 def test_a_stop_file_asks_and_a_cancelled_job_is_not_requeued(folder):
     head = begun(folder)
-    folder.request_stop()
+    folder.request_stop("Slurm sent USR1")
     assert [order["kind"] for order in head.orders(1.0, 0.0)] == ["stop"]
+    assert folder.events()[-1]["text"] == "asked to stop: Slurm sent USR1"
     folder.end("cancelled", "by the user")
     head.take(0, ended(0, left={0: 5}), 2.0)
     head.take(1, ended(0, left={1: 5}), 2.0)
