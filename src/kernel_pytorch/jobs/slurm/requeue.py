@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from ..target import ClusterUnavailableError
 from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
 
-ASKS_FOR_S = 60.0
-"""How long a slurmctld that does not answer is asked again."""
+ASKS_FOR_S = 300.0
+"""How long a slurmctld that does not answer is asked again: a backup takes over after SlurmctldTimeout, by
+default 120 s."""
 _PAUSE_S = 0.5
 LEFT_AFTER_S = 1.0
 """How long this process waits for a change that may not be made while it lives."""
@@ -107,7 +108,8 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
     """
     job = _known(job_id)
     before = hostnames(job.get("ExcNodeList", ""))
-    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _asked_nodes(job_id)
+    script = _script(job_id)
+    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _option(script, "--nodes")
     changes, shrunk = [], False
     at_start = int(os.environ.get("SLURM_JOB_NUM_NODES") or 0) if inside else 0
     if asked is not None and fewest < max(at_start, int(asked.partition("-")[0])):
@@ -115,7 +117,7 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
         fewest, shrunk = int(asked.partition("-")[0]), True
     names = before
     if not set(exclude) <= set(before):
-        names = _avoidable(job, before, exclude, fewest)
+        names = _avoidable(job, before, exclude, fewest, _users(script, before))
         changes += [f"ExcNodeList={','.join(names)}"] if names != before else []
     if changes:
         try:
@@ -130,25 +132,40 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
 
 
 def _avoidable(
-    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int
+    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int, users: Sequence[str]
 ) -> list[str]:
-    """The nodes to avoid such that enough are left: all, or the new ones, or those of before."""
-    every = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N").split()
+    """Nodes to avoid such that enough are left: all, or all but those of earlier requeues, or as before."""
+    ask = ["sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N"]
+    every = run(*ask).split()
     required = set(hostnames(job.get("ReqNodeList", "")))
-    for wanted in ([*before, *exclude], [*exclude]):
+    for wanted in ([*before, *exclude], [*users, *exclude]):
         names = list(dict.fromkeys(name for name in wanted if name not in required))
         if names and len(set(every) - set(names)) >= fewest:
             return names
     return list(before)
 
 
-def _asked_nodes(job_id: str) -> str | None:
-    """The ``--nodes`` of the job's script: a job that lost nodes would start again with what it had left."""
+def _users(script: str | None, before: Sequence[str]) -> list[str]:
+    """The nodes that the user excluded, and not an earlier requeue; all, where that is not known."""
+    if script is None:
+        return list(before)
+    excluded = _option(script, "--exclude?")  # sbatch takes --exclud too
+    if excluded is None:
+        return []
+    return list(before) if "/" in excluded else hostnames(excluded)  # a file's name
+
+
+def _script(job_id: str) -> str | None:
+    """The job's script, which has what the user asked for, also where the job has lost nodes since."""
     try:
-        script = run("scontrol", "write", "batch_script", job_id, "-")
+        return run("scontrol", "write", "batch_script", job_id, "-")
     except SlurmError:
         return None
-    found = re.search(r"^#SBATCH --nodes=([0-9-]+)$", script, re.MULTILINE)
+
+
+def _option(script: str | None, pattern: str) -> str | None:
+    """The value of an option in the header of a script."""
+    found = re.search(rf'^#SBATCH {pattern}[= ] *"?([^"\n]*)"?$', script or "", re.MULTILINE)
     return None if found is None else found[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.manage import Jobs, plan_of
 from kernel_pytorch.jobs.read import spec_of
 from kernel_pytorch.jobs.slurm import commands
-from kernel_pytorch.jobs.slurm.requeue import requeue
+from kernel_pytorch.jobs.slurm.nodes import nodes, partitions, seconds_of
+from kernel_pytorch.jobs.slurm.requeue import ASKS_FOR_S, requeue, requeue_other
 from kernel_pytorch.jobs.slurm.script import script_of
 from kernel_pytorch.jobs.slurm.target import SlurmTarget
 
@@ -101,7 +103,7 @@ def test_signals_to_the_script(submit: Submit):
     for name in ("USR1", "TERM", "USR1"):
         (folder.path / "stop").unlink(missing_ok=True)
         commands.run("scancel", "--batch", f"--signal={name}", native_id(folder))
-        until(folder.stop_requested, "stop")
+        until(lambda told=f"Slurm sent {name}": folder.stop_reason() == told, name)
     assert word(folder).state is JobState.RUNNING
     assert lines(folder, "signals") == []
     (folder.path / "code").write_text("0")
@@ -131,6 +133,28 @@ def test_requeue_where_slurm_is_not_to_and_too_few_nodes_would_be_left(submit: S
     (folder.path / "again").write_text("n1 n2")
     assert {program["restarts"] for program in started(folder, 8)[4:]} == {"1"}
     assert lines(folder, "requeued") == [""] * 4
+
+
+def test_nodes_that_the_user_excluded_stay_excluded(submit: Submit):
+    """Where too few would be left, only what earlier requeues added is given up."""
+
+    def excluded(nodes: int, **options: Any) -> str:
+        fields = {"nodes": nodes, "options": {"slurm": {"sbatch": ["--hold"], **options}}}
+        job = native_id(submit(fields)[0])
+        for lost in ("n2", "n3"):
+            assert requeue_other(job, [lost])
+        return (commands.show_job(job) or {})["ExcNodeList"]
+
+    assert excluded(3, exclude="n1") == "n1"
+    assert excluded(2, exclude="n[1-1]") == "n1,n3"
+    assert excluded(2, sbatch=["--hold", "--exclud n1"]) == "n1,n3"
+    assert excluded(3) == "n3"
+
+
+def test_a_slurmctld_is_waited_for_until_its_backup_has_taken_over(on_slurm: SlurmCluster):
+    takeover_s = seconds_of(commands.config()["SlurmctldTimeout"])
+    assert takeover_s is not None
+    assert takeover_s < ASKS_FOR_S
 
 
 def test_a_cancelled_job_is_not_requeued_from_inside(submit: Submit):
@@ -334,6 +358,22 @@ def test_nodes_that_are_down_are_waited_for(on_slurm: SlurmCluster):
     assert drained.taints == ["drain: broken fan [root@" + drained.taints[0].partition("[root@")[2]]
     assert (drained.total_gpus, drained.available_gpus) == (2, 0)
     assert {partition.name for partition in info["partitions"]} == {"main", "small"}
+
+
+def test_a_hidden_partition(on_slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """sbatch takes it; root sees it in any case, so another user asks."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\nexec setpriv --reuid=65534 --clear-groups {shutil.which("scontrol")} "$@"\n'
+    )
+    scontrol.chmod(0o755)
+    on_slurm.run("scontrol", "create", "PartitionName=secret", "Nodes=n1", "Hidden=YES")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            assert [node.node_id for node in partitions(nodes())["secret"].nodes] == ["n1"]
+    finally:
+        on_slurm.run("scontrol", "delete", "PartitionName=secret")
 
 
 def test_a_refusal_of_sbatch_leaves_nothing(on_slurm: SlurmCluster, tmp_path: Path, monkeypatch):
