@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from ...errors import KernelPytorchError
-from ..folder import JobFolder
+from ..folder import JobFolder, JobFolderError
 from ..rank.parent import die_with_parent
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
@@ -34,6 +34,8 @@ _TICK_S = 0.2
 _MEET_S = 120.0
 """How long nodes wait for each other; ``$KERNEL_PYTORCH_MEET_S`` in its place."""
 _GOODBYE_S = 10.0
+_LIMIT_S = 1.0
+"""From a SIGTERM until Slurm is asked if it came by the time limit: it kills everything KillWait later."""
 
 
 class _Signals:
@@ -66,8 +68,16 @@ def main(arguments: list[str]) -> int:
             return 0
         return (_First if place.index == 0 else _Other)(folder, job, place, signals).run()
     except (KernelPytorchError, OSError) as error:
-        print(f"kernel_pytorch.jobs.node: error: {error}", file=sys.stderr)
+        print(f"kernel_pytorch.jobs.node: error: {error}{_unshared(error)}", file=sys.stderr)
         return FAILED
+
+
+def _unshared(error: BaseException) -> str:
+    """What to do, if the error is that this node does not see the job's folder."""
+    if not isinstance(error, JobFolderError) or not isinstance(error.__cause__, FileNotFoundError):
+        return ""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return f" on {node}: the job's folder must be on a file system that all nodes share"
 
 
 class _Node:
@@ -189,6 +199,7 @@ class _First(_Node):
 
     def _lead(self, head: Head, circle: Circle) -> int:
         assert self.member is not None
+        terminated_at: float | None = None
         while True:
             for index, report in circle.wait(_TICK_S):
                 head.take(index, report, time.monotonic())
@@ -196,15 +207,29 @@ class _First(_Node):
                 head.lose(index, why, time.monotonic())
             if self.signals.received is not None:
                 head.take(0, {"kind": "asked", "why": self.signals.received}, time.monotonic())
+                if self.signals.received == "SIGTERM":
+                    terminated_at = time.monotonic()
                 self.signals.received = None
             for report in self.member.reports(time.monotonic()):
                 head.take(0, report, time.monotonic())
+            if terminated_at is not None and time.monotonic() > terminated_at + _LIMIT_S:
+                terminated_at = None
+                self._requeue_if_timed_out(head)
             for order in head.orders(time.monotonic(), time.time()):
                 if order["kind"] == "end":
                     return self._leave(order, circle)
                 circle.broadcast(order)
                 for report in self.obey(order):
                     head.take(0, report, time.monotonic())
+
+    def _requeue_if_timed_out(self, head: Head) -> None:
+        """Requeue while this program lives; ranks that still save go on with it until they are killed."""
+        try:
+            if requeue.is_timed_out(self.place):
+                decision = head.end_by_limit()
+                self.requeue({"code": decision.exit_code, "exclude": []})
+        except KernelPytorchError as error:
+            print(f"not requeued at the time limit: {error}", file=sys.stderr, flush=True)
 
     def _why_not_begin(self) -> str | None:
         """What asked the job to stop while the nodes met."""

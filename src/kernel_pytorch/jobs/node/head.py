@@ -16,6 +16,7 @@ from typing import Any
 from ..folder import JobFolder, JobFolderError
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
+from ..recovery.messages import TYPES
 from ..recovery.plan import FAILED, REQUEUE, Decision, Limits, plan
 from ..recovery.timing import lead_time
 from .history import failures, last_save_s, last_saved, requeues_by_faults
@@ -228,6 +229,18 @@ class Head:
         if failure.step is None and failure.kind not in ("user", "done"):
             failure = replace(failure, step=self._step())
         return self._carry_out(self._possible(self.decision_on(failure), failure), failure)
+
+    def end_by_limit(self) -> Decision:
+        """Take note that the cluster ends the attempt at its time limit, and some ranks have not left yet.
+
+        They may still save before they are killed.
+        """
+        text = "the time limit has passed, and not all ranks have saved and left"
+        kind = "timeout"
+        failure = Failure(kind=kind, type=TYPES[kind], text=text, step=self._step(), attempt=self.attempt)
+        decision = self.decision_on(failure)
+        self.record(decision, failure, {})
+        return decision
 
     def decision_on(self, failure: Failure) -> Decision:
         """What to do about a failure, by the contract."""

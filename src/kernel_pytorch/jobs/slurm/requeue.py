@@ -57,6 +57,19 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
             time.sleep(_PAUSE_S)
 
 
+def is_timed_out(job_id: str) -> bool:
+    """Whether Slurm ends the job of this process because its time is over, and nobody has requeued it.
+
+    Args:
+        job_id: as of :func:`requeue`.
+
+    Raises:
+        ClusterUnavailableError, SlurmError: as :func:`requeue`.
+    """
+    job = _known(job_id)
+    return _has_timed_out(job) and not _is_requeued(job)
+
+
 def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
     """Requeue any job, also one that has ended.
 
@@ -82,8 +95,7 @@ def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
 def _requeue_own(job_id: str, exclude: Sequence[str]) -> tuple[str, ...]:
     job = _known(job_id)
     if not _is_requeued(job):
-        timed_out = job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
-        if job["JobState"] not in _OURS_TO_END and not timed_out:
+        if job["JobState"] not in _OURS_TO_END and not _has_timed_out(job):
             raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
         _requeue(job_id, job)
     return _change(job_id, exclude, inside=True)
@@ -167,6 +179,10 @@ def _option(script: str | None, pattern: str) -> str | None:
     """The value of an option in the header of a script."""
     found = re.search(rf'^#SBATCH {pattern}[= ] *"?([^"\n]*)"?$', script or "", re.MULTILINE)
     return None if found is None else found[1]
+
+
+def _has_timed_out(job: Mapping[str, str]) -> bool:
+    return job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
 
 
 def _is_requeued(job: Mapping[str, str]) -> bool:

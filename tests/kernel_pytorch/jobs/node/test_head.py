@@ -296,6 +296,18 @@ def test_a_short_attempt_is_not_stopped_before_it_begins(folder):
     assert head.orders(1.0, begin + 25)[0]["kind"] == "stop"
 
 
+def test_a_time_limit_that_comes_before_the_save_is_a_fault(folder):
+    """As often as the job may be requeued."""
+    head = begun(folder)
+    head.take(0, {"kind": "seen", "step": 7, "save_s": None, "median_step_s": None}, 1.0)
+    assert head.end_by_limit().exit_code == 75
+    failure, requeue = folder.events()
+    assert (failure["failure"]["kind"], failure["steps_lost"]) == ("timeout", 7)
+    assert (requeue["kind"], requeue["because"]) == ("requeue", "fault")
+    assert begun(folder, replace(CONTRACT, max_requeues=1)).end_by_limit().action == "fail"
+    assert folder.ended()["reason"].endswith("not all ranks have saved and left; all 1 requeues are used")
+
+
 def test_a_stop_file_asks_and_a_cancelled_job_is_not_requeued(folder):
     head = begun(folder)
     folder.request_stop("Slurm sent USR1")
