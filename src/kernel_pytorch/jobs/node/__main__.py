@@ -213,8 +213,7 @@ class _First(_Node):
             for report in self.member.reports(time.monotonic()):
                 head.take(0, report, time.monotonic())
             if terminated_at is not None and time.monotonic() > terminated_at + _LIMIT_S:
-                terminated_at = None
-                self._requeue_if_timed_out(head)
+                terminated_at = None if self._requeue_if_timed_out(head) else time.monotonic()
             for order in head.orders(time.monotonic(), time.time()):
                 if order["kind"] == "end":
                     return self._leave(order, circle)
@@ -222,14 +221,23 @@ class _First(_Node):
                 for report in self.obey(order):
                     head.take(0, report, time.monotonic())
 
-    def _requeue_if_timed_out(self, head: Head) -> None:
-        """Requeue while this program lives; ranks that still save go on with it until they are killed."""
+    def _requeue_if_timed_out(self, head: Head) -> bool:
+        """Requeue while this program lives; ranks that still save go on with it until they are killed.
+
+        Returns:
+            Whether the cluster told if it ends the job at its time limit.
+        """
         try:
-            if requeue.is_timed_out(self.place):
-                decision = head.end_by_limit()
+            timed_out = requeue.is_timed_out(self.place)
+        except KernelPytorchError:
+            return False
+        if timed_out:
+            decision = head.end_by_limit()
+            try:
                 self.requeue({"code": decision.exit_code, "exclude": []})
-        except KernelPytorchError as error:
-            print(f"not requeued at the time limit: {error}", file=sys.stderr, flush=True)
+            except KernelPytorchError as error:
+                print(f"not requeued at the time limit: {error}", file=sys.stderr, flush=True)
+        return True
 
     def _why_not_begin(self) -> str | None:
         """What asked the job to stop while the nodes met."""

@@ -23,6 +23,8 @@ ASKS_FOR_S = 300.0
 """How long a slurmctld that does not answer is asked again: a backup takes over after SlurmctldTimeout, by
 default 120 s."""
 _PAUSE_S = 0.5
+_QUICK_S = 2.0
+"""For an answer that a program waits for which has other things to do."""
 LEFT_AFTER_S = 1.0
 """How long this process waits for a change that may not be made while it lives."""
 _REFUSED_TWICE = re.compile("Job is pending execution")
@@ -66,7 +68,7 @@ def is_timed_out(job_id: str) -> bool:
     Raises:
         ClusterUnavailableError, SlurmError: as :func:`requeue`.
     """
-    job = _known(job_id)
+    job = _known(job_id, _QUICK_S)
     return _has_timed_out(job) and not _is_requeued(job)
 
 
@@ -190,8 +192,8 @@ def _is_requeued(job: Mapping[str, str]) -> bool:
     return int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or "0")
 
 
-def _known(job_id: str) -> dict[str, str]:
-    job = show_job(job_id)
+def _known(job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, str]:
+    job = show_job(job_id, timeout_s)
     if job is None:
         raise SlurmError(f"Slurm does not know job {job_id}")
     return job
