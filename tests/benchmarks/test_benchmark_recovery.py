@@ -47,6 +47,17 @@ def test_each_fault_has_a_row_also_if_it_was_not_measured():
     assert faults["all"][:2] == ["1 / 2", "0.03"]
 
 
+def test_times_are_those_of_an_idle_machine():
+    found = tables([trial("kill-worker", load=2.0), trial("kill-worker", load=9.0, seconds=60.0)])
+    assert rows(found, "Faults, target local")["kill -9 a worker"][:3] == [
+        "2 / 2",
+        "0.22",
+        "9.0 (9.0 to 9.0)",
+    ]
+    worker = rows(found, "Figures")["kill -9 a worker, to next step beyond a start, local, median"]
+    assert (worker[0], worker[-1]) == ("3.0 s", "1")
+
+
 def test_what_was_asked_for_is_met_or_missed():
     found = tables(
         [
