@@ -93,7 +93,7 @@ class LocalTarget:
 
     def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
         """See :class:`.Target`."""
-        return {folder.id: _word(folder) for folder in folders}
+        return {folder.id: _word(folder) for folder in folders if folder.native() is not None}
 
     def cancel(self, folder: JobFolder) -> None:
         """See :class:`.Target`."""

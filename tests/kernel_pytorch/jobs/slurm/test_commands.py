@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernel_pytorch.jobs.slurm import commands
-from kernel_pytorch.jobs.slurm.commands import SlurmError, facts
+from kernel_pytorch.jobs.slurm.commands import NoAnswerError, SlurmError, facts
 from kernel_pytorch.jobs.slurm.words import words
 from kernel_pytorch.jobs.target import ClusterUnavailableError
 
@@ -59,10 +59,23 @@ def test_no_answer(make: Made, said: str):
 
 def test_a_command_that_hangs(make: Made):
     make("squeue", "exec /bin/sleep 60")
-    with pytest.raises(
-        ClusterUnavailableError, match=r"squeue had no answer in 0\.1 s: see whether slurmctld"
-    ):
+    with pytest.raises(NoAnswerError, match=r"squeue had no answer in 0\.1 s: see whether slurmctld"):
         commands.run("squeue", timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "may_be_done"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", True),
+    ],
+)
+def test_whether_a_request_may_have_been_carried_out(make: Made, said: str, may_be_done: bool):
+    make("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    with pytest.raises(ClusterUnavailableError) as caught:
+        commands.run("sbatch")
+    assert isinstance(caught.value, NoAnswerError) is may_be_done
 
 
 def test_a_refusal_is_one_line_in_slurms_words(make: Made):
