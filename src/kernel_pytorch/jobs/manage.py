@@ -24,8 +24,9 @@ from .folder import (
     new_job_id,
 )
 from .logs import follow_events, log_lines
-from .request import absolute, job_of, refuse_secrets, run_folder, without_values
+from .request import absolute, job_of, refuse_secrets, without_values
 from .request import plan_of as plan_of
+from .run_folder import refuse_in_array, run_folder
 from .spec import TrainingJobSpec
 from .status import FINAL, LOST, ClusterWord, FolderRecords, status_of
 from .target import ClusterUnavailableError, SubmissionUnknownError, Target, target_named
@@ -102,6 +103,7 @@ class Jobs:
         plan, indices = plan_of(spec), target.indices(spec)
         ids = self._ids(spec, indices)
         job = {**job_of(spec, target.name, plan, where), "inherit_env": inherit_env}
+        refuse_in_array(job["argv"], job["cwd"], len(ids))
         rendered = target.render(spec, self.root / ids[0], {**without_values(job), "id": ids[0]})
         if dry_run:
             return [

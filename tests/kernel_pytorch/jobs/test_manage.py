@@ -150,7 +150,9 @@ def test_a_dry_run_touches_nothing_and_asks_nobody(jobs, cluster):
 
 def test_an_array_has_a_folder_for_each_index(jobs, cluster):
     cluster.array = (0, 2)
-    found = jobs.submit(spec(), cluster)
+    with pytest.raises(ValueError, match="the 2 jobs of the array would all write to the run folder"):
+        jobs.submit(spec(), cluster, dry_run=True)
+    found = jobs.submit(spec(["longnet", "train"]), cluster)
     base = found[0].job_id.removesuffix("-0")
     assert [each.job_id for each in found] == [f"{base}-0", f"{base}-2"]
     assert [each.native_id for each in found] == ["100", "101"]
@@ -162,7 +164,7 @@ def test_a_submission_that_fails_leaves_nothing(jobs, cluster, monkeypatch, erro
     monkeypatch.setattr(cluster, "check", lambda *_: ())
     cluster.array, cluster.error = (0, 1), error
     with pytest.raises(type(error)):
-        jobs.submit(spec(), cluster)
+        jobs.submit(spec(["true"]), cluster)
     assert manage.job_folders(jobs.root) == []
     assert [path.name for path in jobs.root.iterdir()] == [".lock"]
 
@@ -177,7 +179,7 @@ def test_an_array_of_which_one_folder_cannot_be_made_leaves_none(jobs, cluster, 
 
     monkeypatch.setattr(JobFolder, "create", full)
     with pytest.raises(JobFolderError):
-        jobs.submit(spec(), cluster)
+        jobs.submit(spec(["true"]), cluster)
     assert manage.job_folders(jobs.root) == []
 
 
@@ -250,9 +252,11 @@ def test_an_accepted_job_that_cannot_be_noted_is_named(jobs, cluster, monkeypatc
 def test_a_run_folder_that_a_job_uses_is_refused(jobs, cluster, tmp_path):
     first = submit(jobs, cluster, cwd=tmp_path)
     with pytest.raises(
-        ValueError, match=f"run folder {tmp_path}/books is used by {first}, which has not ended"
+        ValueError, match=f"run folder {tmp_path}/runs/books is used by {first}, which has not ended"
     ):
-        submit(jobs, cluster, [*TRAIN[:-2], "--run=./books"], cwd=tmp_path)
+        submit(jobs, cluster, [*TRAIN[:-2], "--run=./runs/books"], cwd=tmp_path)
+    with pytest.raises(ValueError, match=f"is used by {first}"):
+        submit(jobs, cluster, [*TRAIN[:-2], "--resume", "books"], cwd=tmp_path)
     submit(jobs, cluster, cwd=tmp_path / "elsewhere")
     submit(jobs, cluster, ["longnet", "train", "--run", "papers"], cwd=tmp_path)
     JobFolder(jobs.root / first).end("completed", "done")
