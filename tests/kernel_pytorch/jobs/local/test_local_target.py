@@ -79,7 +79,18 @@ def test_what_it_can_run(monkeypatch):
     assert LocalTarget().check(spec(["true"], gpus_per_node=2, nodes=2), {}) == ()
     monkeypatch.setattr(gpus, "num_gpus", lambda: None)
     (note,) = LocalTarget().check(spec(["true"], gpus_per_node=2, nodes=2), {})
-    assert "how many there are is not known" in note
+    assert "how many it has is not known" in note
+
+
+def test_what_it_does_not_use_is_said():
+    asked = spec(["true"], options={"slurm": {"qos": "high"}}, resources={"memory_gb": "64G", "cpu_cores": 4})
+    assert LocalTarget().check(asked, {}) == (
+        "options.slurm are not used: the job runs on this machine",
+        "--memory and --cpus: not used, as this machine limits no job",
+    )
+    assert LocalTarget().check(spec(["true"], resources={"cpu_cores": 4}), {}) == (
+        "--cpus: not used, as this machine limits no job",
+    )
 
 
 def test_hidden_gpus_do_not_count(monkeypatch):
