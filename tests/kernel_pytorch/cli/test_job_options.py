@@ -208,3 +208,20 @@ def test_help_has_an_example(capsys):
         assert "--job-dir" in out
         assert "--json" in out
         assert f"\n  kernel-pytorch {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("submit", "such as 4h or 1-12:00:00 (default: 24h)"),
+        ("submit", "CPU cores of the whole job; for Slurm"),
+        (
+            "requeue",
+            "With --exclude a job that runs on Slurm is requeued by Slurm itself, which leaves it",
+        ),
+        ("logs", "If no rank has begun, what node programs and Slurm have printed"),
+    ],
+)
+def test_help_says_what_is_done(capsys, command: str, said: str):
+    assert main([command, "--help"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())

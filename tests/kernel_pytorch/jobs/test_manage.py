@@ -384,6 +384,39 @@ def test_a_full_disk_does_not_keep_a_job_from_being_cancelled(jobs, cluster, mon
     assert jobs.cancel(id).state is JobState.CANCELLED
 
 
+def test_a_job_is_cancelled_on_a_disk_that_is_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = """
+import sys
+from pathlib import Path
+from kernel_pytorch.jobs.local.target import LocalTarget
+from kernel_pytorch.jobs.manage import Jobs
+from kernel_pytorch.jobs.node.processes import Family
+from kernel_pytorch.jobs.read import spec_of
+disk = Path(sys.argv[1])
+jobs = Jobs(disk / "jobs")
+(job,) = jobs.submit(spec_of({"name": "books", "command": ["sleep", "600"], "job_id": "mine"}), LocalTarget())
+with open(disk / "fill", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)): pass
+    except OSError:
+        pass
+try:
+    jobs.cancel("mine")
+except Exception as error:
+    print(type(error).__name__, error)
+print(Family({"KERNEL_PYTORCH_JOB": str(job.folder)}).living())
+(disk / "fill").unlink()
+print(jobs.cancel("mine").state)
+"""
+    done = on_a_small_disk(disk, script)
+    error, living, state = done.stdout.splitlines()
+    assert error.startswith("JobFolderError mine was cancelled, but that is not recorded: ")
+    assert "No space left on device" in error
+    assert (living, state, done.stderr) == ("[]", "JobState.CANCELLED", "")
+
+
 def test_what_has_ended_is_not_cancelled(jobs, cluster):
     id = submit(jobs, cluster)
     JobFolder(jobs.root / id).end("completed", "done")

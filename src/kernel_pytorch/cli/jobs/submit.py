@@ -26,9 +26,9 @@ examples:
 
 Nothing in the command says "resume": when the job runs again, it goes on where it stopped.
 
-Exit status: 0 submitted, with --follow the job has completed; 1 not accepted, with --follow the job has
-failed or its end is not known; 2 a mistake in what was given; 130 with --follow: the job was cancelled, or
-Ctrl-C was pressed, after which the job goes on.
+Exit status: 0 submitted, with --follow the job has completed; 1 not accepted, or the cluster did not say
+whether it was, with --follow the job has failed or its end is not known; 2 a mistake in what was given; 130
+with --follow: the job was cancelled, or Ctrl-C was pressed, after which the job goes on.
 """
 
 
