@@ -214,6 +214,12 @@ def test_a_job_of_another_machine(jobs):
         jobs.cancel(folder.id)
 
 
+def test_a_job_that_is_being_submitted_is_not_lost(jobs):
+    folder = JobFolder.create(jobs.root, {"name": "books", "target": "local", "argv": [], "cwd": "/"})
+    status = jobs.status(folder.id)
+    assert (status.native_state, status.reason) == (None, "no cluster has acknowledged the job")
+
+
 # Says what it was given, has a child that outlives it if it may, and waits.
 STAY = """
 import os, subprocess, sys, time
