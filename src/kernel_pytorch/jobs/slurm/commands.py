@@ -20,6 +20,7 @@ _OF_SLURM = re.compile("(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SINFO|SACCT|SCANCEL|SCO
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _DEFAULTS = ("ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION")
 _PREFIX = re.compile(r"(?:(?:sbatch|squeue|sacct|scontrol|sinfo|scancel): )?(?:(?:error|fatal): )?")
+_PING = "see whether slurmctld runs: scontrol ping"
 _UNREACHABLE = re.compile(
     "Unable to contact slurm controller|Could not establish a configuration source|Unable to process config"
     "|Zero Bytes were transmitted|Socket timed out|Unexpected message received|Transport endpoint"
@@ -29,8 +30,18 @@ _UNREACHABLE = re.compile(
 _GONE = re.compile("Invalid job id|Job/step already completing or completed|Invalid job array")
 
 
+_UNANSWERED = re.compile(
+    "Zero Bytes were transmitted|Socket timed out|Unexpected message received|Transport endpoint"
+)
+"""After these slurmctld may have done what it was asked to."""
+
+
 class SlurmError(KernelPytorchError):
     """Slurm refused a request; in its own words."""
+
+
+class NoAnswerError(ClusterUnavailableError):
+    """slurmctld may have received a request, and has not answered it."""
 
 
 def run(
@@ -49,6 +60,7 @@ def run(
 
     Raises:
         ClusterUnavailableError: it is not installed, or no slurmctld answers.
+        NoAnswerError: so, and the request may have been carried out.
         SlurmError: Slurm refused.
     """
     environment = of_queries() if environment is None else environment
@@ -61,14 +73,15 @@ def run(
         raise ClusterUnavailableError(f"Slurm's {argv[0]} is not installed here", fix) from error
     except subprocess.TimeoutExpired as error:
         why = f"{argv[0]} had no answer in {timeout_s:g} s"
-        raise ClusterUnavailableError(why, "see whether slurmctld runs: scontrol ping") from error
+        raise NoAnswerError(why, _PING) from error
     except OSError as error:  # also: arguments too long
         raise SlurmError(f"{argv[0]} cannot be run: {error.strerror}") from error
     if code == 0:
         return output.decode("utf-8", "surrogateescape")
     said = _said((errors or output).decode("utf-8", "replace"))
     if _UNREACHABLE.search(said):
-        raise ClusterUnavailableError(f"{argv[0]}: {said}", "see whether slurmctld runs: scontrol ping")
+        kind = NoAnswerError if _UNANSWERED.search(said) else ClusterUnavailableError
+        raise kind(f"{argv[0]}: {said}", _PING)
     raise SlurmError(f"{argv[0]}: {said}" if said else f"{argv[0]} ended with {code}")
 
 
@@ -137,6 +150,21 @@ def queue(jobs: Sequence[str], fields: str, timeout_s: float = PATIENCE_S) -> di
         raise
     rows = (line.split(SEPARATOR) for line in lines)
     return {row[0]: row[1:] for row in rows if len(row) == 1 + len(fields)}
+
+
+def of_comments(beginning: str, timeout_s: float = PATIENCE_S) -> dict[str, str]:
+    """The ids of this user's jobs by what follows ``beginning`` in their comments.
+
+    A job of an array has ``-`` and its index after that.
+    """
+    ask = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
+    found = {}
+    for line in run(*ask, f"--format=%i{SEPARATOR}%k", timeout_s=timeout_s).splitlines():
+        id, _, comment = line.partition(SEPARATOR)
+        if comment.startswith(beginning):
+            _, in_array, index = id.partition("_")
+            found[comment[len(beginning) :] + (f"-{index}" if in_array else "")] = id
+    return found
 
 
 def accounted(job: str, fields: Sequence[str], timeout_s: float = PATIENCE_S) -> list[str] | None:

@@ -13,7 +13,7 @@ from kernel_pytorch.jobs import manage
 from kernel_pytorch.jobs.facts import JobState
 from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.slurm import commands
-from kernel_pytorch.jobs.slurm.commands import SlurmError, facts
+from kernel_pytorch.jobs.slurm.commands import NoAnswerError, SlurmError, facts
 from kernel_pytorch.jobs.slurm.words import words
 from kernel_pytorch.jobs.target import ClusterUnavailableError
 
@@ -64,7 +64,7 @@ def test_no_answer(make: Made, said: str):
 def test_a_command_that_hangs(make: Made, tmp_path: Path):
     """A site's script around the command, which ends with what it has started."""
     make("squeue", f"/bin/sleep 60 & echo $! > {tmp_path}/pid; wait")
-    with pytest.raises(ClusterUnavailableError, match=r"squeue had no answer in 1 s: see whether slurmctld"):
+    with pytest.raises(NoAnswerError, match=r"squeue had no answer in 1 s: see whether slurmctld"):
         commands.run("squeue", timeout_s=1)
     ends(tmp_path / "pid")
 
@@ -93,6 +93,21 @@ def test_a_slurmctld_that_hangs_delays_a_status_little(
     assert (tmp_path / "asked").read_text() == "\n"
     ends(tmp_path / "pid")
     assert jobs.status("books-1").state is JobState.PENDING
+
+
+@pytest.mark.parametrize(
+    ("said", "may_be_done"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", True),
+    ],
+)
+def test_whether_a_request_may_have_been_carried_out(make: Made, said: str, may_be_done: bool):
+    make("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    with pytest.raises(ClusterUnavailableError) as caught:
+        commands.run("sbatch")
+    assert isinstance(caught.value, NoAnswerError) is may_be_done
 
 
 def test_a_refusal_is_one_line_in_slurms_words(make: Made):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.cluster.slurm.cluster import SlurmCluster
 
 from kernel_pytorch.jobs.facts import JobState
-from kernel_pytorch.jobs.folder import JobFolder
+from kernel_pytorch.jobs.folder import JobFolder, job_folders
 from kernel_pytorch.jobs.manage import Jobs, plan_of
 from kernel_pytorch.jobs.read import spec_of
 from kernel_pytorch.jobs.slurm import commands
@@ -28,6 +28,7 @@ from kernel_pytorch.jobs.slurm.nodes import nodes, partitions, seconds_of
 from kernel_pytorch.jobs.slurm.requeue import ASKS_FOR_S, requeue, requeue_other
 from kernel_pytorch.jobs.slurm.script import script_of
 from kernel_pytorch.jobs.slurm.target import SlurmTarget
+from kernel_pytorch.jobs.target import SubmissionUnknownError
 
 Submit = Callable[..., list[JobFolder]]
 
@@ -383,6 +384,56 @@ def test_a_refusal_of_sbatch_leaves_nothing(on_slurm: SlurmCluster, tmp_path: Pa
         Jobs(tmp_path / "jobs").submit(spec, SlurmTarget())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "jobs").glob("*/*")) == []
+
+
+@pytest.fixture
+def no_word_of_sbatch(on_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Have the error that is given be raised after sbatch has submitted a job."""
+    run = commands.run
+
+    def replace(error: BaseException) -> None:
+        def run_and_raise(*argv: str, **options: Any) -> str:
+            answer = run(*argv, **options)
+            if argv[0] == "sbatch" and "--test-only" not in argv:
+                raise error
+            return answer
+
+        monkeypatch.setattr(commands, "run", run_and_raise)
+
+    return replace
+
+
+@pytest.mark.parametrize("array", [None, "1,3"])
+def test_a_job_that_sbatch_did_not_acknowledge_is_found_again(
+    no_word_of_sbatch: Callable[[Any], None], tmp_path: Path, array: str | None
+):
+    no_word_of_sbatch(commands.NoAnswerError("sbatch had no answer in 30 s"))
+    jobs, options = Jobs(tmp_path / "jobs"), {"slurm": {"array": array} if array else {}}
+    spec = spec_of({"name": "books", "command": ["true"], "options": options})
+    told = r"not known whether .*: sbatch had no answer in 30 s: see kernel-pytorch status books-.*squeue$"
+    with pytest.raises(SubmissionUnknownError, match=told):
+        jobs.submit(spec, SlurmTarget())
+    folders = job_folders(jobs.root)
+    assert len(folders) == (2 if array else 1)
+    for folder in folders:
+        started(folder, 1)
+        assert jobs.status(folder.id).state is JobState.RUNNING
+        assert jobs.folder(native_id(folder)).id == folder.id
+        assert jobs.cancel(folder.id).state is JobState.CANCELLED
+
+
+def test_ctrl_c_while_sbatch_runs_keeps_the_folder(
+    no_word_of_sbatch: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    no_word_of_sbatch(KeyboardInterrupt())
+    jobs = Jobs(tmp_path / "jobs")
+    with pytest.raises(SubmissionUnknownError, match="sbatch was interrupted"):
+        jobs.submit(spec_of({"name": "books", "command": ["true"]}), SlurmTarget())
+    (folder,) = job_folders(jobs.root)
+    folder.claim_attempt({"nodes": ["n1"], "native": "987654"})  # also where squeue has forgotten the job
+    monkeypatch.setattr(commands, "of_comments", lambda beginning: {})
+    SlurmTarget().words([folder])
+    assert native_id(folder) == "987654"
 
 
 def test_jobs_that_never_start_say_so(submit: Submit):
