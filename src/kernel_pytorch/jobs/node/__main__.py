@@ -93,6 +93,8 @@ class _Node:
 
     def begin(self, order: Mapping[str, Any], circle: Circle) -> Member:
         self._log_to_folder(order["attempt"])
+        if self.devices is not None:
+            print(f"devices: {self.devices.note}", file=sys.stderr, flush=True)
         self.member = Member(self.folder, self.job, self.place, order, circle.own_address, self.devices)
         return self.member
 
@@ -105,11 +107,16 @@ class _Node:
             os.dup2(descriptor, stream)
         os.close(descriptor)
 
-    def end(self) -> None:
-        """Leave no rank of this node."""
-        if self.member is not None:
-            self.member.end()
-            self.member = None
+    def end(self) -> str | None:
+        """Leave no rank of this node; returns why one is left, which is no reason to leave the job alone."""
+        member, self.member = self.member, None
+        try:
+            if member is not None:
+                member.end()
+        except (KernelPytorchError, OSError) as error:
+            print(error, file=sys.stderr, flush=True)
+            return f"{self.name}: {error}"
+        return None
 
     def requeue(self, order: Mapping[str, Any]) -> None:
         """Have the cluster run the job again, if that was decided and it was not cancelled meanwhile."""
@@ -122,7 +129,7 @@ class _Node:
         if order["kind"] == "stop":
             self.member.stop()
         elif order["kind"] == "restart":
-            self.member.restart()
+            self.member.restart(order["nodes"])
         elif order["kind"] == "allow_restart":
             self.member.allow_restart()
         elif order["kind"] == "stacks":
@@ -157,18 +164,18 @@ class _First(_Node):
         )
         try:
             if (why := self._why_not_begin()) is not None:
-                return self._leave(head.stop_before_begin(why), circle)
+                return self._leave(head.stop_before_begin(why), head, circle)
             order = self._order_to_begin(head, circle)
             circle.broadcast(order)
             self.begin(order, circle)
             return self._lead(head, circle)
         except BaseException as error:
-            circle.broadcast({"kind": "end", "code": FAILED, "why": str(error), "exclude": []})
-            self.end()
             text = f"{type(error).__name__}: {error}"
             if not isinstance(error, (KernelPytorchError, OSError)):
                 traceback.print_exc()
             head.end("failed", f"the node program of {self.name} failed: {text}", None)
+            circle.broadcast({"kind": "end", "code": FAILED, "why": str(error), "exclude": []})
+            self._end_and_tell(head)
             return FAILED
         finally:
             circle.close()
@@ -191,8 +198,8 @@ class _First(_Node):
             "nodes": [min(head.contract.min_nodes, nodes), nodes],
             "ranks_per_node": ranks,
             "endpoint": f"{_in_url(circle.address or '127.0.0.1')}:{_free_port()}",
-            # The nodes that stay after one is lost use up a restart each time; this program counts its own.
-            "max_restarts": head.contract.max_retries + nodes - 1,
+            # The nodes that stay after one is lost use up a restart or two; this program counts its own.
+            "max_restarts": head.contract.max_retries + 2 * (nodes - 1),
             "checkpoint_every_s": every.value,
             "timeouts": {name: figure.value for name, figure in torchrun_timeouts(save_s).items()},
         }
@@ -216,7 +223,7 @@ class _First(_Node):
                 terminated_at = None if self._requeue_if_timed_out(head) else time.monotonic()
             for order in head.orders(time.monotonic(), time.time()):
                 if order["kind"] == "end":
-                    return self._leave(order, circle)
+                    return self._leave(order, head, circle)
                 circle.broadcast(order)
                 for report in self.obey(order):
                     head.take(0, report, time.monotonic())
@@ -247,13 +254,17 @@ class _First(_Node):
             return "cancelled"
         return self.folder.stop_reason()
 
-    def _leave(self, order: Mapping[str, Any], circle: Circle) -> int:
+    def _leave(self, order: Mapping[str, Any], head: Head, circle: Circle) -> int:
         """Carry out an order ``end``."""
         circle.broadcast(order)
-        self.end()
+        self._end_and_tell(head)
         self._wait_for_others(circle)
         self.requeue(order)
         return int(order["code"])
+
+    def _end_and_tell(self, head: Head) -> None:
+        if (left := self.end()) is not None:
+            head.event("note", left, nodes=[self.name])
 
     def _wait_for_others(self, circle: Circle) -> None:
         """Until they have ended, or for a while: a job that is requeued is not to find its own ranks."""
@@ -310,6 +321,8 @@ class _Other(_Node):
                     self.begin(order, circle)
                 elif order["kind"] == "end":
                     return int(order["code"])
+                elif self.place.index in order.get("without", ()):
+                    return 0
                 elif self.member is not None:
                     for report in self.obey(order):
                         circle.send(0, report)
@@ -330,10 +343,12 @@ class _Other(_Node):
         contract = Contract.of(self.job, len(self.place.names))
         head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
         decision = head.decision_on(failure)
-        self.end()
+        left = self.end()
         # Of several that are left, one acts.
         if not self.folder.ended() and self.folder.claim_decision(attempt):
             head.record(decision, failure, {first: why})
+            if left is not None:
+                head.event("note", left, nodes=[self.name])
             self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
         return decision.exit_code
 

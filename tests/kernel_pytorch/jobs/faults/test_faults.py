@@ -124,6 +124,22 @@ def test_without_a_node_the_other_goes_on_where_one_is_enough(submit, lose_node,
     check_rows(job, tmp_path / "out", ranks=1, repeated=EVERY + 2)
 
 
+@pytest.mark.parametrize("submit", ["local"], indirect=True)
+def test_without_the_node_of_a_faulty_gpu_the_others_go_on(submit, tmp_path):
+    out = tmp_path / "out"
+    ecc = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    faulty = f'if [ "$KERNEL_PYTORCH_NODE" = 1 ]; then echo "{ecc}" >&2; exit 1; fi; exec "$@"'
+    loop = [sys.executable, str(LOOP), str(out), "20"]
+    job = submit(out, nodes="2:3", command=["sh", "-c", faulty, "sh", *loop])
+    assert job.end()["state"] == "completed", job.told()
+    failure = job.event("failure")["failure"]
+    assert (failure["kind"], failure["nodes"]) == ("gpu", ["node-1"])
+    assert job.event("go_on_smaller")["nodes"] == ["node-0", "node-2"]
+    assert [event["kind"] for event in job.folder.events()].count("failure") == 1
+    assert job.folder.attempt_numbers() == [1]
+    check_rows(job, out, repeated=2 * EVERY, steps=20)
+
+
 def test_without_the_first_node_the_job_is_run_again(submit, lose_node, tmp_path):
     job = submit(tmp_path / "out", nodes="1:2")
     job.step(7)
