@@ -334,7 +334,7 @@ def test_without_the_cluster_the_folder_tells_what_was(jobs, cluster):
 def test_a_job_of_which_the_cluster_refuses_to_speak_hides_no_other(jobs, cluster, monkeypatch):
     other, odd = (submit(jobs, cluster, ["true"]) for _ in range(2))
 
-    def words(folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
         if odd in [folder.id for folder in folders]:
             raise KernelPytorchError("squeue: Invalid job id specified")
         return {folder.id: cluster.word for folder in folders}

@@ -431,7 +431,7 @@ def test_ctrl_c_while_sbatch_runs_keeps_the_folder(
         jobs.submit(spec_of({"name": "books", "command": ["true"]}), SlurmTarget())
     (folder,) = job_folders(jobs.root)
     folder.claim_attempt({"nodes": ["n1"], "native": "987654"})  # also where squeue has forgotten the job
-    monkeypatch.setattr(commands, "of_comments", lambda beginning: {})
+    monkeypatch.setattr(commands, "of_comments", lambda beginning, patience_s: {})
     SlurmTarget().words([folder])
     assert native_id(folder) == "987654"
 
