@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -95,6 +96,8 @@ def _time_limit(case: Case) -> float:
 def _full_disk(case: Case) -> float:
     """Fill it, wait for the job's end, make room, run the job again."""
     filler = case.run.parent / "filler"
+    if shutil.disk_usage(filler.parent).total > 1e8:
+        raise AssertionError(f"{filler.parent} is not the small disk that was mounted")
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(65536))

@@ -8,7 +8,7 @@
     events.jsonl           what happened, one event a line
     records/attempt-1/     a file by rank: what it saved, and what it said last
     logs/  stacks/         by attempt, as the records
-    stop                   exists while the attempt that runs is asked to save and leave
+    stop                   exists while the attempt that runs is asked to save and leave; may say why
     end.json               how it ended
 """
 
@@ -188,13 +188,28 @@ class JobFolder:
             return {}
         return {rank: read_json(self._record(attempt, rank)) for rank in _numbered(folder, "rank-")}
 
-    def request_stop(self) -> None:
-        """Ask the attempt that runs to save and leave; the job is requeued and goes on from there."""
-        write_atomically(self.path / "stop", b"")
+    def request_stop(self, why: str = "") -> None:
+        """Ask the attempt that runs to save and leave; the job is requeued and goes on from there.
+
+        Args:
+            why: one line for the user; empty: a stop file.
+        """
+        write_atomically(self.path / "stop", why.encode())
 
     def stop_requested(self) -> bool:
         """Whether somebody, or :meth:`request_stop`, has made the stop file."""
         return self._has("stop")
+
+    def stop_reason(self) -> str | None:
+        """Why a stop is requested: the first line of the stop file, or "stop file"; None: it is not."""
+        if not self.stop_requested():
+            return None
+        try:
+            with (self.path / "stop").open("rb") as file:
+                line = file.read(200).decode(errors="replace").partition("\n")[0].strip()
+        except OSError:  # it cannot be read, or is gone again
+            line = ""
+        return line or "stop file"
 
     def clear_stop(self) -> None:
         """Forget a request to stop, as every new attempt does; nothing happens where there is none."""

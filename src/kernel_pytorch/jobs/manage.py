@@ -24,14 +24,17 @@ from .folder import (
     new_job_id,
 )
 from .logs import follow_events, log_lines
-from .request import absolute, job_of, refuse_secrets, run_folder, without_values
+from .request import absolute, job_of, refuse_secrets, without_values
 from .request import plan_of as plan_of
+from .run_folder import refuse_in_array, run_folder
 from .spec import TrainingJobSpec
 from .status import FINAL, LOST, ClusterWord, FolderRecords, status_of
-from .target import ClusterUnavailableError, Target, target_named
+from .target import ClusterUnavailableError, SubmissionUnknownError, Target, target_named
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
+_PATIENCE_S = 5.0
+"""For a cluster's answer to a question that the folder answers too."""
 _LEAVES_S = 60.0
 _LOCK_S = 10.0
 
@@ -88,15 +91,21 @@ class Jobs:
         Raises:
             ValueError: the job can never run; says why.
             ClusterUnavailableError: the cluster does not answer.
+            SubmissionUnknownError: whether it was accepted is not known. Its folder is kept.
             KernelPytorchError: it was not accepted. Nothing of it is left.
         """
-        # Nodes and ranks as they are, for programs that do not know how they follow from each other.
-        spec = spec.with_options(nodes=spec.num_nodes, ranks_per_node=spec.num_ranks_per_node)
+        # Sizes as they are, for programs that do not know how they follow from each other.
+        spec = spec.with_options(
+            nodes=spec.num_nodes,
+            ranks_per_node=spec.num_ranks_per_node,
+            gpus_per_node=spec.num_gpus_per_node,
+        )
         refuse_secrets(spec.secrets, inherit_env)
         where = absolute(cwd)
         plan, indices = plan_of(spec), target.indices(spec)
         ids = self._ids(spec, indices)
         job = {**job_of(spec, target.name, plan, where), "inherit_env": inherit_env}
+        refuse_in_array(job["argv"], job["cwd"], len(ids))
         rendered = target.render(spec, self.root / ids[0], {**without_values(job), "id": ids[0]})
         if dry_run:
             return [
@@ -113,6 +122,8 @@ class Jobs:
             for folder in folders:
                 folder.event("submitted", f"submitted to {target.name}")
             native_ids = target.submit(spec, folders, inherit_env=inherit_env)
+        except SubmissionUnknownError:  # without its folder, the job would fail if the cluster has it
+            raise
         except BaseException:
             for folder in folders:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -127,7 +138,7 @@ class Jobs:
                 rendered=rendered,
                 plan=plan,
                 notes=notes,
-                estimated_start_time=target.estimated_start(folder),
+                estimated_start_time=_estimated_start(target, folder),
             )
             for folder, native_id in zip(folders, native_ids, strict=True)
         ]
@@ -190,16 +201,20 @@ class Jobs:
 
         Raises:
             ClusterUnavailableError: nothing was done.
+            JobFolderError: it is cancelled, but its folder could not be written.
             KernelPytorchError: a process is left.
         """
         folder = self.folder(id)
         if (folder.ended() or {"state": "cancelled"})["state"] == "cancelled":
             target = self._target(folder)
             target.words([folder])  # a cluster that does not answer leaves the job as it is
-            attempt = max(folder.attempt_numbers(), default=None)
-            if folder.end("cancelled", "cancelled on request", attempt=attempt):
-                folder.event("cancelled", "cancelled on request", attempt=attempt)
+            unwritten = _record_cancelled(folder)
             target.cancel(folder)  # also the second time: the first may have left a process
+            if unwritten is not None:
+                raise JobFolderError(
+                    f"{folder.id} was cancelled, but that is not recorded: {unwritten.why}",
+                    f"mend that, then kernel-pytorch cancel {folder.id} records it",
+                ) from unwritten
         return self.status(folder.id)
 
     def requeue(self, id: str, exclude: Sequence[str] = ()) -> str:
@@ -239,12 +254,12 @@ class Jobs:
         by_target: dict[str, list[JobFolder]] = {}
         for folder in folders:
             with suppress(JobFolderError):
-                if folder.ended() is None and (native := folder.native()):
-                    by_target.setdefault(native["target"], []).append(folder)
+                if folder.ended() is None:
+                    target = (folder.native() or folder.job())["target"]
+                    by_target.setdefault(target, []).append(folder)
         words: dict[str, ClusterWord] = {}
         for name, own in by_target.items():
-            with suppress(ClusterUnavailableError):
-                words |= target_named(name).words(own)
+            words |= _words_of(target_named(name), own)
         return words
 
     def _status(self, folder: JobFolder, word: ClusterWord | None) -> JobStatus:
@@ -322,6 +337,17 @@ def exit_status(status: JobStatus) -> int:
     return {JobState.COMPLETED: 0, JobState.CANCELLED: 130}.get(status.state, 1) if status.state else 1
 
 
+def _record_cancelled(folder: JobFolder) -> JobFolderError | None:
+    """Write that a job is cancelled; why not, where the folder cannot be written."""
+    attempt = max(folder.attempt_numbers(), default=None)
+    try:
+        if folder.end("cancelled", "cancelled on request", attempt=attempt):
+            folder.event("cancelled", "cancelled on request", attempt=attempt)
+    except JobFolderError as error:
+        return error
+    return None
+
+
 def _wait_until_left(target: Target, folder: JobFolder) -> None:
     """What wrote the end may still be about to leave, and would not stay for another attempt."""
     until = time.monotonic() + _LEAVES_S
@@ -331,6 +357,29 @@ def _wait_until_left(target: Target, folder: JobFolder) -> None:
                 f"{folder.id} has ended, but {target.name} still runs it", "try again later"
             )
         time.sleep(_LOOK_EVERY_S)
+
+
+def _words_of(target: Target, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    """What a cluster says of jobs; where it refuses, of those of which it does when asked one by one."""
+    try:
+        return target.words(folders, _PATIENCE_S)
+    except ClusterUnavailableError:
+        return {}
+    except KernelPytorchError:
+        if len(folders) == 1:
+            return {}
+    words: dict[str, ClusterWord] = {}
+    for folder in folders:
+        words |= _words_of(target, [folder])
+    return words
+
+
+def _estimated_start(target: Target, folder: JobFolder) -> float | None:
+    """None also where the cluster does not answer: the job is submitted all the same."""
+    try:
+        return target.estimated_start(folder)
+    except KernelPytorchError:
+        return None
 
 
 def _note(folder: JobFolder, target: str, native_id: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from .checks import check_mapping, refuse_unknown
+from .checks import check_choice, check_mapping, refuse_unknown
 from .formats import read_json, read_yaml
-from .spec import ResourceRequirement, TrainingJobSpec
+from .spec import TARGETS, ResourceRequirement, TrainingJobSpec
 
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
@@ -90,10 +90,14 @@ _AS_TEXT: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("gpu_memory_gb", "memory_gb", "storage_gb"), lambda text: parse_size(text) / 1e9),
 }
 """Fields that may be written with a unit, or as ``min:max``."""
+OF_SUBMISSION = ("to", "inherit_env")
+"""What else a file may say: where the job runs, and whether it gets the environment of ``submit``."""
 
 
 def load_spec(path: str | Path) -> TrainingJobSpec:
     """The specification in a YAML (``.yaml``, ``.yml``) or JSON (``.json``) file: see :func:`spec_of`.
+
+    ``to`` and ``inherit_env`` are checked and left out: they are arguments of :meth:`.Jobs.submit`.
 
     Raises:
         Unavailable: it is YAML and PyYAML is not installed.
@@ -102,7 +106,7 @@ def load_spec(path: str | Path) -> TrainingJobSpec:
     """
     values = read_file(path)
     try:
-        return spec_of(values)
+        return spec_of({name: value for name, value in values.items() if name not in OF_SUBMISSION})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -110,7 +114,8 @@ def load_spec(path: str | Path) -> TrainingJobSpec:
 def read_file(path: str | Path) -> dict[str, Any]:
     """The values in a file, checked one by one but not whether they fit together, nor whether all are there.
 
-    The names are those of TrainingJobSpec; ``time`` and ``checkpoint_every`` have become fields too.
+    The names are those of TrainingJobSpec, and ``to`` and ``inherit_env``; ``time`` and ``checkpoint_every``
+    have become fields too.
 
     Raises:
         Unavailable, OSError, ValueError: as of :func:`load_spec`.
@@ -123,7 +128,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
         content = (read_json if suffix == ".json" else read_yaml)(path.read_bytes(), path.name)
         if not isinstance(content, dict):
             raise ValueError(f"must be a mapping of names to values, got {type(content).__name__}")
-        return _fields_of(TrainingJobSpec, content, "")
+        how = {name: content.pop(name) for name in OF_SUBMISSION if name in content}
+        if "to" in how:
+            check_choice("to", how["to"], TARGETS)
+        if "inherit_env" in how:
+            how["inherit_env"] = _typed(how["inherit_env"], bool, "inherit_env")
+        return {**_fields_of(TrainingJobSpec, content, ""), **how}
     except RecursionError:
         raise ValueError(f"{path}: it is nested too deeply") from None
     except (TypeError, ValueError) as error:

@@ -6,17 +6,15 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .folder import JobFolderError, as_bytes, as_text
+from .folder import JobFolderError, as_text
 from .recovery.plan import Limits
 from .recovery.timing import DEFAULT_INTERVAL_S, checkpoint_interval, lead_time
 from .spec import TrainingJobSpec
-
-_RUN_OPTIONS = ("--run", "--out")
 
 
 def plan_of(spec: TrainingJobSpec) -> dict[str, Any]:
@@ -59,15 +57,6 @@ def without_values(job: Mapping[str, Any]) -> dict[str, Any]:
     """``job.json`` to be shown: without the token, and with the names of variables only."""
     shown = {name: value for name, value in job.items() if name != "token"}
     return {**shown, "environment": dict.fromkeys(job["environment"], "(not shown)")}
-
-
-def run_folder(argv: Sequence[str], cwd: str) -> bytes | None:
-    """The value of ``--run`` or ``--out``, as ``job.json`` has it; None: the command has none."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        name, has_value, value = word.partition("=")
-        if name in _RUN_OPTIONS and (value if has_value else following):
-            return os.path.realpath(os.path.join(as_bytes(cwd), as_bytes(value if has_value else following)))
-    return None
 
 
 def absolute(cwd: str | Path | None) -> str:

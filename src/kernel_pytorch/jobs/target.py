@@ -18,6 +18,16 @@ class ClusterUnavailableError(Unavailable, OSError):
     """The cluster does not answer, or its commands are not there."""
 
 
+class SubmissionUnknownError(ClusterUnavailableError):
+    """The cluster has not answered a submission: whether it has the job is not known."""
+
+    def __init__(self, job_id: str, why: str, ask: str) -> None:
+        super().__init__(
+            f"it is not known whether the cluster has {job_id}, whose folder is kept: {why}",
+            f"see kernel-pytorch status {job_id}, or {ask}",
+        )
+
+
 class Target(Protocol):
     """A cluster. Its methods raise ClusterUnavailableError where it has to answer and does not.
 
@@ -59,10 +69,22 @@ class Target(Protocol):
             spec: the job's.
             folders: one, or that of each index, all with their ``job.json``.
             inherit_env: whether the ranks get this process's environment.
+
+        Raises:
+            SubmissionUnknownError: whether it was submitted is not known.
+            KernelPytorchError: it was not.
         """
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
-        """What the cluster says of jobs, by our id."""
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
+        """What the cluster says of jobs, by our id.
+
+        Args:
+            folders: the jobs'.
+            patience_s: how long each question may take, in seconds.
+
+        Raises:
+            ClusterUnavailableError: it does not answer.
+        """
 
     def cancel(self, folder: JobFolder) -> None:
         """End all processes of a job; returns when none is left.

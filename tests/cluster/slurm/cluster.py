@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -191,6 +191,17 @@ class SlurmCluster:
         self._until(
             lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped), 30, lambda: f"{node} lives"
         )
+
+    @contextlib.contextmanager
+    def unshared(self, node: str, folder: Path) -> Iterator[None]:
+        """Have an empty folder in place of one, on one node, which needs ``namespaces=True``."""
+        enter = ["nsenter", *self._namespaces(node, "--mount")]
+        env = {**os.environ, "PATH": _path()}
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(folder)], check=True, env=env)
+        try:
+            yield
+        finally:
+            subprocess.run([*enter, "umount", "--lazy", str(folder)], check=True, env=env)
 
     def restart_node(self, node: str) -> None:
         """Start the slurmd of a killed node; the node is idle soon after."""

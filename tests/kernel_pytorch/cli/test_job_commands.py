@@ -219,10 +219,11 @@ def test_a_job_that_has_ended_is_not_cancelled(root: Path, capsys):
     assert capsys.readouterr() == ("", line)
 
 
-def test_status_loads_neither_torch_nor_msgspec(root: Path):
+def test_status_and_list_load_neither_torch_nor_msgspec(root: Path):
     made(root, "books-7f3a")
+    made(root, "wiki-0001", end=None)
     script = (
-        "import sys; from kernel_pytorch.cli import main; main(['status', 'books']); "
+        "import sys; from kernel_pytorch.cli import main; main(['status', 'books']); main(['list']); "
         "print([name for name in ('torch', 'msgspec', 'yaml', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)

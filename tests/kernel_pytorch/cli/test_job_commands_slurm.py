@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tests.cluster.slurm.cluster import SlurmCluster
 
 from kernel_pytorch.distributed_scale import JobState, SLURMClusterManager
+from kernel_pytorch.jobs.folder import JobFolder
 
 PATIENCE_S = 180
 
@@ -71,6 +76,55 @@ def test_two_shells_see_one_job_from_submit_to_cancel(
 def test_follow_exits_as_the_job_does(shell: Shell):
     out = shell("submit", "--to", "slurm", "--follow", "--", "sh", "-c", "echo no; exit 2", status=1)
     assert "[0] no" in out
+
+
+WRITE = (
+    'echo "$SLURM_ARRAY_TASK_ID $KEY $PW $TOKEN $3" > "$1$SLURM_ARRAY_TASK_ID"; '
+    'until [ -e "$2" ]; do sleep 0.05; done'
+)
+
+
+def test_an_array_whose_secrets_nobody_sees(shell: Shell, slurm_cluster: SlurmCluster, tmp_path: Path):
+    """The rank of each index gets them; ``job.json`` has what ``--env`` sets, and nothing has a secret."""
+    key, password, token = "k3y-3f9a17", "pw-77d0c2", "t0k3n-b1e5a8"
+    shell.environment["OF_THE_SHELL"] = key
+    (tmp_path / "pw").write_text(password)
+    given = ["--secret=KEY=env:OF_THE_SHELL", f"--secret=PW=file:{tmp_path}/pw", f"--env=TOKEN={token}"]
+    out, go = tmp_path / "out-", tmp_path / "go"
+    command = ["sh", "-c", WRITE, "sh", str(out), str(go), "a  'b'"]
+    seen = [shell("submit", "--to=slurm", "--array=3,7", *given, "--", *command)]
+    folders = [JobFolder(path.parent) for path in sorted((tmp_path / "jobs").glob("*/job.json"))]
+    assert [folder.id.rpartition("-")[2] for folder in folders] == ["3", "7"]
+    for index in "37":
+        path = Path(f"{out}{index}")
+        until(lambda path=path: path.exists() and path.read_text(), f"rank of index {index}")
+        assert path.read_text() == f"{index} {key} {password} {token} a  'b'\n"
+
+    seen += [slurm_cluster.run("squeue", "--format=%all"), slurm_cluster.run("squeue", "--steps")]
+    for folder in folders:
+        id = (folder.native() or {})["native_id"]
+        seen.append(slurm_cluster.run("scontrol", "show", "job", "-dd", id))
+        seen.append(slurm_cluster.run("scontrol", "write", "batch_script", id, "-"))
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            seen.append((process / "cmdline").read_text(errors="replace"))
+    assert sum(WRITE in text for text in seen) >= 2  # the ranks are among them
+    go.touch()
+    until(lambda: all(folder.ended() for folder in folders), "end")
+    assert {(folder.ended() or {})["state"] for folder in folders} == {"completed"}
+
+    for path in (path for folder in folders for path in folder.path.rglob("*") if path.is_file()):
+        if path.name == "job.json":
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        seen.append(path.read_text().replace(token, "" if path.name == "job.json" else token))
+    assert not any(value in text for value in (key, password, token) for text in seen)
+
+
+def until(done: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.05)
 
 
 def test_mistakes_are_refused_before_submission(shell: Shell, tmp_path: Path):

@@ -35,7 +35,7 @@ def spec_of(*arguments: str, command: list[str] | None = None) -> TrainingJobSpe
     submit.add_arguments(parser)
     args = parser.parse_args(arguments)
     args.user_command = command
-    return submit._spec(args)
+    return submit._request(args)[0]
 
 
 def test_what_is_not_given_is_not_asked_for():
@@ -72,13 +72,72 @@ def test_every_option_has_its_place(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path):
     (tmp_path / "job.json").write_text(json.dumps(FILE))
-    spec = spec_of("job.json")
+    spec = spec_of("job.json", "--to", "slurm")
     assert (spec.name, spec.world_size, spec.max_runtime_hours) == ("wiki", 16, 12)
     line = "job.json --nodes 3 --time 1h --env B=line --partition big --to slurm"
     spec = spec_of(*line.split(), command=["other"])
     assert (spec.name, spec.command, spec.world_size, spec.max_runtime_hours) == ("wiki", ["other"], 24, 1)
     assert spec.env_vars == {"A": "file", "B": "line"}
     assert spec.options == {"slurm": {"partition": "big", "account": "me"}}
+
+
+@pytest.mark.parametrize(
+    ("in_file", "line", "target"),
+    [
+        ({"to": "slurm"}, "", "slurm"),
+        ({"to": "slurm"}, "--partition big", "slurm"),
+        ({"to": "slurm"}, "--to local", "local"),
+        ({"to": "local"}, "--to slurm", "slurm"),
+        ({"to": "local"}, "", "local"),
+        ({}, "--to slurm", "slurm"),
+        ({}, "--to local", "local"),
+        ({"options": {"slurm": {}}}, "", "local"),
+    ],
+)
+def test_where_a_file_runs(tmp_path: Path, capsys, in_file: dict, line: str, target: str):
+    (tmp_path / "job.json").write_text(json.dumps({**FILE, **in_file}))
+    assert main(["submit", "job.json", "--dry-run", "--json", *line.split()]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == target
+
+
+def test_a_file_for_slurm_does_not_run_here_by_chance(jobs: Path, tmp_path: Path, capsys):
+    (tmp_path / "job.json").write_text(json.dumps(FILE))
+    assert main(["submit", "job.json"]) == 2
+    line = (
+        "kernel-pytorch submit: error: job.json has options.slurm and does not say where the job runs: "
+        "give --to slurm or --to local, or write 'to: slurm' there\n"
+    )
+    assert (*capsys.readouterr(), jobs.exists()) == ("", line, False)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "line", "inherits"),
+    [
+        ({}, "", True),
+        ({"inherit_env": False}, "", False),
+        ({"inherit_env": False}, "--inherit-env", True),
+        ({"inherit_env": True}, "--no-inherit-env", False),
+    ],
+)
+def test_whether_the_environment_of_a_file_is_inherited(
+    tmp_path: Path, capsys, in_file: dict, line: str, inherits: bool
+):
+    (tmp_path / "job.json").write_text(json.dumps({**FILE, "to": "slurm", **in_file}))
+    assert main(["submit", "job.json", "--dry-run", *line.split()]) == 0
+    assert f"--export={'ALL' if inherits else 'NIL'}\n" in capsys.readouterr().out
+
+
+def test_how_a_file_is_submitted_is_no_part_of_the_job(tmp_path: Path):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({**FILE, "to": "slurm", "inherit_env": False}))
+    assert TrainingJobSpec.load(job).name == "wiki"
+    for key, value, told in (
+        ("to", "slrum", "to must be local or slurm, got 'slrum'"),
+        ("inherit_env", "no", "inherit_env must be true or false, got a string"),
+    ):
+        job.write_text(json.dumps({**FILE, key: value}))
+        with pytest.raises(ValueError, match=f"job.json: {told}"):
+            TrainingJobSpec.load(job)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +208,20 @@ def test_help_has_an_example(capsys):
         assert "--job-dir" in out
         assert "--json" in out
         assert f"\n  kernel-pytorch {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("submit", "such as 4h or 1-12:00:00 (default: 24h)"),
+        ("submit", "CPU cores of the whole job; for Slurm"),
+        (
+            "requeue",
+            "With --exclude a job that runs on Slurm is requeued by Slurm itself, which leaves it",
+        ),
+        ("logs", "If no rank has begun, what node programs and Slurm have printed"),
+    ],
+)
+def test_help_says_what_is_done(capsys, command: str, said: str):
+    assert main([command, "--help"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())

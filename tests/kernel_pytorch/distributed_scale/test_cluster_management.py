@@ -51,7 +51,7 @@ class Slurm:
             raise ClusterUnavailableError("sbatch is not there", "log in on the cluster")
         return [str(17 + number) for number, _ in enumerate(folders)]
 
-    def words(self, folders):
+    def words(self, folders, patience_s=30.0):
         if self.away:
             raise ClusterUnavailableError("squeue is not there")
         known = {folder.id: self.states.get(folder.id, "PENDING") for folder in folders}

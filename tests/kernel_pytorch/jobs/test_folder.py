@@ -188,7 +188,11 @@ def test_only_the_first_end_counts(folder: JobFolder):
 def test_a_person_can_make_the_stop_file(folder: JobFolder):
     (folder.path / "stop").touch()
     assert folder.stop_requested()
+    assert folder.stop_reason() == "stop file"
     (folder.path / "stop").unlink()
+    assert folder.stop_reason() is None
+    folder.request_stop("Slurm sent USR1")
+    assert folder.stop_reason() == "Slurm sent USR1"
     folder.request_stop()
     assert folder.stop_requested()
 

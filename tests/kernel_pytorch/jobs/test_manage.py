@@ -20,7 +20,7 @@ from kernel_pytorch.jobs.manage import Jobs, exit_status, records_of
 from kernel_pytorch.jobs.read import spec_of
 from kernel_pytorch.jobs.spec import TrainingJobSpec
 from kernel_pytorch.jobs.status import LOST, ClusterWord
-from kernel_pytorch.jobs.target import ClusterUnavailableError
+from kernel_pytorch.jobs.target import ClusterUnavailableError, SubmissionUnknownError
 
 TRAIN = ["longnet", "train", "--run", "books"]
 
@@ -56,7 +56,7 @@ class MadeUpCluster:
         self._asked("submit")
         return [f"{100 + number}" for number, _ in enumerate(folders)]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
         self._asked("words")
         return {folder.id: self.word for folder in folders}
 
@@ -112,6 +112,32 @@ def test_a_job_is_submitted(jobs, cluster, monkeypatch):
     assert jobs.status("100").job_id == jobs.status(submitted.job_id[:7]).job_id == submitted.job_id
 
 
+@pytest.mark.parametrize("error", [ClusterUnavailableError("no answer"), KernelPytorchError("squeue: no")])
+def test_an_accepted_job_is_submitted_whatever_the_next_answer_is(jobs, cluster, monkeypatch, error):
+    def refuse(folder: JobFolder) -> float | None:
+        raise error
+
+    monkeypatch.setattr(cluster, "estimated_start", refuse)
+    (submitted,) = jobs.submit(spec(), cluster)
+    assert (submitted.native_id, submitted.estimated_start_time) == ("100", None)
+
+
+def test_the_gpus_of_the_whole_job_are_those_of_its_nodes(jobs, cluster):
+    (submitted,) = jobs.submit(spec(nodes=2, resources={"gpu_count": 4}), cluster)
+    facts = JobFolder(submitted.folder).job()["spec"]
+    assert (facts["gpus_per_node"], facts["ranks_per_node"], facts["world_size"]) == (2, 2, 4)
+    assert spec_of(facts).num_gpus_per_node == 2
+
+
+def test_a_job_that_the_cluster_may_have_keeps_its_folder(jobs, cluster, monkeypatch):
+    monkeypatch.setattr(cluster, "check", lambda *_: ())
+    cluster.error = SubmissionUnknownError("books-7f3a", "sbatch had no answer in 30 s", "squeue")
+    with pytest.raises(SubmissionUnknownError):
+        jobs.submit(spec(job_id="books-7f3a"), cluster)
+    cluster.error = None
+    assert jobs.status("books-7f3a").state is JobState.RUNNING  # the cluster has it
+
+
 def test_a_dry_run_touches_nothing_and_asks_nobody(jobs, cluster):
     cluster.error = AssertionError("a dry run needs no cluster")
     (submitted,) = jobs.submit(spec(env_vars={"TOKEN": "hunter2"}), cluster, dry_run=True)
@@ -124,7 +150,9 @@ def test_a_dry_run_touches_nothing_and_asks_nobody(jobs, cluster):
 
 def test_an_array_has_a_folder_for_each_index(jobs, cluster):
     cluster.array = (0, 2)
-    found = jobs.submit(spec(), cluster)
+    with pytest.raises(ValueError, match="the 2 jobs of the array would all write to the run folder"):
+        jobs.submit(spec(), cluster, dry_run=True)
+    found = jobs.submit(spec(["longnet", "train"]), cluster)
     base = found[0].job_id.removesuffix("-0")
     assert [each.job_id for each in found] == [f"{base}-0", f"{base}-2"]
     assert [each.native_id for each in found] == ["100", "101"]
@@ -136,7 +164,7 @@ def test_a_submission_that_fails_leaves_nothing(jobs, cluster, monkeypatch, erro
     monkeypatch.setattr(cluster, "check", lambda *_: ())
     cluster.array, cluster.error = (0, 1), error
     with pytest.raises(type(error)):
-        jobs.submit(spec(), cluster)
+        jobs.submit(spec(["true"]), cluster)
     assert manage.job_folders(jobs.root) == []
     assert [path.name for path in jobs.root.iterdir()] == [".lock"]
 
@@ -151,7 +179,7 @@ def test_an_array_of_which_one_folder_cannot_be_made_leaves_none(jobs, cluster, 
 
     monkeypatch.setattr(JobFolder, "create", full)
     with pytest.raises(JobFolderError):
-        jobs.submit(spec(), cluster)
+        jobs.submit(spec(["true"]), cluster)
     assert manage.job_folders(jobs.root) == []
 
 
@@ -224,9 +252,11 @@ def test_an_accepted_job_that_cannot_be_noted_is_named(jobs, cluster, monkeypatc
 def test_a_run_folder_that_a_job_uses_is_refused(jobs, cluster, tmp_path):
     first = submit(jobs, cluster, cwd=tmp_path)
     with pytest.raises(
-        ValueError, match=f"run folder {tmp_path}/books is used by {first}, which has not ended"
+        ValueError, match=f"run folder {tmp_path}/runs/books is used by {first}, which has not ended"
     ):
-        submit(jobs, cluster, [*TRAIN[:-2], "--run=./books"], cwd=tmp_path)
+        submit(jobs, cluster, [*TRAIN[:-2], "--run=./runs/books"], cwd=tmp_path)
+    with pytest.raises(ValueError, match=f"is used by {first}"):
+        submit(jobs, cluster, [*TRAIN[:-2], "--resume", "books"], cwd=tmp_path)
     submit(jobs, cluster, cwd=tmp_path / "elsewhere")
     submit(jobs, cluster, ["longnet", "train", "--run", "papers"], cwd=tmp_path)
     JobFolder(jobs.root / first).end("completed", "done")
@@ -277,7 +307,7 @@ def test_a_job_that_ended_between_the_two_questions_has_ended(jobs, cluster):
     id = submit(jobs, cluster)
     folder = JobFolder(jobs.root / id)
     words = cluster.words
-    cluster.words = lambda folders: (words(folders), folder.end("completed", "all ranks returned 0"))[0]
+    cluster.words = lambda *asked: (words(*asked), folder.end("completed", "all ranks returned 0"))[0]
     assert jobs.status(id).state is JobState.COMPLETED
 
 
@@ -301,6 +331,22 @@ def test_without_the_cluster_the_folder_tells_what_was(jobs, cluster):
     assert jobs.list() == [status]
 
 
+def test_a_job_of_which_the_cluster_refuses_to_speak_hides_no_other(jobs, cluster, monkeypatch):
+    other, odd = (submit(jobs, cluster, ["true"]) for _ in range(2))
+
+    def words(folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
+        if odd in [folder.id for folder in folders]:
+            raise KernelPytorchError("squeue: Invalid job id specified")
+        return {folder.id: cluster.word for folder in folders}
+
+    monkeypatch.setattr(cluster, "words", words)
+    assert "could not be asked" in jobs.status(odd).reason
+    assert {status.job_id: status.state for status in jobs.list()} == {
+        odd: JobState.PENDING,
+        other: JobState.RUNNING,
+    }
+
+
 def test_the_list_has_the_newest_first_and_a_broken_one(jobs, cluster):
     first, second, third = (submit(jobs, cluster, ["true"]) for _ in range(3))
     (jobs.root / second / "job.json").write_text("{")
@@ -319,6 +365,56 @@ def test_cancel_marks_the_end_first_and_asks_again_the_second_time(jobs, cluster
     assert cluster.calls.count("cancel") == 2
     assert JobFolder(jobs.root / id).ended() == end
     assert [event["kind"] for event in jobs.events(id)] == ["submitted", "cancelled"]
+
+
+def test_a_full_disk_does_not_keep_a_job_from_being_cancelled(jobs, cluster, monkeypatch):
+    id = submit(jobs, cluster)
+
+    def full(self, *arguments, **options) -> bool:
+        raise JobFolderError("end.json cannot be written: No space left on device")
+
+    cancelled: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFolder, "end", full)
+        patch.setattr(cluster, "cancel", lambda folder: cancelled.append(folder.id))
+        told = rf"^{id} was cancelled, but that is not recorded: .*No space left.* cancel {id} records it$"
+        with pytest.raises(JobFolderError, match=told):
+            jobs.cancel(id)
+    assert cancelled == [id]
+    assert jobs.cancel(id).state is JobState.CANCELLED
+
+
+def test_a_job_is_cancelled_on_a_disk_that_is_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = """
+import sys
+from pathlib import Path
+from kernel_pytorch.jobs.local.target import LocalTarget
+from kernel_pytorch.jobs.manage import Jobs
+from kernel_pytorch.jobs.node.processes import Family
+from kernel_pytorch.jobs.read import spec_of
+disk = Path(sys.argv[1])
+jobs = Jobs(disk / "jobs")
+(job,) = jobs.submit(spec_of({"name": "books", "command": ["sleep", "600"], "job_id": "mine"}), LocalTarget())
+with open(disk / "fill", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)): pass
+    except OSError:
+        pass
+try:
+    jobs.cancel("mine")
+except Exception as error:
+    print(type(error).__name__, error)
+print(Family({"KERNEL_PYTORCH_JOB": str(job.folder)}).living())
+(disk / "fill").unlink()
+print(jobs.cancel("mine").state)
+"""
+    done = on_a_small_disk(disk, script)
+    error, living, state = done.stdout.splitlines()
+    assert error.startswith("JobFolderError mine was cancelled, but that is not recorded: ")
+    assert "No space left on device" in error
+    assert (living, state, done.stderr) == ("[]", "JobState.CANCELLED", "")
 
 
 def test_what_has_ended_is_not_cancelled(jobs, cluster):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import kernel_pytorch
 from kernel_pytorch.jobs.folder import JobFolder, JobFolderError, as_bytes
 from kernel_pytorch.jobs.read import spec_of
-from kernel_pytorch.jobs.request import absolute, job_of, plan_of, refuse_secrets, run_folder, without_values
+from kernel_pytorch.jobs.request import absolute, job_of, plan_of, refuse_secrets, without_values
 
 NO_NUL = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
 NAMES = NO_NUL.filter(lambda name: name and b"=" not in name and not name.startswith((b"KERNEL", b"LC_")))
@@ -95,27 +95,6 @@ def test_each_number_of_the_plan_has_its_reason():
     assert plan["lead_why"] == "60 s: assumed, as no save was measured yet"
     plan = plan_of(spec_of({"name": "books", "command": ["true"], "restart_policy": "Never"}))
     assert (plan["restarts"], plan["requeues"], plan["restarts_why"]) == (0, 0, "restart policy Never")
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["train", "--run", "books"], b"/data/books"),
-        (["train", "--run=runs/books/"], b"/data/runs/books"),
-        (["train", "--out", "/tmp/../out"], b"/out"),
-        (["train", "--run", "\udcff"], b"/data/\xff"),
-        (["train", "--run"], None),
-        (["train", "--runs", "books"], None),
-        (["train"], None),
-    ],
-)
-def test_the_run_folder_of_a_command(words: list[str], found: bytes | None):
-    assert run_folder(words, "/data") == found
-
-
-def test_the_same_run_folder_by_another_path(tmp_path: Path):
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert run_folder(["--run", "link/a"], str(tmp_path)) == os.fsencode(tmp_path / "a")
 
 
 def test_secrets_that_no_rank_could_read(monkeypatch: pytest.MonkeyPatch):

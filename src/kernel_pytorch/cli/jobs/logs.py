@@ -19,7 +19,10 @@ Exit status: 0 also when Ctrl-C ends --follow; the job goes on.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``logs``."""
-    what = "Print what the ranks and node programs of a job have printed."
+    what = (
+        "Print what the ranks of a job have printed, each line with its rank. If no rank has begun, what "
+        "node programs and Slurm have printed, which may say why; it is always in logs/ of the job's folder."
+    )
     add_job(parser, what, _EXAMPLES, "a JSON object by line")
     parser.add_argument("--rank", type=int, metavar="N", help="of this rank only")
     parser.add_argument("--follow", action="store_true", help="go on until the job has ended")

@@ -39,7 +39,12 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     add("--nodes", metavar="N[:MAX]", help="fewest and most nodes (default: 1)", type=_parsed("nodes"))
     add("--gpus-per-node", metavar="N", type=int, help="default: none are asked for")
     add("--ranks-per-node", metavar="N", type=int, help="default: as many as GPUs, else 1")
-    add("--time", metavar="T", type=_parsed("time"), help="of each attempt, such as 4h or 1-12:00:00")
+    add(
+        "--time",
+        metavar="T",
+        type=_parsed("time"),
+        help="of each attempt, such as 4h or 1-12:00:00 (default: 24h)",
+    )
     add(
         "--checkpoint-every",
         metavar="T",
@@ -48,8 +53,8 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", help="default: from the command")
     add("--max-retries", metavar="N", type=int, help="restarts in place after faults (default: 3)")
-    add("--memory", metavar="SIZE", type=_parsed("size"), help="of the whole job, such as 256G")
-    add("--cpus", metavar="N", type=int, help="CPU cores of the whole job")
+    add("--memory", metavar="SIZE", type=_parsed("size"), help="of the whole job, such as 256G; for Slurm")
+    add("--cpus", metavar="N", type=int, help="CPU cores of the whole job; for Slurm")
     add(
         "--env",
         metavar="NAME[=VALUE]",
@@ -65,10 +70,10 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
         help="a variable from file:PATH or env:NAME, read when a rank starts and written nowhere",
     )
     add(
-        "--no-inherit-env",
-        dest="inherit_env",
-        action="store_false",
-        help="only what --env and --secret set; default: also what is exported in this shell",
+        "--inherit-env",
+        action=argparse.BooleanOptionalAction,
+        help="whether the ranks also get what is exported in this shell, or only what --env and --secret set "
+        "(default: 'inherit_env' of the file, else they do)",
     )
     slurm = parser.add_argument_group("with --to slurm")
     for name, what in _SLURM.items():
@@ -82,12 +87,12 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_target(args: argparse.Namespace) -> None:
+def check_target(args: argparse.Namespace, to: str) -> None:
     """Refuse Slurm's options for other targets."""
-    if args.to != "slurm":
+    if to != "slurm":
         for name in (*_SLURM, "sbatch"):
             if getattr(args, name):
-                raise CommandError(f"--{name} is for --to slurm, and this job is --to {args.to}")
+                raise CommandError(f"--{name} is for --to slurm, and this job is --to {to}")
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``requeue``."""
     what = (
         "Run a job again from its last checkpoint. One that runs is asked to save and leave first; one that "
-        "has ended starts anew."
+        "has ended starts anew. With --exclude a job that runs on Slurm is requeued by Slurm itself, which "
+        "leaves it KillWait to save (30 s, unless the site has another)."
     )
     add_job(parser, what, "kernel-pytorch requeue books-7f3a --exclude n2", "job_id and native_id as JSON")
     parser.add_argument(

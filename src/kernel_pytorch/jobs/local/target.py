@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,19 @@ class LocalTarget:
             kind, _, place = source.partition(":")
             if kind == "file" and not os.access(place, os.R_OK):
                 raise ValueError(f"secret {name}: the file {place} cannot be read")
+        notes = list(_unused(spec))
         if gpus := (spec.num_gpus_per_node or 0) * spec.num_nodes[1]:
             from .gpus import num_gpus
 
             there = num_gpus()
             if there is None:
-                return ("the drivers of this machine's GPUs do not answer: how many there are is not known",)
-            if gpus > there:
+                notes.append("the drivers of this machine's GPUs do not answer: how many it has is not known")
+            elif gpus > there:
                 raise ValueError(
                     f"{spec.num_nodes[1]} x {spec.num_gpus_per_node} GPUs are more than the {there} of this "
                     "machine: give fewer nodes or --gpus-per-node"
                 )
-        return ()
+        return tuple(notes)
 
     def render(self, spec: TrainingJobSpec, folder: Path, job: Mapping[str, Any]) -> str:
         """See :class:`.Target`."""
@@ -91,9 +92,9 @@ class LocalTarget:
         """
         return [_start(folder, inherit_env=inherit_env) for folder in folders]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(self, folders: Sequence[JobFolder], patience_s: float = 30.0) -> Mapping[str, ClusterWord]:
         """See :class:`.Target`."""
-        return {folder.id: _word(folder) for folder in folders}
+        return {folder.id: _word(folder) for folder in folders if folder.native() is not None}
 
     def cancel(self, folder: JobFolder) -> None:
         """See :class:`.Target`."""
@@ -109,13 +110,22 @@ class LocalTarget:
         if (host := _host(folder)) != socket.gethostname():
             raise KernelPytorchError(f"{folder.id} runs on {host}", "requeue it there")
         if supervisor_of(folder.path) is not None:
-            folder.request_stop()
+            folder.request_stop("kernel-pytorch requeue")
             return str((folder.native() or {}).get("native_id"))
         return _start(folder, inherit_env=folder.job().get("inherit_env", True))
 
     def estimated_start(self, folder: JobFolder) -> float | None:
         """It has started."""
         return None
+
+
+def _unused(spec: TrainingJobSpec) -> Iterator[str]:
+    """Notes about what the job asks for in vain."""
+    if spec.options.get("slurm"):
+        yield "options.slurm are not used: the job runs on this machine"
+    asked = {"--memory": spec.resources.memory_gb, "--cpus": spec.resources.cpu_cores}
+    if given := [name for name, value in asked.items() if value is not None]:
+        yield f"{' and '.join(given)}: not used, as this machine limits no job"
 
 
 def _command(python: str) -> list[str]:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from ...errors import KernelPytorchError
-from ..folder import JobFolder
+from ..folder import JobFolder, JobFolderError
 from ..rank.parent import die_with_parent
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
@@ -34,6 +34,8 @@ _TICK_S = 0.2
 _MEET_S = 120.0
 """How long nodes wait for each other; ``$KERNEL_PYTORCH_MEET_S`` in its place."""
 _GOODBYE_S = 10.0
+_LIMIT_S = 1.0
+"""From a SIGTERM until Slurm is asked if it came by the time limit: it kills everything KillWait later."""
 
 
 class _Signals:
@@ -66,8 +68,16 @@ def main(arguments: list[str]) -> int:
             return 0
         return (_First if place.index == 0 else _Other)(folder, job, place, signals).run()
     except (KernelPytorchError, OSError) as error:
-        print(f"kernel_pytorch.jobs.node: error: {error}", file=sys.stderr)
+        print(f"kernel_pytorch.jobs.node: error: {error}{_unshared(error)}", file=sys.stderr)
         return FAILED
+
+
+def _unshared(error: BaseException) -> str:
+    """What to do, if the error is that this node does not see the job's folder."""
+    if not isinstance(error, JobFolderError) or not isinstance(error.__cause__, FileNotFoundError):
+        return ""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return f" on {node}: the job's folder must be on a file system that all nodes share"
 
 
 class _Node:
@@ -83,6 +93,8 @@ class _Node:
 
     def begin(self, order: Mapping[str, Any], circle: Circle) -> Member:
         self._log_to_folder(order["attempt"])
+        if self.devices is not None:
+            print(f"devices: {self.devices.note}", file=sys.stderr, flush=True)
         self.member = Member(self.folder, self.job, self.place, order, circle.own_address, self.devices)
         return self.member
 
@@ -95,11 +107,16 @@ class _Node:
             os.dup2(descriptor, stream)
         os.close(descriptor)
 
-    def end(self) -> None:
-        """Leave no rank of this node."""
-        if self.member is not None:
-            self.member.end()
-            self.member = None
+    def end(self) -> str | None:
+        """Leave no rank of this node; returns why one is left, which is no reason to leave the job alone."""
+        member, self.member = self.member, None
+        try:
+            if member is not None:
+                member.end()
+        except (KernelPytorchError, OSError) as error:
+            print(error, file=sys.stderr, flush=True)
+            return f"{self.name}: {error}"
+        return None
 
     def requeue(self, order: Mapping[str, Any]) -> None:
         """Have the cluster run the job again, if that was decided and it was not cancelled meanwhile."""
@@ -112,7 +129,7 @@ class _Node:
         if order["kind"] == "stop":
             self.member.stop()
         elif order["kind"] == "restart":
-            self.member.restart()
+            self.member.restart(order["nodes"])
         elif order["kind"] == "allow_restart":
             self.member.allow_restart()
         elif order["kind"] == "stacks":
@@ -147,18 +164,18 @@ class _First(_Node):
         )
         try:
             if (why := self._why_not_begin()) is not None:
-                return self._leave(head.stop_before_begin(why), circle)
+                return self._leave(head.stop_before_begin(why), head, circle)
             order = self._order_to_begin(head, circle)
             circle.broadcast(order)
             self.begin(order, circle)
             return self._lead(head, circle)
         except BaseException as error:
-            circle.broadcast({"kind": "end", "code": FAILED, "why": str(error), "exclude": []})
-            self.end()
             text = f"{type(error).__name__}: {error}"
             if not isinstance(error, (KernelPytorchError, OSError)):
                 traceback.print_exc()
             head.end("failed", f"the node program of {self.name} failed: {text}", None)
+            circle.broadcast({"kind": "end", "code": FAILED, "why": str(error), "exclude": []})
+            self._end_and_tell(head)
             return FAILED
         finally:
             circle.close()
@@ -181,14 +198,15 @@ class _First(_Node):
             "nodes": [min(head.contract.min_nodes, nodes), nodes],
             "ranks_per_node": ranks,
             "endpoint": f"{_in_url(circle.address or '127.0.0.1')}:{_free_port()}",
-            # The nodes that stay after one is lost use up a restart each time; this program counts its own.
-            "max_restarts": head.contract.max_retries + nodes - 1,
+            # The nodes that stay after one is lost use up a restart or two; this program counts its own.
+            "max_restarts": head.contract.max_retries + 2 * (nodes - 1),
             "checkpoint_every_s": every.value,
             "timeouts": {name: figure.value for name, figure in torchrun_timeouts(save_s).items()},
         }
 
     def _lead(self, head: Head, circle: Circle) -> int:
         assert self.member is not None
+        terminated_at: float | None = None
         while True:
             for index, report in circle.wait(_TICK_S):
                 head.take(index, report, time.monotonic())
@@ -196,15 +214,37 @@ class _First(_Node):
                 head.lose(index, why, time.monotonic())
             if self.signals.received is not None:
                 head.take(0, {"kind": "asked", "why": self.signals.received}, time.monotonic())
+                if self.signals.received == "SIGTERM":
+                    terminated_at = time.monotonic()
                 self.signals.received = None
             for report in self.member.reports(time.monotonic()):
                 head.take(0, report, time.monotonic())
+            if terminated_at is not None and time.monotonic() > terminated_at + _LIMIT_S:
+                terminated_at = None if self._requeue_if_timed_out(head) else time.monotonic()
             for order in head.orders(time.monotonic(), time.time()):
                 if order["kind"] == "end":
-                    return self._leave(order, circle)
+                    return self._leave(order, head, circle)
                 circle.broadcast(order)
                 for report in self.obey(order):
                     head.take(0, report, time.monotonic())
+
+    def _requeue_if_timed_out(self, head: Head) -> bool:
+        """Requeue while this program lives; ranks that still save go on with it until they are killed.
+
+        Returns:
+            Whether the cluster told if it ends the job at its time limit.
+        """
+        try:
+            timed_out = requeue.is_timed_out(self.place)
+        except KernelPytorchError:
+            return False
+        if timed_out:
+            decision = head.end_by_limit()
+            try:
+                self.requeue({"code": decision.exit_code, "exclude": []})
+            except KernelPytorchError as error:
+                print(f"not requeued at the time limit: {error}", file=sys.stderr, flush=True)
+        return True
 
     def _why_not_begin(self) -> str | None:
         """What asked the job to stop while the nodes met."""
@@ -212,15 +252,19 @@ class _First(_Node):
             return self.signals.received
         if self.folder.ended():
             return "cancelled"
-        return "stop file" if self.folder.stop_requested() else None
+        return self.folder.stop_reason()
 
-    def _leave(self, order: Mapping[str, Any], circle: Circle) -> int:
+    def _leave(self, order: Mapping[str, Any], head: Head, circle: Circle) -> int:
         """Carry out an order ``end``."""
         circle.broadcast(order)
-        self.end()
+        self._end_and_tell(head)
         self._wait_for_others(circle)
         self.requeue(order)
         return int(order["code"])
+
+    def _end_and_tell(self, head: Head) -> None:
+        if (left := self.end()) is not None:
+            head.event("note", left, nodes=[self.name])
 
     def _wait_for_others(self, circle: Circle) -> None:
         """Until they have ended, or for a while: a job that is requeued is not to find its own ranks."""
@@ -277,6 +321,8 @@ class _Other(_Node):
                     self.begin(order, circle)
                 elif order["kind"] == "end":
                     return int(order["code"])
+                elif self.place.index in order.get("without", ()):
+                    return 0
                 elif self.member is not None:
                     for report in self.obey(order):
                         circle.send(0, report)
@@ -297,10 +343,12 @@ class _Other(_Node):
         contract = Contract.of(self.job, len(self.place.names))
         head = Head(self.folder, attempt, self.place.names, [self.place.index], contract)
         decision = head.decision_on(failure)
-        self.end()
+        left = self.end()
         # Of several that are left, one acts.
         if not self.folder.ended() and self.folder.claim_decision(attempt):
             head.record(decision, failure, {first: why})
+            if left is not None:
+                head.event("note", left, nodes=[self.name])
             self.requeue({"code": decision.exit_code, "exclude": decision.exclude})
         return decision.exit_code
 

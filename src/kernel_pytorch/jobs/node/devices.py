@@ -69,12 +69,15 @@ def main(ranks: int) -> None:
         sys.exit(str(error))
     (launch,) = launch_hints(topology, placement).nodes
     numactl = shutil.which("numactl") is not None
+    binding = launch.why if numactl else "none, numactl is not installed"
+    labels = {device.device_id: device.label for device in node.devices}
+    without = [f"without {labels[device]}: {why}" for device, why in placement.left_out.items()]
     print(
         json.dumps(
             {
                 "environment": launch.environment,
                 "numa_binding": launch.numa_binding if numactl else None,
-                "note": f"NUMA binding: {launch.why if numactl else 'none, numactl is not installed'}",
+                "note": "; ".join([f"NUMA binding: {binding}", *without]),
             }
         )
     )

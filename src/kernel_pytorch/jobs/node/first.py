@@ -18,6 +18,10 @@ from .proof import Hello, new_nonce, ports
 
 _ROUND_S = 0.25
 _MOST_STRANGERS = 64
+_LOOK = {
+    "local": "see the log of the missing nodes",
+    "slurm": "see logs/slurm-*.out in the job's folder, which must be on a file system that all nodes share",
+}
 
 
 class Reception:
@@ -118,7 +122,7 @@ class Reception:
         for link in links:
             link.write({"gave up": why})
         take_leave(links)
-        return MeetingError(why, "see the log of the missing nodes", missing)
+        return MeetingError(why, _LOOK.get(self._place.target), missing)
 
 
 def _allow_files(count: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from ..folder import JobFolder, JobFolderError
 from ..recovery.classify import Failure, classify
 from ..recovery.evidence import Evidence
+from ..recovery.messages import TYPES
 from ..recovery.plan import FAILED, REQUEUE, Decision, Limits, plan
 from ..recovery.timing import lead_time
 from .history import failures, last_save_s, last_saved, requeues_by_faults
@@ -28,6 +29,9 @@ STACKS_S = 6.0
 CLOSING_S = 6.0
 """How much longer a failure is not judged while torchrun ends the ranks of a node: which one failed, it says
 then."""
+GPU_S = 5.0
+"""How much longer a failure of a GPU is not judged: its node reads what is wrong with it, and torchrun starts
+all ranks again. If an agent ended before, the others would wait a minute for it."""
 _LOOK_EVERY_S = 1.0
 _IN_PLACE = ("restart", "go_on_smaller")
 
@@ -103,15 +107,25 @@ class Head:
         self._stacks_of: set[int] = set()
         self._closing: set[int] = set()
         self._stalled: set[int] = set()
+        self._health: dict[int, str | None] = {}
+        """What each node said of its condition; None: it found no fault."""
+        self._restarting: set[int] = set()
+        """Nodes of which ranks have failed, and none has begun again."""
+        self._gpu_until: float | None = None
 
     def take(self, index: int, report: Mapping[str, Any], now: float) -> None:
         """Take note of what a node reports; ``now`` is monotonic, as everywhere below."""
-        kind = report["kind"]
+        if index not in self.present:
+            return  # it was ordered to leave
+        kind, name = report["kind"], self.names[index]
         if kind == "seen":
             self._seen[index] = report
             return
         if kind == "health":
-            self.event("health", f"{self.names[index]}: {report['text']}", nodes=[self.names[index]])
+            self._health[index] = report["text"]
+        if kind in ("health", "note"):
+            if report["text"] is not None:
+                self.event(kind, f"{name}: {report['text']}", nodes=[name])
             return
         if kind == "asked":
             self.asked = self.asked or report["why"]
@@ -120,6 +134,10 @@ class Head:
             self._evidence = self._evidence.joined(Evidence.from_dict(report["evidence"]))
         if kind == "ended":
             self._ended[index] = report["code"]
+        if kind == "failed":
+            self._restarting.add(index)
+        elif kind in ("ended", "began"):
+            self._restarting.discard(index)
         if kind == "closing":
             self._closing.add(index)
         elif kind in ("failed", "ended", "began"):
@@ -129,7 +147,7 @@ class Head:
         elif kind == "gave_up":
             self.lose(index, report["why"], now)
         elif kind == "broke":
-            self._broken = f"the node program of {self.names[index]} failed: {report['why']}"
+            self._broken = f"the node program of {name} failed: {report['why']}"
         if kind == "stacks":
             self._stacks_of.add(index)
             if self._stacks_of >= self.present - self._lost.keys() - self._ended.keys():
@@ -162,7 +180,9 @@ class Head:
             found.append({"kind": "stacks"})
         waiting = self.present - self._lost.keys() - self._ended.keys()
         if not waiting or self._is_due(now):
-            found += self._decide()
+            failure = self._failure()
+            if not self._awaits_node(failure, now):
+                found += self._decide_on(failure)
         elif self._stalled and self._decide_at is None:
             found += self._requeue_stalled()
         return found
@@ -175,7 +195,7 @@ class Head:
     def stop_before_begin(self, why: str) -> Order:
         """The last order, where the job was asked to stop before any rank was started."""
         self.asked = why
-        (order,) = self._decide()
+        (order,) = self._decide_on(self._failure())
         return order
 
     def _decide_by(self, moment: float) -> None:
@@ -204,8 +224,7 @@ class Head:
             with suppress(JobFolderError):
                 if self.folder.ended():
                     return "cancelled"
-                if self.folder.stop_requested():
-                    return "stop file"
+                return self.folder.stop_reason()
         return None
 
     def _most(self, name: str) -> float | None:
@@ -214,7 +233,8 @@ class Head:
     def _step(self) -> int | None:
         return max((s["step"] for s in self._seen.values() if s.get("step") is not None), default=None)
 
-    def _decide(self) -> list[Order]:
+    def _failure(self) -> Failure:
+        """What has happened, as far as is known now."""
         cancelled = False
         with suppress(JobFolderError):
             cancelled = (self.folder.ended() or {}).get("state") == "cancelled"
@@ -228,7 +248,31 @@ class Head:
         failure = classify(evidence, self.attempt)
         if failure.step is None and failure.kind not in ("user", "done"):
             failure = replace(failure, step=self._step())
+        return failure
+
+    def _awaits_node(self, failure: Failure, now: float) -> bool:
+        """Whether a node with a faulty GPU is not ready to leave."""
+        if failure.kind != "gpu":
+            return False
+        if self._gpu_until is None:
+            self._gpu_until = now + GPU_S
+        living = self._faulty(failure) - self._lost.keys()
+        return now < self._gpu_until and bool(living & self._restarting or living - self._health.keys())
+
+    def _decide_on(self, failure: Failure) -> list[Order]:
         return self._carry_out(self._possible(self.decision_on(failure), failure), failure)
+
+    def end_by_limit(self) -> Decision:
+        """Take note that the cluster ends the attempt at its time limit, and some ranks have not left yet.
+
+        They may still save before they are killed.
+        """
+        text = "the time limit has passed, and not all ranks have saved and left"
+        kind = "timeout"
+        failure = Failure(kind=kind, type=TYPES[kind], text=text, step=self._step(), attempt=self.attempt)
+        decision = self.decision_on(failure)
+        self.record(decision, failure, {})
+        return decision
 
     def decision_on(self, failure: Failure) -> Decision:
         """What to do about a failure, by the contract."""
@@ -238,7 +282,7 @@ class Head:
             requeues=self._requeues,
             max_requeues=self.contract.max_requeues,
             min_nodes=self.contract.min_nodes,
-            nodes_left=len(self.present) - len(self._lost),
+            nodes_left=len(self._left(failure)),
             is_first_node=self.names[0] in failure.nodes,
             other_nodes=self.contract.other_nodes,
         )
@@ -274,9 +318,12 @@ class Head:
         if decision.action in _IN_PLACE:
             self.history = [*self.history, failure]
             self._restarts += decision.action == "restart"
-            self.present = self._left()
+            without = sorted(self._faulty(failure) - self._lost.keys())
+            self.present = self._left(failure)
             self._begin_case()
-            return [{"kind": "restart" if decision.action == "go_on_smaller" else "allow_restart"}]
+            if decision.action == "go_on_smaller":
+                return [{"kind": "restart", "nodes": len(self.present), "without": without}]
+            return [{"kind": "allow_restart"}]
         return [_end(decision)]
 
     def record(self, decision: Decision, failure: Failure, lost: Mapping[str, str]) -> None:
@@ -288,6 +335,7 @@ class Head:
             lost: why the nodes that are lost count as such, by name.
         """
         fault = failure.kind not in ("done", "stopped", "cancelled")
+        health = {self.names[index]: text for index, text in self._health.items() if text is not None} or None
         if fault:
             self.event(
                 "failure",
@@ -296,10 +344,12 @@ class Head:
                 step=failure.step,
                 steps_lost=None if decision.action == "fail" else self._steps_lost(failure),
                 lost=lost or None,
+                health=health,
             )
         if decision.action in _IN_PLACE:
-            names = [self.names[index] for index in sorted(self._left())]
-            self.event(decision.action, decision.reason, nodes=names)
+            names = [self.names[index] for index in sorted(self._left(failure))]
+            smaller = decision.action == "go_on_smaller"
+            self.event(decision.action, decision.reason, nodes=names, health=health if smaller else None)
         elif decision.action == "requeue":
             self.event(
                 "requeue",
@@ -307,14 +357,20 @@ class Head:
                 exclude=list(decision.exclude) or None,
                 because="fault" if fault else "asked",
                 failure=None if fault else failure.to_dict(),
+                health=health,
                 steps_lost=None if fault else self._steps_lost(failure),  # those of a fault are told above
             )
         else:
             state = "completed" if decision.action == "done" else "failed"
             self.end("cancelled" if failure.kind == "cancelled" else state, decision.reason, failure.step)
 
-    def _left(self) -> set[int]:
-        return self.present - self._lost.keys()
+    def _left(self, failure: Failure) -> set[int]:
+        """The nodes that can go on after a failure."""
+        return self.present - self._lost.keys() - self._faulty(failure)
+
+    def _faulty(self, failure: Failure) -> set[int]:
+        """Those of the nodes present that the failure blames, whether they are lost or not."""
+        return {index for index in self.present if self.names[index] in failure.nodes}
 
     def _steps_lost(self, failure: Failure) -> int | None:
         """Steps since the last checkpoint, all of which are repeated."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,8 @@ class Member:
         devices: Devices | None = None,
     ) -> None:
         self.folder, self.attempt, self.name = folder, order["attempt"], place.names[place.index]
+        self._ranks_per_node: int = order["ranks_per_node"]
+        self._most_ranks = order["nodes"][1] * self._ranks_per_node
         self.beats = _beats_folder(f"kernel-pytorch-{folder.id}-node-{place.index}-")
         self.agent = Agent(
             Launch(
@@ -87,7 +90,10 @@ class Member:
         self._restart_awaited, self._stalls_at = False, 0.0
         self._stopping = False
         self._health: Thread | None = None
-        self._condition: str | None = None
+        self._to_tell: deque[Report] = deque()
+        """Reports that are not about the ranks; the thread that reads the condition adds to them."""
+        if devices is not None:
+            self._to_tell.append({"kind": "note", "text": devices.note})
         self._ended = False
         self._look_at = 0.0
         self._seen: Report | None = None
@@ -96,9 +102,8 @@ class Member:
         """What is new since the last call; ``now`` is monotonic."""
         found: list[Report] = []
         code = None if self._ended else self.agent.poll()
-        if self._condition is not None:
-            found.append({"kind": "health", "text": self._condition})
-            self._condition = None
+        while self._to_tell:
+            found.append(self._to_tell.popleft())
         exits = self.agent.new_exits()
         if exits:
             self._restarting, self._late = True, frozenset()
@@ -133,6 +138,8 @@ class Member:
         if seen.pids != self._pids:
             self._pids, self._restarting = dict(seen.pids), False
             found.append({"kind": "began"})
+            if seen.world > self._most_ranks:
+                self._start_again()  # torchrun had counted on ranks of the node that has left
             if self._stopping:
                 self.stop()
         if self._restart_awaited:
@@ -159,7 +166,7 @@ class Member:
         """Read the condition of this node meanwhile: drivers of broken devices take long to answer."""
 
         def ask() -> None:
-            self._condition = health.evidence()
+            self._to_tell.append({"kind": "health", "text": health.evidence()})
 
         if self._health is None or not self._health.is_alive():
             self._health = Thread(target=ask, daemon=True)
@@ -176,11 +183,20 @@ class Member:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
 
-    def restart(self) -> None:
-        """Have torchrun start the ranks again, without a lost node's, for which they might wait for long."""
+    def restart(self, nodes: int) -> None:
+        """Have torchrun start the ranks again, without another node's, for which they might wait for long.
+
+        Args:
+            nodes: number that go on.
+        """
+        self._most_ranks = nodes * self._ranks_per_node
+        self._start_again()
+
+    def _start_again(self) -> None:
         ranks = self._ranks()
         self._excused.update(ranks.values())
-        if not self._restarting:
+        if not self._restarting or ranks != self._pids:
+            self._count_restarts()  # those of before: the ranks that are killed now are one more
             for pid in ranks.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -192,11 +208,14 @@ class Member:
 
         torchrun counts a restart where ranks failed, not on nodes that only start theirs again with them.
         """
-        self._restarts_allowed = max(self._restarts_allowed + self._failed_here, self.watch.restart())
-        self._failed_here = False
+        self._count_restarts()
         if self._restarts_allowed:
             allow_restart(self.beats, self._restarts_allowed)
         self._restart_awaited, self._stalls_at = True, time.monotonic() + STALL_S
+
+    def _count_restarts(self) -> None:
+        self._restarts_allowed = max(self._restarts_allowed + self._failed_here, self.watch.restart())
+        self._failed_here = False
 
     def _ranks(self) -> Mapping[int, int]:
         return self.watch.look(self.agent.closing).pids

@@ -17,3 +17,16 @@ def requeue(place: Place, exclude: Sequence[str]) -> None:
         from ..slurm.requeue import requeue as requeue_slurm_job
 
         requeue_slurm_job(place.native_id, exclude)
+
+
+def is_timed_out(place: Place) -> bool:
+    """Whether the cluster ends the job because its time is over, and nobody has requeued it.
+
+    Raises:
+        KernelPytorchError: the cluster does not tell.
+    """
+    if place.target != "slurm":  # the supervisor of a local job decides by itself
+        return False
+    from ..slurm.requeue import is_timed_out as is_slurm_job_timed_out
+
+    return is_slurm_job_timed_out(place.native_id)

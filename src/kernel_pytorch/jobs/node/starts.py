@@ -26,6 +26,8 @@ class Start:
     restart: int
     time_s: float
     log_from: int
+    world: int = 1
+    """Number of ranks with which it started."""
     log_to: int | None = None
     beat: Beat | None = None
     alive_s: float = 0.0

@@ -40,6 +40,8 @@ class Seen:
     """Without a beat for longer than the limit of their phase."""
     pids: Mapping[int, int]
     """The process that beats, or the rank's first one if none has."""
+    world: int = 0
+    """Number of ranks, of all nodes, with which those of this node started that live; 0: none does."""
 
 
 class Watch:
@@ -79,10 +81,13 @@ class Watch:
             closing: processes that are told to end. They are not late: they wait for others, which failed.
         """
         self._read()
-        now, newest, late = monotonic(), self._starts.newest(), []
+        now, newest, late, world = monotonic(), self._starts.newest(), [], 0
         for start in newest:
             letter = state(start.beating_pid)
-            if letter not in (None, *DEAD) and start.pid not in closing:
+            if letter in (None, *DEAD):
+                continue
+            world = max(world, start.world)
+            if start.pid not in closing:
                 start.alive_s, start.state = now, letter
                 late += [start.rank] * self._late(start)
         known = [start.beat for start in newest if start.beat is not None]
@@ -94,6 +99,7 @@ class Watch:
             median_step_s=self._median(),
             late=tuple(sorted(late)),
             pids={start.rank: start.beating_pid for start in newest},
+            world=world,
         )
 
     def restart(self) -> int:

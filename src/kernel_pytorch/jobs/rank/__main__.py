@@ -56,6 +56,7 @@ def _announce(record: RankRecord) -> None:
         "rank": record.rank,
         "pid": os.getpid(),
         "restart": record.restart,
+        "world": int(os.environ.get("WORLD_SIZE", "1")),
         "time_s": monotonic(),
         "log_from": size,
     }

@@ -186,9 +186,8 @@ def _hang(evidence: Evidence) -> Iterator[_Sign]:
         rank = suspect({rank: evidence.beats[rank] for rank, share in silent.items() if share > 0.5})
         beat = evidence.beats[rank]
         where = f" at {beat.where}" if beat.where else ""
-        text = f"rank {rank} hangs{where}: no beat for {beat.since_s:.0f} s while {beat.phase}"
-        fact = f"rank {rank}: no beat for {beat.since_s:.0f} s, limit {limits[rank].why}"
-        yield _Sign("hang", text, fact, rank)
+        silence = f"no beat for {beat.since_s:.0f} s, limit {limits[rank].why}"
+        yield _Sign("hang", f"rank {rank} hangs{where}: {silence}", f"rank {rank}: {silence}", rank)
 
 
 def _ended_well(evidence: Evidence) -> bool:

@@ -23,10 +23,12 @@ class Limits:
     """Requeues so far because of a fault; those of a job that was asked to stop do not count."""
     max_requeues: int = 20
     """175 nodes for a month lose as many nodes, if one is lost every 6,300 hours."""
+    max_idle_stops: int = 20
+    """How often in a row the job may be asked to stop, and run again, without a step."""
     min_nodes: int = 1
     """Of ``min:max``; the job's size, if it has only one."""
     nodes_left: int = 0
-    """Nodes that can go on."""
+    """Nodes that can go on: neither lost nor faulty."""
     is_first_node: bool = False
     """Whether the node that decides, whose ranks failed, is the first one: the others need its store."""
     other_nodes: bool = True
@@ -72,7 +74,8 @@ def plan(failure: Failure, history: Sequence[Failure], limits: Limits) -> Decisi
         return _fail(f"{failure.text}; not tried again: {_WHY_NOT_AGAIN[kind]}", code)
     if kind in _IN_PLACE:
         return _in_place(failure, history, limits)
-    if kind == "node_lost" or (kind == "gpu" and not limits.is_first_node):
+    on_another = kind == "node_lost" or (kind == "gpu" and not limits.is_first_node)
+    if on_another and failure.nodes:  # else it is not known without which node the others could go on
         smaller = f"{limits.nodes_left} nodes go on, {limits.min_nodes} are enough"
         if 1 <= limits.min_nodes <= limits.nodes_left:
             return Decision(
@@ -91,9 +94,10 @@ def _stopped(failure: Failure, history: Sequence[Failure], limits: Limits) -> De
         if earlier.kind != "stopped" or earlier.step != failure.step:
             break
         idle += 1
-    if idle >= limits.max_requeues:
+    if idle >= limits.max_idle_stops:
+        step = "a step" if failure.step is not None else "a known step"
         return _fail(
-            f"{failure.text}; stopped {idle + 1} times in a row without a step: is the time too short?"
+            f"{failure.text}; stopped {idle + 1} times in a row without {step}: is the time too short?"
         )
     return Decision(
         action="requeue", exit_code=REQUEUE, reason=f"{failure.text}; goes on when it is run again"
@@ -101,14 +105,27 @@ def _stopped(failure: Failure, history: Sequence[Failure], limits: Limits) -> De
 
 
 def _in_place(failure: Failure, history: Sequence[Failure], limits: Limits) -> Decision:
-    same = 1 + sum(earlier.kind == failure.kind and earlier.step == failure.step for earlier in history)
+    same = _times_alike(failure, history)
     if same >= SAME:
-        at = "before the first step" if failure.step is None else f"at step {failure.step}"
+        at = "before any known step" if failure.step is None else f"at step {failure.step}"
         return _fail(f"{failure.text}; {same} times {at}, so a restart does not help")
     if limits.restarts_used >= limits.max_retries:
         return _fail(f"{failure.text}; all {limits.max_retries} restarts are used")
     number = f"restart {limits.restarts_used + 1} of {limits.max_retries}"
     return Decision(action="restart", exit_code=DONE, reason=f"{failure.text}; {number}")
+
+
+def _times_alike(failure: Failure, history: Sequence[Failure]) -> int:
+    """How often the same kind came at the same step, this time included, since the job got any further.
+
+    Another step shows that it did. Where no step is known, having run until it was asked to stop does.
+    """
+    times = 1
+    for earlier in reversed(history):
+        if earlier.step != failure.step or (failure.step is None and earlier.kind == "stopped"):
+            break
+        times += earlier.kind == failure.kind
+    return times
 
 
 def _requeue(failure: Failure, limits: Limits) -> Decision:

@@ -102,16 +102,16 @@ def hang_limit(phase: str, median_step_s: float | None = None, min_s: float | No
     """
     _check_duration(median_step_s=median_step_s)
     _check_positive(min_s=min_s)
-    least = MIN_HANG_S if min_s is None else min_s
-    slow = max(SLOW_PHASE_S, least)
-    if phase in _HANG:
-        return Figure(slow, f"{slow:g} s while {phase}: {_HANG[phase]}")
-    if phase != "training":
+    least, source = (MIN_HANG_S, "") if min_s is None else (min_s, " as set")
+    if phase != "training" and phase not in _HANG:
         raise ValueError(f"phase must be one of {', '.join(('training', *_HANG))}, got {phase!r}")
-    if median_step_s is None:
-        return Figure(slow, f"{slow:g} s while training: no step was measured yet")
+    if phase in _HANG or median_step_s is None:
+        slow, why = SLOW_PHASE_S, _HANG.get(phase, "no step was measured yet")
+        if least > slow:
+            slow, why = least, "as set"
+        return Figure(slow, f"{slow:g} s while {phase}: {why}")
     value = max(least, STEPS_TO_HANG * median_step_s)
-    steps = f"{STEPS_TO_HANG} x {median_step_s:.3g} s, the median step, at least {least:g} s"
+    steps = f"{STEPS_TO_HANG} x {median_step_s:.3g} s, the median step, at least {least:g} s{source}"
     return Figure(value, f"{value:g} s while training: {steps}")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from ...errors import KernelPytorchError
 from ..target import ClusterUnavailableError
@@ -13,10 +15,12 @@ from ..target import ClusterUnavailableError
 SEPARATOR = "\x1f"
 """Between the fields that a command is asked for: no name or reason has it."""
 PATIENCE_S = 30.0
+"""How long a command may take, in seconds, where the caller does not say."""
 _OF_SLURM = re.compile("(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _DEFAULTS = ("ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION")
 _PREFIX = re.compile(r"(?:(?:sbatch|squeue|sacct|scontrol|sinfo|scancel): )?(?:(?:error|fatal): )?")
+_PING = "see whether slurmctld runs: scontrol ping"
 _UNREACHABLE = re.compile(
     "Unable to contact slurm controller|Could not establish a configuration source|Unable to process config"
     "|Zero Bytes were transmitted|Socket timed out|Unexpected message received|Transport endpoint"
@@ -26,8 +30,18 @@ _UNREACHABLE = re.compile(
 _GONE = re.compile("Invalid job id|Job/step already completing or completed|Invalid job array")
 
 
+_UNANSWERED = re.compile(
+    "Zero Bytes were transmitted|Socket timed out|Unexpected message received|Transport endpoint"
+)
+"""After these slurmctld may have done what it was asked to."""
+
+
 class SlurmError(KernelPytorchError):
     """Slurm refused a request; in its own words."""
+
+
+class NoAnswerError(ClusterUnavailableError):
+    """slurmctld may have received a request, and has not answered it."""
 
 
 def run(
@@ -46,32 +60,51 @@ def run(
 
     Raises:
         ClusterUnavailableError: it is not installed, or no slurmctld answers.
+        NoAnswerError: so, and the request may have been carried out.
         SlurmError: Slurm refused.
     """
     environment = of_queries() if environment is None else environment
     try:
-        done = subprocess.run(
-            argv,
-            input=(stdin or "").encode("utf-8", "surrogateescape"),
-            capture_output=True,
-            env=environment,
-            timeout=timeout_s,
-            cwd="/",
+        code, output, errors = _run(
+            argv, (stdin or "").encode("utf-8", "surrogateescape"), environment, timeout_s
         )
     except FileNotFoundError as error:
         fix = "submit on a login node of the cluster, or have Slurm's bin folder in PATH; or use --to local"
         raise ClusterUnavailableError(f"Slurm's {argv[0]} is not installed here", fix) from error
     except subprocess.TimeoutExpired as error:
         why = f"{argv[0]} had no answer in {timeout_s:g} s"
-        raise ClusterUnavailableError(why, "see whether slurmctld runs: scontrol ping") from error
+        raise NoAnswerError(why, _PING) from error
     except OSError as error:  # also: arguments too long
         raise SlurmError(f"{argv[0]} cannot be run: {error.strerror}") from error
-    if done.returncode == 0:
-        return done.stdout.decode("utf-8", "surrogateescape")
-    said = _said((done.stderr or done.stdout).decode("utf-8", "replace"))
+    if code == 0:
+        return output.decode("utf-8", "surrogateescape")
+    said = _said((errors or output).decode("utf-8", "replace"))
     if _UNREACHABLE.search(said):
-        raise ClusterUnavailableError(f"{argv[0]}: {said}", "see whether slurmctld runs: scontrol ping")
-    raise SlurmError(f"{argv[0]}: {said}" if said else f"{argv[0]} ended with {done.returncode}")
+        kind = NoAnswerError if _UNANSWERED.search(said) else ClusterUnavailableError
+        raise kind(f"{argv[0]}: {said}", _PING)
+    raise SlurmError(f"{argv[0]}: {said}" if said else f"{argv[0]} ended with {code}")
+
+
+def _run(
+    argv: Sequence[str], stdin: bytes, environment: Mapping[str, str], timeout_s: float
+) -> tuple[int, bytes, bytes]:
+    """Exit status, output and errors of a command that leaves nothing, also if it is a site's script."""
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(stdin, timeout=timeout_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output, errors
 
 
 def of_queries() -> dict[str, str]:
@@ -94,12 +127,13 @@ def of_submission(given: Iterable[str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not _OF_SLURM.match(name) or name in kept}
 
 
-def queue(jobs: Sequence[str], fields: str) -> dict[str, list[str]]:
+def queue(jobs: Sequence[str], fields: str, timeout_s: float = PATIENCE_S) -> dict[str, list[str]]:
     """What squeue knows of jobs, also of those that ended less than MinJobAge ago.
 
     Args:
         jobs: their ids, as ``17`` or ``17_3``.
         fields: the letters of its ``--format``.
+        timeout_s: how long it may take, in seconds.
 
     Returns:
         The fields of each job that it knows, by id.
@@ -107,9 +141,9 @@ def queue(jobs: Sequence[str], fields: str) -> dict[str, list[str]]:
     if not jobs:
         return {}
     form = SEPARATOR.join(f"%{field}" for field in "i" + fields)
-    ask = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", f"--format={form}"]
+    ask = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}"]
     try:
-        lines = run(*ask).splitlines()
+        lines = run(*ask, f"--format={form}", timeout_s=timeout_s).splitlines()
     except SlurmError as error:
         if _GONE.search(error.why):
             return {}
@@ -118,21 +152,36 @@ def queue(jobs: Sequence[str], fields: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if len(row) == 1 + len(fields)}
 
 
-def accounted(job: str, fields: Sequence[str]) -> list[str] | None:
+def of_comments(beginning: str, timeout_s: float = PATIENCE_S) -> dict[str, str]:
+    """The ids of this user's jobs by what follows ``beginning`` in their comments.
+
+    A job of an array has ``-`` and its index after that.
+    """
+    ask = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
+    found = {}
+    for line in run(*ask, f"--format=%i{SEPARATOR}%k", timeout_s=timeout_s).splitlines():
+        id, _, comment = line.partition(SEPARATOR)
+        if comment.startswith(beginning):
+            _, in_array, index = id.partition("_")
+            found[comment[len(beginning) :] + (f"-{index}" if in_array else "")] = id
+    return found
+
+
+def accounted(job: str, fields: Sequence[str], timeout_s: float = PATIENCE_S) -> list[str] | None:
     """What sacct has of a job; None: nothing, or the site keeps no accounts."""
     ask = ["sacct", "--noheader", "--parsable2", "--allocations", f"--delimiter={SEPARATOR}", f"--jobs={job}"]
     try:
-        lines = run(*ask, f"--format={','.join(fields)}").splitlines()
+        lines = run(*ask, f"--format={','.join(fields)}", timeout_s=timeout_s).splitlines()
     except (SlurmError, ClusterUnavailableError):
         return None
     rows = [row for line in lines if len(row := line.split(SEPARATOR)) == len(fields)]
     return rows[-1] if rows else None
 
 
-def show_job(job: str) -> dict[str, str] | None:
+def show_job(job: str, timeout_s: float = PATIENCE_S) -> dict[str, str] | None:
     """scontrol's facts about a job, but for its name; None if slurmctld does not know it."""
     try:
-        text = run("scontrol", "show", "job", "-o", job)
+        text = run("scontrol", "show", "job", "-o", job, timeout_s=timeout_s)
     except SlurmError as error:
         if _GONE.search(error.why):
             return None

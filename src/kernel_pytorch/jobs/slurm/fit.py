@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ..recovery.timing import ASSUMED_LEAD_S, SAVES_IN_LEAD
 from ..spec import TrainingJobSpec
 from .nodes import Partition, seconds_of
 from .options import SlurmOptions
@@ -85,7 +84,7 @@ def unavailable(spec: TrainingJobSpec, partitions: list[Partition]) -> str | Non
 
 
 def settings_notes(
-    spec: TrainingJobSpec, config: Mapping[str, str], partitions: list[Partition], save_s: float | None = None
+    spec: TrainingJobSpec, config: Mapping[str, str], partitions: list[Partition], every_s: float
 ) -> list[str]:
     """What the site's settings mean for the job.
 
@@ -93,27 +92,9 @@ def settings_notes(
         spec: of the job.
         config: as of :func:`.commands.config`.
         partitions: those that the job may run in.
-        save_s: measured duration of a save; None: the longest that the assumed lead time allows for.
+        every_s: seconds from one checkpoint to the next, at most.
     """
-    notes = []
-    kill_wait_s = seconds_of(config.get("KillWait", "")) or 0.0
-    longest_s = ASSUMED_LEAD_S / SAVES_IN_LEAD if save_s is None else save_s
-    for partition in partitions:
-        grace_s = max(kill_wait_s, partition.grace_time_s or 0.0) if partition.is_preempting else kill_wait_s
-        if grace_s < longest_s:
-            what = (
-                f"a preemption in partition {partition.name}"
-                if partition.is_preempting
-                else "a requeue by Slurm"
-            )
-            took = "takes longer" if save_s is None else f"takes {save_s:g} s"
-            source = f"KillWait={kill_wait_s:g} s" + (
-                f", GraceTime={partition.grace_time_s or 0:g} s" if partition.is_preempting else ""
-            )
-            notes.append(
-                f"{what} leaves {grace_s:g} s to save ({source}): where a save {took}, the steps since the "
-                "last checkpoint are lost; the time limit and a request to stop lose none"
-            )
+    notes = [_preemption_note(seconds_of(config.get("KillWait", "")) or 0.0, partitions, every_s)]
     if config.get("JobRequeue") == "0":
         notes.append(
             "the site requeues no jobs by default (JobRequeue=0); this job asks to be requeued, which an "
@@ -128,3 +109,16 @@ def settings_notes(
     if spec.priority:
         notes.append(f"priority={spec.priority} is not used: Slurm ranks jobs by qos and partition")
     return notes
+
+
+def _preemption_note(kill_wait_s: float, partitions: list[Partition], every_s: float) -> str:
+    """What a save may take at a preemption, in the partition that leaves the least time."""
+    graces = [p.grace_time_s or 0.0 if p.is_preempting else 0.0 for p in partitions]
+    grace_s = min(graces, default=0.0)
+    source = f"KillWait={kill_wait_s:g} s"
+    if grace_s > kill_wait_s:
+        source = f"GraceTime={grace_s:g} s of partition {partitions[graces.index(grace_s)].name}"
+    return (
+        f"at a preemption Slurm leaves {source} to save: a save that takes longer loses the steps since the "
+        f"last checkpoint, those of {every_s:g} s at most"
+    )

@@ -41,8 +41,9 @@ def nodes() -> list[ClusterNode]:
         ClusterUnavailableError, SlurmError: they could not be asked for.
     """
     now = time.time()
-    # -d: only there are the GPUs in use, where the site does not account for GPUs.
-    return [node_of(facts, now) for facts in commands.records("node", "-d")]
+    # -a: also those of hidden partitions. -d: only there are the GPUs in use, where the site does not
+    # account for GPUs.
+    return [node_of(facts, now) for facts in commands.records("node", "-a", "-d")]
 
 
 def node_of(facts: Mapping[str, str], now: float) -> ClusterNode:
@@ -92,7 +93,7 @@ def partitions(of_nodes: Sequence[ClusterNode]) -> dict[str, Partition]:
         ClusterUnavailableError, SlurmError: they could not be asked for.
     """
     found = {}
-    for facts in commands.records("partition"):
+    for facts in commands.records("partition", "-a"):  # sbatch takes hidden ones too
         name = facts["PartitionName"]
         found[name] = Partition(
             name=name,

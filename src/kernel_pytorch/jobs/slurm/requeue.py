@@ -19,9 +19,12 @@ from contextlib import contextmanager
 from ..target import ClusterUnavailableError
 from .commands import PATIENCE_S, SlurmError, hostnames, run, show_job
 
-ASKS_FOR_S = 60.0
-"""How long a slurmctld that does not answer is asked again."""
+ASKS_FOR_S = 300.0
+"""How long a slurmctld that does not answer is asked again: a backup takes over after SlurmctldTimeout, by
+default 120 s."""
 _PAUSE_S = 0.5
+_QUICK_S = 2.0
+"""For an answer that a program waits for which has other things to do."""
 LEFT_AFTER_S = 1.0
 """How long this process waits for a change that may not be made while it lives."""
 _REFUSED_TWICE = re.compile("Job is pending execution")
@@ -56,6 +59,19 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> tuple[str, ...]:
             time.sleep(_PAUSE_S)
 
 
+def is_timed_out(job_id: str) -> bool:
+    """Whether Slurm ends the job of this process because its time is over, and nobody has requeued it.
+
+    Args:
+        job_id: as of :func:`requeue`.
+
+    Raises:
+        ClusterUnavailableError, SlurmError: as :func:`requeue`.
+    """
+    job = _known(job_id, _QUICK_S)
+    return _has_timed_out(job) and not _is_requeued(job)
+
+
 def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
     """Requeue any job, also one that has ended.
 
@@ -81,8 +97,7 @@ def requeue_other(job_id: str, exclude: Sequence[str] = ()) -> bool:
 def _requeue_own(job_id: str, exclude: Sequence[str]) -> tuple[str, ...]:
     job = _known(job_id)
     if not _is_requeued(job):
-        timed_out = job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
-        if job["JobState"] not in _OURS_TO_END and not timed_out:
+        if job["JobState"] not in _OURS_TO_END and not _has_timed_out(job):
             raise SlurmError(f"job {job_id} is not requeued: it is {job['JobState']}")
         _requeue(job_id, job)
     return _change(job_id, exclude, inside=True)
@@ -107,7 +122,8 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
     """
     job = _known(job_id)
     before = hostnames(job.get("ExcNodeList", ""))
-    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _asked_nodes(job_id)
+    script = _script(job_id)
+    fewest, asked = int(job.get("NumNodes", "1").partition("-")[0]), _option(script, "--nodes")
     changes, shrunk = [], False
     at_start = int(os.environ.get("SLURM_JOB_NUM_NODES") or 0) if inside else 0
     if asked is not None and fewest < max(at_start, int(asked.partition("-")[0])):
@@ -115,7 +131,7 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
         fewest, shrunk = int(asked.partition("-")[0]), True
     names = before
     if not set(exclude) <= set(before):
-        names = _avoidable(job, before, exclude, fewest)
+        names = _avoidable(job, before, exclude, fewest, _users(script, before))
         changes += [f"ExcNodeList={','.join(names)}"] if names != before else []
     if changes:
         try:
@@ -130,26 +146,45 @@ def _change(job_id: str, exclude: Sequence[str], *, inside: bool) -> tuple[str, 
 
 
 def _avoidable(
-    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int
+    job: Mapping[str, str], before: Sequence[str], exclude: Sequence[str], fewest: int, users: Sequence[str]
 ) -> list[str]:
-    """The nodes to avoid such that enough are left: all, or the new ones, or those of before."""
-    every = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N").split()
+    """Nodes to avoid such that enough are left: all, or all but those of earlier requeues, or as before."""
+    ask = ["sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N"]
+    every = run(*ask).split()
     required = set(hostnames(job.get("ReqNodeList", "")))
-    for wanted in ([*before, *exclude], [*exclude]):
+    for wanted in ([*before, *exclude], [*users, *exclude]):
         names = list(dict.fromkeys(name for name in wanted if name not in required))
         if names and len(set(every) - set(names)) >= fewest:
             return names
     return list(before)
 
 
-def _asked_nodes(job_id: str) -> str | None:
-    """The ``--nodes`` of the job's script: a job that lost nodes would start again with what it had left."""
+def _users(script: str | None, before: Sequence[str]) -> list[str]:
+    """The nodes that the user excluded, and not an earlier requeue; all, where that is not known."""
+    if script is None:
+        return list(before)
+    excluded = _option(script, "--exclude?")  # sbatch takes --exclud too
+    if excluded is None:
+        return []
+    return list(before) if "/" in excluded else hostnames(excluded)  # a file's name
+
+
+def _script(job_id: str) -> str | None:
+    """The job's script, which has what the user asked for, also where the job has lost nodes since."""
     try:
-        script = run("scontrol", "write", "batch_script", job_id, "-")
+        return run("scontrol", "write", "batch_script", job_id, "-")
     except SlurmError:
         return None
-    found = re.search(r"^#SBATCH --nodes=([0-9-]+)$", script, re.MULTILINE)
+
+
+def _option(script: str | None, pattern: str) -> str | None:
+    """The value of an option in the header of a script."""
+    found = re.search(rf'^#SBATCH {pattern}[= ] *"?([^"\n]*)"?$', script or "", re.MULTILINE)
     return None if found is None else found[1]
+
+
+def _has_timed_out(job: Mapping[str, str]) -> bool:
+    return job["JobState"] == "TIMEOUT" or job.get("Reason") == "TimeLimit"
 
 
 def _is_requeued(job: Mapping[str, str]) -> bool:
@@ -157,8 +192,8 @@ def _is_requeued(job: Mapping[str, str]) -> bool:
     return int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or "0")
 
 
-def _known(job_id: str) -> dict[str, str]:
-    job = show_job(job_id)
+def _known(job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, str]:
+    job = show_job(job_id, timeout_s)
     if job is None:
         raise SlurmError(f"Slurm does not know job {job_id}")
     return job

@@ -13,6 +13,8 @@ from .options import flag_of, options_of
 
 NODE_MODULE = "kernel_pytorch.jobs.node"
 """What runs once on each node."""
+COMMENT = "kernel-pytorch:"
+"""The comment of a job, before its id."""
 LONGEST_NAME = 200
 """Bytes of a job's name; Slurm refuses names of more than 1024."""
 SIGNAL_EARLY_S = 60
@@ -23,7 +25,8 @@ _BODY = """\
 folder={folder}{index}
 python={python}
 # A signal does not end this script, or Slurm would take the job for finished while its ranks still save.
-trap ': > "$folder/stop"' USR1 TERM
+trap 'echo "Slurm sent USR1" > "$folder/stop"' USR1
+trap 'echo "Slurm sent TERM" > "$folder/stop"' TERM
 export PATH="${{PATH:-/usr/local/bin:/usr/bin:/bin}}"
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
     ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}} --cpu-bind=none --mpi=none \\
@@ -76,7 +79,7 @@ def _header(spec: TrainingJobSpec, folder: Path, lead_s: float, inherit_env: boo
     options = options_of(spec)
     least, most = spec.num_nodes
     yield f"--job-name={quoted(_one_line(spec.name))}"
-    yield f"--comment=kernel-pytorch:{folder.name}"
+    yield f"--comment={COMMENT}{folder.name}"
     yield f"--nodes={least}" if least == most else f"--nodes={least}-{most}"
     yield from _resources(spec)
     minutes = minutes_of(spec)

@@ -8,21 +8,23 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...errors import KernelPytorchError
 from ..facts import JobState
-from ..folder import JobFolder, write_atomically
+from ..folder import JobFolder, JobFolderError, write_atomically
 from ..read import spec_of
 from ..spec import TrainingJobSpec
 from ..status import FINAL, ClusterWord
+from ..target import SubmissionUnknownError
 from . import commands
 from .fit import chosen, refuse_misfit, settings_notes, unavailable
 from .nodes import cluster_info, nodes, partitions, seconds_of
 from .options import SlurmOptions, indices_of, options_of
 from .requeue import requeue_other
-from .script import script_of
+from .script import COMMENT, script_of
 from .states import state_of
 from .words import time_of, words
 
@@ -43,7 +45,7 @@ class SlurmTarget:
         script = _script(spec, Path("/job"), plan, python="python", inherit_env=True)
         where = chosen(options, partitions(nodes()))
         refuse_misfit(spec, where)
-        notes = settings_notes(spec, commands.config(), where)
+        notes = settings_notes(spec, commands.config(), where, plan["checkpoint_every_s"])
         try:
             commands.run("sbatch", "--test-only", stdin=script, environment=_environment(options))
         except commands.SlurmError as error:
@@ -79,6 +81,7 @@ class SlurmTarget:
         """See :class:`.Target`.
 
         Raises:
+            SubmissionUnknownError: sbatch did not say.
             KernelPytorchError: sbatch refused; in its own words.
         """
         job = folders[0].job()
@@ -86,14 +89,21 @@ class SlurmTarget:
         script = _script(spec, base, job["plan"], python=job["python"], inherit_env=inherit_env)
         for folder in folders:
             write_atomically(folder.path / _SCRIPT, script.encode("utf-8", "surrogateescape"), 0o700)
-        native_id = _sbatch(folders[0], options_of(spec))
+        try:
+            native_id = _sbatch(folders[0], options_of(spec))
+        except (commands.NoAnswerError, KeyboardInterrupt) as error:
+            why = error.why if isinstance(error, commands.NoAnswerError) else "sbatch was interrupted"
+            raise SubmissionUnknownError(folders[0].id, why, "squeue") from error
         indices = self.indices(spec)
         return [native_id] if indices is None else [f"{native_id}_{index}" for index in indices]
 
-    def words(self, folders: Sequence[JobFolder]) -> Mapping[str, ClusterWord]:
+    def words(
+        self, folders: Sequence[JobFolder], patience_s: float = commands.PATIENCE_S
+    ) -> Mapping[str, ClusterWord]:
         """See :class:`.Target`."""
         ids = {folder.id: id for folder in folders if (id := _native_id(folder)) is not None}
-        found = words(list(ids.values()))
+        ids |= _found_again([folder for folder in folders if folder.id not in ids], patience_s)
+        found = words(list(ids.values()), patience_s)
         return {job: found[id] for job, id in ids.items()}
 
     def cancel(self, folder: JobFolder) -> None:
@@ -127,7 +137,7 @@ class SlurmTarget:
         running = word is not None and word.state is JobState.RUNNING and folder.attempt_numbers()
         folder.event("requeue", "requeued on request", exclude=list(exclude), because="asked")
         if native_id is not None and running and not exclude:
-            folder.request_stop()  # leaves ranks more time to save than scontrol does
+            folder.request_stop("kernel-pytorch requeue")  # ranks get more time to save than by scontrol
             return native_id
         if native_id is not None and requeue_other(native_id, exclude):
             return native_id
@@ -163,7 +173,7 @@ def _sbatch(folder: JobFolder, options: SlurmOptions, *more: str) -> str:
     # A cluster's name may follow, and warnings of a site's plugin go before.
     found = re.findall(r"^(\d+)(?:;.*)?$", answer, re.MULTILINE)
     if not found:
-        raise commands.SlurmError(f"sbatch gave no id, but {answer.strip()!r}")
+        raise commands.NoAnswerError(f"sbatch gave no id, but {answer.strip()!r}")
     return str(found[-1])
 
 
@@ -185,6 +195,21 @@ def _index(folder: JobFolder) -> str:
 
 def _native_id(folder: JobFolder) -> str | None:
     return (folder.native() or {}).get("native_id")
+
+
+def _found_again(folders: Sequence[JobFolder], patience_s: float) -> dict[str, str]:
+    """Slurm's ids of jobs of which sbatch did not say whether they were submitted, now noted; by our id."""
+    if not folders:
+        return {}
+    queued, found = commands.of_comments(COMMENT, patience_s), {}
+    for folder in folders:
+        attempts = folder.attempts()
+        native_id = queued.get(folder.id) or (attempts[-1]["native"] if attempts else None)
+        if native_id is not None:
+            found[folder.id] = native_id
+            with suppress(JobFolderError):  # then it is looked for again the next time
+                folder.write_native(SlurmTarget.name, native_id)
+    return found
 
 
 def _way_out(why: str) -> str:

@@ -12,15 +12,19 @@ from . import commands
 from .states import long_word, reason_of, state_of
 
 
-def words(ids: Sequence[str]) -> Mapping[str, ClusterWord]:
+def words(ids: Sequence[str], patience_s: float = commands.PATIENCE_S) -> Mapping[str, ClusterWord]:
     """What Slurm says of jobs, by its ids.
+
+    Args:
+        ids: of the jobs.
+        patience_s: how long each of its commands may take, in seconds.
 
     Raises:
         ClusterUnavailableError, SlurmError: it could not be asked.
     """
     now = time.time()
-    rows = commands.queue(ids, "TNDbSer")
-    return {id: _word(now, rows[id]) if id in rows else _asked_again(now, id) for id in ids}
+    rows = commands.queue(ids, "TNDbSer", patience_s)
+    return {id: _word(now, rows[id]) if id in rows else _asked_again(now, id, patience_s) for id in ids}
 
 
 def _word(now: float, row: Sequence[str]) -> ClusterWord:
@@ -40,16 +44,16 @@ def _word(now: float, row: Sequence[str]) -> ClusterWord:
     )
 
 
-def _asked_again(now: float, native_id: str) -> ClusterWord:
+def _asked_again(now: float, native_id: str, patience_s: float) -> ClusterWord:
     """A job that squeue does not have: from other sources, before it counts as gone."""
-    if (job := commands.show_job(native_id)) is not None:
+    if (job := commands.show_job(native_id, patience_s)) is not None:
         state = state_of(job["JobState"])
         ended = time_of(job.get("EndTime", "")) if state in FINAL else None
         reason = reason_of(state, job.get("Reason", ""))
         return ClusterWord(
             as_of=now, native_state=job["JobState"], state=state, reason=reason, end_time=ended
         )
-    row = commands.accounted(native_id, ("State", "Start", "End", "NodeList"))
+    row = commands.accounted(native_id, ("State", "Start", "End", "NodeList"), patience_s)
     if row is None or not row[0]:
         return ClusterWord(as_of=now)
     state = state_of(row[0])

@@ -19,6 +19,9 @@ LOOP = Path(__file__).with_name("loop.py")
 STEPS = 60
 """Three seconds of them."""
 
+ON_SLURM = pytest.mark.parametrize(
+    "submit", [pytest.param("slurm", marks=pytest.mark.xdist_group("slurm"))], indirect=True
+)
 Submit = Callable[..., Running]
 
 
@@ -121,6 +124,22 @@ def test_without_a_node_the_other_goes_on_where_one_is_enough(submit, lose_node,
     check_rows(job, tmp_path / "out", ranks=1, repeated=EVERY + 2)
 
 
+@pytest.mark.parametrize("submit", ["local"], indirect=True)
+def test_without_the_node_of_a_faulty_gpu_the_others_go_on(submit, tmp_path):
+    out = tmp_path / "out"
+    ecc = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    faulty = f'if [ "$KERNEL_PYTORCH_NODE" = 1 ]; then echo "{ecc}" >&2; exit 1; fi; exec "$@"'
+    loop = [sys.executable, str(LOOP), str(out), "20"]
+    job = submit(out, nodes="2:3", command=["sh", "-c", faulty, "sh", *loop])
+    assert job.end()["state"] == "completed", job.told()
+    failure = job.event("failure")["failure"]
+    assert (failure["kind"], failure["nodes"]) == ("gpu", ["node-1"])
+    assert job.event("go_on_smaller")["nodes"] == ["node-0", "node-2"]
+    assert [event["kind"] for event in job.folder.events()].count("failure") == 1
+    assert job.folder.attempt_numbers() == [1]
+    check_rows(job, out, repeated=2 * EVERY, steps=20)
+
+
 def test_without_the_first_node_the_job_is_run_again(submit, lose_node, tmp_path):
     job = submit(tmp_path / "out", nodes="1:2")
     job.step(7)
@@ -176,6 +195,37 @@ def test_the_time_limit_stops_the_job_in_time(submit, tmp_path, request):
     assert "time limit" in job.event("stop")["text"]
     assert job.event("requeue")["because"] == "asked"
     check_rows(job, tmp_path / "out", steps=steps)
+
+
+@ON_SLURM
+def test_a_job_folder_that_a_node_does_not_see(submit, slurm_hosts, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERNEL_PYTORCH_MEET_S", "3")
+    (tmp_path / "jobs").mkdir(mode=0o700)
+    with slurm_hosts.unshared("n2", tmp_path / "jobs"):
+        job = submit(tmp_path / "out", options={"slurm": {"sbatch": ["--nodelist=n[1-2]"]}})
+        end = job.end()
+    assert end["state"] == "failed"
+    assert end["reason"] == (
+        "only 1 of 2 nodes met within 3 s, at least 2 are needed; missing: n2: see logs/slurm-*.out in the "
+        "job's folder, which must be on a file system that all nodes share"
+    )
+    (log,) = (job.folder.path / "logs").glob("slurm-*.out")
+    assert f"{job.id} has vanished on n2: the job's folder must be on" in (log.read_text())
+
+
+@ON_SLURM
+def test_a_save_that_is_not_over_at_the_time_limit(submit, slurm_hosts, tmp_path):
+    """Slurm kills everything KillWait later; by then the job is requeued."""
+    job = submit(tmp_path / "out")
+    job.step(7)
+    kill(job.ranks()[1], number=signal.SIGSTOP)
+    slurm_hosts.run("scontrol", "update", f"JobId={job.folder.native()['native_id']}", "EndTime=now")
+    assert job.end()["state"] == "completed", job.told()
+    failure = job.event("failure")
+    assert (failure["failure"]["kind"], failure["attempt"]) == ("timeout", 1)
+    assert job.event("requeue")["text"].startswith("the time limit has passed, and not all ranks")
+    assert job.folder.attempt_numbers() == [1, 2]
+    check_rows(job, tmp_path / "out", repeated=EVERY + 2)
 
 
 def test_a_full_disk_ends_the_job_and_says_so(submit, tmp_path):

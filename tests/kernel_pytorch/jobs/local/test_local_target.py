@@ -79,7 +79,18 @@ def test_what_it_can_run(monkeypatch):
     assert LocalTarget().check(spec(["true"], gpus_per_node=2, nodes=2), {}) == ()
     monkeypatch.setattr(gpus, "num_gpus", lambda: None)
     (note,) = LocalTarget().check(spec(["true"], gpus_per_node=2, nodes=2), {})
-    assert "how many there are is not known" in note
+    assert "how many it has is not known" in note
+
+
+def test_what_it_does_not_use_is_said():
+    asked = spec(["true"], options={"slurm": {"qos": "high"}}, resources={"memory_gb": "64G", "cpu_cores": 4})
+    assert LocalTarget().check(asked, {}) == (
+        "options.slurm are not used: the job runs on this machine",
+        "--memory and --cpus: not used, as this machine limits no job",
+    )
+    assert LocalTarget().check(spec(["true"], resources={"cpu_cores": 4}), {}) == (
+        "--cpus: not used, as this machine limits no job",
+    )
 
 
 def test_hidden_gpus_do_not_count(monkeypatch):
@@ -201,6 +212,12 @@ def test_a_job_of_another_machine(jobs):
         jobs.requeue(folder.id)
     with pytest.raises(KernelPytorchError, match="runs on node-of-another-name: cancel it there"):
         jobs.cancel(folder.id)
+
+
+def test_a_job_that_is_being_submitted_is_not_lost(jobs):
+    folder = JobFolder.create(jobs.root, {"name": "books", "target": "local", "argv": [], "cwd": "/"})
+    status = jobs.status(folder.id)
+    assert (status.native_state, status.reason) == (None, "no cluster has acknowledged the job")
 
 
 # Says what it was given, has a child that outlives it if it may, and waits.

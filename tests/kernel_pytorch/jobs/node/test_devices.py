@@ -51,6 +51,8 @@ def test_a_broken_gpu_is_left_out(machine, monkeypatch, capsys: pytest.CaptureFi
     assert chosen.environment["CUDA_VISIBLE_DEVICES"] == "1,2,3,4,5,6,7"
     assert chosen.numa_binding == ("node" if numactl else None)
     assert ("CPUs next to its GPU" if numactl else "numactl is not installed") in chosen.note
+    assert "; without gpu:0: " in chosen.note
+    assert "gpu:1" not in chosen.note
     assert machine.closed
 
 

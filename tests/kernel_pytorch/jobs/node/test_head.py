@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from kernel_pytorch.jobs.folder import JobFolder
-from kernel_pytorch.jobs.node.head import CLOSING_S, SETTLE_S, STACKS_S, Contract, Head
+from kernel_pytorch.jobs.node.head import CLOSING_S, GPU_S, SETTLE_S, STACKS_S, Contract, Head
 from kernel_pytorch.jobs.node.history import requeues_by_faults
 from kernel_pytorch.jobs.recovery.evidence import Beat, Evidence, RankError
 from kernel_pytorch.jobs.recovery.timing import ASSUMED_LEAD_S
 
 NAMES = ("n1", "n2")
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
 FULL = "[Errno 28] No space left on device"
 CONTRACT = Contract(min_nodes=2, max_retries=3, max_requeues=20)
@@ -35,6 +36,12 @@ def begun(folder: JobFolder, contract: Contract = CONTRACT, **options) -> Head:
 def crash(step: int | None = 7, rank: int = 1) -> dict:
     beats = {rank: Beat(phase="starting" if step is None else "training", step=step)}
     return failed(Evidence(exit_codes={rank: -9}, beats=beats))
+
+
+def faulty_gpu(index: int = 1) -> dict:
+    return failed(
+        Evidence(exit_codes={index: 1}, log_lines={index: (ECC,)}, node_of={index: f"n{index + 1}"})
+    )
 
 
 def failed(evidence: Evidence) -> dict:
@@ -130,7 +137,8 @@ def test_a_node_that_ends_its_ranks_is_not_waited_for_for_ever(folder, then):
         head.lose(1, "it was silent for 5 s", now)
     else:
         now += CLOSING_S
-    assert head.orders(now, 0.0) == [{"kind": "restart" if then == "lost" else "allow_restart"}]
+    restart = {"kind": "restart", "nodes": 1, "without": []}
+    assert head.orders(now, 0.0) == [restart if then == "lost" else {"kind": "allow_restart"}]
 
 
 def test_where_a_node_had_done_its_part_the_job_is_requeued(folder):
@@ -230,12 +238,68 @@ def test_without_a_node_the_others_go_on_where_they_are_enough(folder):
     head.lose(1, "it was silent for 5 s", 1.0)
     head.take(0, failed(Evidence(exit_codes={0: 1})), 1.5)
     assert head.orders(1.5, 0.0) == []
-    assert head.orders(1.0 + SETTLE_S, 0.0) == [{"kind": "restart"}]
+    assert head.orders(1.0 + SETTLE_S, 0.0) == [{"kind": "restart", "nodes": 1, "without": []}]
     assert kinds(folder) == ["failure", "go_on_smaller"]
     head.lose(1, "it was silent for 5 s", 9.0)  # told again at each turn
     assert head.orders(60.0, 0.0) == []
     head.take(0, ended(0), 61.0)
     assert head.orders(61.0, 0.0)[0]["code"] == 0
+
+
+@pytest.mark.parametrize(("index", "least", "action"), [(1, 2, "go"), (1, 3, "requeue"), (0, 1, "requeue")])
+def test_a_node_with_a_faulty_gpu_leaves(folder, index, least, action):
+    """Not the first one: the others need its store."""
+    attempt = folder.claim_attempt({"nodes": ["n1", "n2", "n3"], "native": "1"})
+    contract = replace(CONTRACT, min_nodes=least)
+    head = Head(folder, attempt, ("n1", "n2", "n3"), [0, 1, 2], contract)
+    head.take(index, faulty_gpu(index), 1.0)
+    head.take(index, {"kind": "health", "text": "gpu:0 failed: Xid 79"}, 1.5)
+    assert head.orders(1.0 + SETTLE_S, 0.0) == []  # torchrun starts the ranks of all nodes again
+    head.take(index, {"kind": "began"}, 3.0)
+    (order,) = head.orders(3.0, 0.0)
+    health, failure, decision = folder.events()
+    known = {f"n{index + 1}": "gpu:0 failed: Xid 79"}
+    assert (health["kind"], failure["health"], decision["health"]) == ("health", known, known)
+    if action == "requeue":
+        assert (order["code"], order["exclude"], decision["kind"]) == (75, [f"n{index + 1}"], "requeue")
+        return
+    assert order == {"kind": "restart", "nodes": 2, "without": [1]}
+    assert (decision["kind"], decision["nodes"]) == ("go_on_smaller", ["n1", "n3"])
+    head.take(1, ended(1), 4.0)  # of the node that leaves, nothing counts any more
+    head.lose(1, "the connection ended", 4.0)
+    assert head.orders(60.0, 0.0) == []
+    head.take(2, crash(rank=2), 61.0)
+    assert head.orders(61.0 + SETTLE_S, 0.0) == [{"kind": "allow_restart"}]
+    assert "health" not in folder.events()[-2]
+
+
+@pytest.mark.parametrize("then", ["no fault", "no answer", "lost", "all ended"])
+def test_the_health_of_a_faulty_gpu_is_not_waited_for_for_long(folder, then):
+    head = begun(folder)
+    head.take(1, faulty_gpu(), 1.0)
+    head.take(1, {"kind": "began"}, 1.2)
+    now = 1.0 + SETTLE_S
+    assert head.orders(now, 0.0) == []
+    if then == "no fault":
+        head.take(1, {"kind": "health", "text": None}, now)
+    elif then == "lost":
+        head.lose(1, "silent for 5 s", now)
+    elif then == "all ended":
+        for index in (0, 1):
+            head.take(index, ended(1), now)
+        assert head.orders(now, 0.0) == []
+    if then in ("no answer", "all ended"):
+        now += GPU_S
+    (order,) = head.orders(now, 0.0)
+    assert (order["code"], order["exclude"]) == (75, ["n2"])
+    assert kinds(folder) == ["failure", "requeue"]
+    assert "health" not in folder.events()[-1]
+
+
+def test_a_note_of_a_node_is_told(folder):
+    begun(folder).take(1, {"kind": "note", "text": "no NUMA binding"}, 1.0)
+    (note,) = folder.events()
+    assert (note["kind"], note["text"], note["nodes"]) == ("note", "n2: no NUMA binding", ["n2"])
 
 
 def test_a_hang_names_rank_and_line_and_restarts(folder):
@@ -296,10 +360,23 @@ def test_a_short_attempt_is_not_stopped_before_it_begins(folder):
     assert head.orders(1.0, begin + 25)[0]["kind"] == "stop"
 
 
+def test_a_time_limit_that_comes_before_the_save_is_a_fault(folder):
+    """As often as the job may be requeued."""
+    head = begun(folder)
+    head.take(0, {"kind": "seen", "step": 7, "save_s": None, "median_step_s": None}, 1.0)
+    assert head.end_by_limit().exit_code == 75
+    failure, requeue = folder.events()
+    assert (failure["failure"]["kind"], failure["steps_lost"]) == ("timeout", 7)
+    assert (requeue["kind"], requeue["because"]) == ("requeue", "fault")
+    assert begun(folder, replace(CONTRACT, max_requeues=1)).end_by_limit().action == "fail"
+    assert folder.ended()["reason"].endswith("not all ranks have saved and left; all 1 requeues are used")
+
+
 def test_a_stop_file_asks_and_a_cancelled_job_is_not_requeued(folder):
     head = begun(folder)
-    folder.request_stop()
+    folder.request_stop("Slurm sent USR1")
     assert [order["kind"] for order in head.orders(1.0, 0.0)] == ["stop"]
+    assert folder.events()[-1]["text"] == "asked to stop: Slurm sent USR1"
     folder.end("cancelled", "by the user")
     head.take(0, ended(0, left={0: 5}), 2.0)
     head.take(1, ended(0, left={1: 5}), 2.0)
@@ -312,6 +389,17 @@ def test_never_means_that_faults_end_the_job(folder):
     head = begun(folder, Contract.of({"spec": spec, "target": "slurm"}, 2))
     head.take(1, crash(), 1.0)
     assert head.orders(9.0, 0.0)[0]["code"] == 1
+
+
+def test_never_does_not_mean_that_a_request_to_stop_does(folder):
+    spec = {"restart_policy": "Never", "max_retries": 3, "nodes": [1, 2]}
+    head = begun(folder, Contract.of({"spec": spec, "target": "slurm"}, 2))
+    head.take(0, {"kind": "asked", "why": "the time limit is near"}, 1.0)
+    head.orders(1.0, 0.0)
+    for index in (0, 1):
+        head.take(index, ended(0, left={index: 5}), 2.0)
+    assert head.orders(2.0, 0.0)[0]["code"] == 75
+    assert kinds(folder) == ["stop", "requeue"]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -15,6 +15,8 @@ import pytest
 from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.node import member as member_module
 from kernel_pytorch.jobs.node.agent import RankExit
+from kernel_pytorch.jobs.node.devices import Devices
+from kernel_pytorch.jobs.node.head import Contract, Head
 from kernel_pytorch.jobs.node.member import STALL_S, Member
 from kernel_pytorch.jobs.node.place import Place
 
@@ -62,10 +64,11 @@ def member(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Membe
     made.end()
 
 
-def begin(member: Member, restart: int = 0) -> subprocess.Popen[bytes]:
+def begin(member: Member, restart: int = 0, world: int = 2) -> subprocess.Popen[bytes]:
     """A rank that ends with exit code 0 when its stdin is closed."""
     rank = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    started = {"rank": 0, "pid": rank.pid, "restart": restart, "time_s": time.monotonic(), "log_from": 0}
+    started = {"rank": 0, "pid": rank.pid, "restart": restart, "world": world, "time_s": time.monotonic()}
+    started["log_from"] = 0
     (Path(member.beats) / "started-0.json").write_text(json.dumps(started))
     return rank
 
@@ -124,8 +127,59 @@ def test_restarts_are_allowed_as_torchrun_counts_them(member):
         kinds(member)
         member.allow_restart()
         assert allowed(member) == ["restart-1-allowed", "restart-3-allowed"]
-        member.restart()
+        member.restart(1)
         assert allowed(member)[-1] == "restart-4-allowed"
+
+
+def test_ranks_that_fail_and_begin_anew_before_a_node_leaves(member):
+    """torchrun has counted a restart then, and counts the end of the new ones too."""
+    with begin(member) as rank:
+        kinds(member)
+        member.agent.exits = [RankExit(0, rank.pid, 1)]
+        kinds(member)
+    with begin(member, 1) as rank:  # it has begun, but was not seen yet
+        member.restart(1)
+        assert rank.wait(60) == -signal.SIGKILL
+    assert allowed(member) == ["restart-2-allowed"]
+
+
+def test_ranks_that_count_on_a_node_that_has_left_start_once_more(member):
+    with begin(member) as rank:
+        kinds(member)
+        member.agent.exits = [RankExit(0, rank.pid, 1)]
+        kinds(member)
+        member.restart(1)  # torchrun starts them as it is
+    with begin(member, 1) as rank:
+        kinds(member, 1)
+        assert rank.wait(60) == -signal.SIGKILL
+    assert allowed(member) == ["restart-1-allowed", "restart-2-allowed"]
+    with begin(member, 2, world=1) as rank:
+        kinds(member, 2)
+        assert rank.poll() is None
+
+
+@pytest.mark.parametrize("text", ["gpu:0 failed: Xid 79", None])
+def test_what_a_node_says_of_its_health_and_devices_becomes_events(folder, monkeypatch, text):
+    monkeypatch.setattr(member_module, "Agent", StandIn)
+    monkeypatch.setattr(member_module.health, "evidence", lambda: text)
+    place = Place("local", 1, ("n1", "n2"), ("127.0.0.1",), "1", "key", None)
+    devices = Devices(note="NUMA binding: none, numactl is not installed")
+    member = Member(folder, {"python": sys.executable}, place, ORDER, None, devices)
+    try:
+        with begin(member) as rank:
+            reports = member.reports(time.monotonic())
+        member.agent.exits = [RankExit(0, rank.pid, 1)]
+        deadline = time.monotonic() + 60
+        while "health" not in [report["kind"] for report in reports]:
+            assert time.monotonic() < deadline
+            reports += member.reports(time.monotonic())
+    finally:
+        member.end()
+    head = Head(folder, 1, place.names, [0, 1], Contract(min_nodes=2, max_retries=3, max_requeues=20))
+    for report in reports:
+        head.take(1, report, 1.0)
+    told = [("note", f"n2: {devices.note}")] + [("health", f"n2: {text}")] * (text is not None)
+    assert [(event["kind"], event["text"]) for event in folder.events()] == told
 
 
 def test_torchrun_ends_ranks_before_it_says_which_failed(member):

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from kernel_pytorch.jobs.node import addresses
+from kernel_pytorch.jobs.node.first import Reception
 from kernel_pytorch.jobs.node.link import MAX_LINE
 from kernel_pytorch.jobs.node.place import Place
 from kernel_pytorch.jobs.node.proof import Hello
@@ -234,12 +235,10 @@ def test_least_of_one(key):
 
 def test_a_first_node_that_is_asked_to_stop_waits_for_nobody_else(key):
     """It still knows those who came, and can tell them."""
-    until = time.monotonic() + 0.5
+    reception = Reception(TOKEN, place(key, 0, 3))
     with ThreadPoolExecutor(2) as threads:
         second = threads.submit(meet, TOKEN, place(key, 1, 3), least=1, wait_s=PATIENCE_S)
-        first = meet(
-            TOKEN, place(key, 0, 3), least=3, wait_s=PATIENCE_S, stop=lambda: time.monotonic() > until
-        )
+        first = reception.gather(3, PATIENCE_S, stop=lambda: reception._nodes)
         circles = [first, second.result()]
         assert [circle.present for circle in circles] == [(0, 1)] * 2
         list(threads.map(Circle.close, circles))

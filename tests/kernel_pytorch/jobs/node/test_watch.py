@@ -54,12 +54,13 @@ class Ranks:
         self.logs = folder.path / "logs" / "attempt-1"
         self.logs.mkdir()
 
-    def start(self, local_rank: int, restart: int = 0, pid: int | None = None) -> None:
+    def start(self, local_rank: int, restart: int = 0, pid: int | None = None, world: int = 6) -> None:
         log = self.logs / f"rank-{4 + local_rank}.log"
         started = {
             "rank": 4 + local_rank,
             "pid": pid or os.getpid(),
             "restart": restart,
+            "world": world,
             "time_s": self.clock.now,
             "log_from": log.stat().st_size if log.exists() else 0,
         }
@@ -94,6 +95,16 @@ def test_before_any_rank_has_started(watch: Watch):
     evidence = watch.evidence()
     assert (evidence.exit_codes, evidence.beats, evidence.errors, evidence.node_of) == ({}, {}, {}, {})
     assert classify(evidence).kind == "unknown"
+
+
+def test_the_number_of_ranks_is_that_of_the_living(ranks: Ranks, watch: Watch):
+    """One rank has started with fewer nodes, the other not yet."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ranks.start(1, pid=gone.pid)
+    assert watch.look().world == 0
+    ranks.start(0, restart=1, world=4)
+    assert watch.look().world == 4
 
 
 def test_a_record_that_cannot_be_read_is_as_none(ranks: Ranks, watch: Watch):

@@ -157,7 +157,7 @@ def test_a_rank_of_an_attempt_has_a_log_and_says_that_it_started(folder: JobFold
         assert 0 < started.pop("time_s") < time.monotonic()
         *_, pid, error = log.read_text().splitlines()
         assert error == "error"
-        assert started == {"rank": 3, "pid": int(pid), "restart": 2, "log_from": size}
+        assert started == {"rank": 3, "pid": int(pid), "restart": 2, "world": 1, "log_from": size}
         size = log.stat().st_size
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 

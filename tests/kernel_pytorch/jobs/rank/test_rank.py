@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -178,6 +179,8 @@ def test_the_second_ctrl_c_on_a_terminal_quits(in_job: Path):
     with subprocess.Popen(
         command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        deadline = threading.Timer(60, process.kill)  # a line that never comes fails the test
+        deadline.start()
         try:
             assert process.stdout.readline() == "ready\n"
             os.write(terminal, b"\x03")
@@ -185,6 +188,7 @@ def test_the_second_ctrl_c_on_a_terminal_quits(in_job: Path):
             os.write(terminal, b"\x03")
             out, errors = process.communicate(timeout=60)
         finally:
+            deadline.cancel()
             process.kill()
             os.close(terminal)
             os.close(theirs)

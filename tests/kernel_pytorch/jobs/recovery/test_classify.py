@@ -188,8 +188,9 @@ def test_nodes_of_a_failure():
 def test_a_hang_names_rank_line_and_limit():
     stuck = Beat(phase="training", step=8, since_s=75.4, median_step_s=0.5, where="train.py:31 in load")
     failure = classify(Evidence(beats={0: LIVELY, 1: stuck}))
-    assert failure.text == "rank 1 hangs at train.py:31 in load: no beat for 75 s while training"
-    assert "limit 60 s while training: 10 x 0.5 s" in failure.evidence[0]
+    limit = "limit 60 s while training: 10 x 0.5 s, the median step, at least 60 s"
+    assert failure.text == f"rank 1 hangs at train.py:31 in load: no beat for 75 s, {limit}"
+    assert failure.evidence == (f"rank 1: no beat for 75 s, {limit}",)
     assert (failure.rank, failure.step) == (1, 8)
 
 

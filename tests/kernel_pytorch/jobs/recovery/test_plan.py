@@ -77,11 +77,25 @@ def test_the_third_time_at_one_step_is_the_last(kind: str, step: int | None):
     same, other = failed(kind, step), failed(kind, 7)
     another = failed("crash" if kind != "crash" else "hang", step)
     assert plan(same, [same], limits).action == "restart"
-    assert plan(same, [same, other, another], limits).action == "restart"
-    assert plan(same, [same, other, failed("node_lost"), same], limits).action == "fail"
+    assert plan(same, [same, another, another], limits).action == "restart"
+    assert plan(same, [same, another, failed("node_lost", step), same], limits).action == "fail"
+    assert plan(same, [same, other, same], limits).action == "restart"  # it got as far as another step
     third = plan(same, [same, same], limits)
     assert third.exit_code == 1
-    assert ("3 times at step 8" if step else "3 times before the first step") in third.reason
+    assert ("3 times at step 8" if step else "3 times before any known step") in third.reason
+
+
+def test_a_request_to_stop_shows_progress_only_where_no_step_is_known():
+    limits = Limits(max_retries=100)
+    for step, action in [(None, "restart"), (8, "fail")]:
+        crash, stopped = failed("crash", step), failed("stopped", step)
+        assert plan(crash, [crash, crash, stopped], limits).action == action
+        assert plan(crash, [stopped, crash, crash], limits).action == "fail"
+
+
+def test_a_gpu_on_a_node_that_is_not_known_stops_all():
+    decision = plan(replace(failed("gpu"), nodes=()), [], Limits(min_nodes=1, nodes_left=4))
+    assert (decision.action, decision.exclude) == ("requeue", ())
 
 
 def test_nodes_that_are_too_few_or_none_do_not_go_on():
@@ -91,12 +105,19 @@ def test_nodes_that_are_too_few_or_none_do_not_go_on():
 
 
 def test_a_job_that_is_stopped_over_and_over_without_a_step_ends():
-    stopped, limits = failed("stopped"), Limits(max_requeues=2)
+    stopped, limits = failed("stopped"), Limits(max_idle_stops=2)
     assert plan(stopped, [stopped], limits).action == "requeue"
     assert plan(stopped, [stopped, stopped, failed("stopped", 7)], limits).action == "requeue"
     last = plan(stopped, [failed("stopped", 7), stopped, stopped], limits)
     assert (last.action, last.exit_code) == ("fail", 1)
     assert "3 times in a row without a step" in last.reason
+    unknown = failed("stopped", None)
+    assert "without a known step" in plan(unknown, [unknown, unknown], limits).reason
+
+
+def test_a_job_without_requeues_is_still_run_again_when_it_was_stopped():
+    decision = plan(failed("stopped"), [], Limits(max_retries=0, max_requeues=0))
+    assert (decision.action, decision.exit_code) == ("requeue", 75)
 
 
 def test_reasons_say_what_is_left():
@@ -117,6 +138,7 @@ LIMITS = st.builds(
     Limits,
     max_retries=st.integers(0, 4),
     max_requeues=st.integers(0, 4),
+    max_idle_stops=st.integers(0, 4),
     min_nodes=st.integers(1, 4),
     nodes_left=st.integers(1, 5),
     is_first_node=st.booleans(),
@@ -165,6 +187,7 @@ def test_no_sequence_of_failures_loops(failures: list[Failure], limits: Limits):
 @given(FAILURES, LIMITS)
 def test_one_failure_that_never_goes_away_ends(failure: Failure, limits: Limits):
     most = limits.max_retries + (limits.max_requeues + 1) * (limits.nodes_left + 1) + 3
+    most += limits.max_idle_stops
     decisions = follow([failure] * (most + 1), limits)
     assert len(decisions) <= most
     assert decisions[-1].action in ("done", "fail")

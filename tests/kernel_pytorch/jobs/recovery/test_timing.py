@@ -92,16 +92,18 @@ def test_every_phase_has_a_limit_and_a_reason(phase: str):
 
 
 @pytest.mark.parametrize(
-    ("phase", "step_s", "min_s", "value"),
+    ("phase", "step_s", "min_s", "value", "why"),
     [
-        ("training", 1, 3, 10),
-        ("training", 0.1, 3, 3),
-        ("training", None, 3, 1800),
-        ("saving", None, 7200, 7200),
+        ("training", 1, 3, 10, "10 x 1 s, the median step, at least 3 s as set"),
+        ("training", 0.1, 3, 3, "10 x 0.1 s, the median step, at least 3 s as set"),
+        ("training", None, 3, 1800, "no step was measured yet"),
+        ("training", None, 7200, 7200, "as set"),
+        ("saving", None, 7200, 7200, "as set"),
     ],
 )
-def test_the_shortest_hang_limit(phase: str, step_s: float | None, min_s: float, value: float):
-    assert hang_limit(phase, step_s, min_s).value == value
+def test_the_shortest_hang_limit(phase: str, step_s: float | None, min_s: float, value: float, why: str):
+    limit = hang_limit(phase, step_s, min_s)
+    assert (limit.value, limit.why) == (value, f"{value} s while {phase}: {why}")
 
 
 def test_torchrun_has_time_to_save():

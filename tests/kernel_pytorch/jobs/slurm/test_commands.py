@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kernel_pytorch.jobs import manage
+from kernel_pytorch.jobs.facts import JobState
+from kernel_pytorch.jobs.folder import JobFolder
 from kernel_pytorch.jobs.slurm import commands
-from kernel_pytorch.jobs.slurm.commands import SlurmError, facts
+from kernel_pytorch.jobs.slurm.commands import NoAnswerError, SlurmError, facts
 from kernel_pytorch.jobs.slurm.words import words
 from kernel_pytorch.jobs.target import ClusterUnavailableError
 
@@ -57,12 +61,53 @@ def test_no_answer(make: Made, said: str):
     assert "\n" not in str(caught.value)
 
 
-def test_a_command_that_hangs(make: Made):
-    make("squeue", "exec /bin/sleep 60")
-    with pytest.raises(
-        ClusterUnavailableError, match=r"squeue had no answer in 0\.1 s: see whether slurmctld"
-    ):
-        commands.run("squeue", timeout_s=0.1)
+def test_a_command_that_hangs(make: Made, tmp_path: Path):
+    """A site's script around the command, which ends with what it has started."""
+    make("squeue", f"/bin/sleep 60 & echo $! > {tmp_path}/pid; wait")
+    with pytest.raises(NoAnswerError, match=r"squeue had no answer in 1 s: see whether slurmctld"):
+        commands.run("squeue", timeout_s=1)
+    ends(tmp_path / "pid")
+
+
+def ends(pid: Path) -> None:
+    """Wait until the process of which a file has the id has ended."""
+    process = Path("/proc", pid.read_text().strip())
+    until = time.monotonic() + 30
+    while process.exists() and "State:\tZ" not in (process / "status").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_slurmctld_that_hangs_delays_a_status_little(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is asked once for all jobs, then the folders tell what is known."""
+    monkeypatch.setattr(manage, "_PATIENCE_S", 1)
+    jobs = manage.Jobs(tmp_path / "jobs")
+    for name in ("books-1", "books-2"):
+        folder = JobFolder.create(jobs.root, {"id": name, "target": "slurm", "submitted_at": 5.0})
+        folder.write_native("slurm", "7")
+    make("squeue", f"echo >> {tmp_path}/asked; /bin/sleep 600 & echo $! > {tmp_path}/pid; wait")
+    told = "the cluster could not be asked; this is what the job's folder has"
+    assert [status.reason for status in jobs.list()] == [told] * 2
+    assert (tmp_path / "asked").read_text() == "\n"
+    ends(tmp_path / "pid")
+    assert jobs.status("books-1").state is JobState.PENDING
+
+
+@pytest.mark.parametrize(
+    ("said", "may_be_done"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", True),
+    ],
+)
+def test_whether_a_request_may_have_been_carried_out(make: Made, said: str, may_be_done: bool):
+    make("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    with pytest.raises(ClusterUnavailableError) as caught:
+        commands.run("sbatch")
+    assert isinstance(caught.value, NoAnswerError) is may_be_done
 
 
 def test_a_refusal_is_one_line_in_slurms_words(make: Made):

@@ -145,21 +145,22 @@ def test_nodes_to_wait_for():
 def test_notes():
     quiet = spec(resources={"cpu_cores": 1})
     fine = {"KillWait": "30 sec", "JobRequeue": "1"}
-    assert settings_notes(quiet, fine, [partition()]) == []
-    (note,) = settings_notes(quiet, {**fine, "KillWait": "5 sec"}, [partition()])
-    assert note.startswith(
-        "a requeue by Slurm leaves 5 s to save (KillWait=5 s): where a save takes longer, "
-    )
+    assert settings_notes(quiet, fine, [partition()], 600.0) == [
+        "at a preemption Slurm leaves KillWait=30 s to save: a save that takes longer loses the steps since "
+        "the last checkpoint, those of 600 s at most"
+    ]
     preempting = partition(is_preempting=True, grace_time_s=60.0)
-    assert settings_notes(quiet, fine, [preempting], save_s=60.0) == []
-    (note,) = settings_notes(quiet, fine, [preempting], save_s=61.0)
-    assert note.startswith(
-        "a preemption in partition main leaves 60 s to save (KillWait=30 s, GraceTime=60 s): where a save "
-        "takes 61 s, the steps since the last checkpoint are lost"
-    )
-    (note,) = settings_notes(quiet, {**fine, "JobRequeue": "0"}, [partition()])
+    for where, source in [
+        ([preempting], "GraceTime=60 s of partition main"),
+        ([partition(grace_time_s=60.0)], "KillWait=30 s"),
+        ([preempting, partition("big")], "KillWait=30 s"),
+        ([partition(is_preempting=True)], "KillWait=30 s"),
+    ]:
+        (note,) = settings_notes(quiet, fine, where, 600.0)
+        assert note.startswith(f"at a preemption Slurm leaves {source} to save: ")
+    _, note = settings_notes(quiet, {**fine, "JobRequeue": "0"}, [partition()], 600.0)
     assert "JobRequeue=0" in note
-    told = settings_notes(spec(priority=3, resources={"gpu_memory_gb": 80}), fine, [partition()])
+    _, *told = settings_notes(spec(priority=3, resources={"gpu_memory_gb": 80}), fine, [partition()], 600.0)
     assert [note.partition(":")[0] for note in told] == [
         "no CPU cores are asked for",
         "Slurm chooses no GPUs by their memory",

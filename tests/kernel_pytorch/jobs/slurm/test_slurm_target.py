@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,13 +20,15 @@ from hypothesis import strategies as st
 from tests.cluster.slurm.cluster import SlurmCluster
 
 from kernel_pytorch.jobs.facts import JobState
-from kernel_pytorch.jobs.folder import JobFolder
+from kernel_pytorch.jobs.folder import JobFolder, job_folders
 from kernel_pytorch.jobs.manage import Jobs, plan_of
 from kernel_pytorch.jobs.read import spec_of
 from kernel_pytorch.jobs.slurm import commands
-from kernel_pytorch.jobs.slurm.requeue import requeue
+from kernel_pytorch.jobs.slurm.nodes import nodes, partitions, seconds_of
+from kernel_pytorch.jobs.slurm.requeue import ASKS_FOR_S, requeue, requeue_other
 from kernel_pytorch.jobs.slurm.script import script_of
 from kernel_pytorch.jobs.slurm.target import SlurmTarget
+from kernel_pytorch.jobs.target import SubmissionUnknownError
 
 Submit = Callable[..., list[JobFolder]]
 
@@ -101,7 +104,7 @@ def test_signals_to_the_script(submit: Submit):
     for name in ("USR1", "TERM", "USR1"):
         (folder.path / "stop").unlink(missing_ok=True)
         commands.run("scancel", "--batch", f"--signal={name}", native_id(folder))
-        until(folder.stop_requested, "stop")
+        until(lambda told=f"Slurm sent {name}": folder.stop_reason() == told, name)
     assert word(folder).state is JobState.RUNNING
     assert lines(folder, "signals") == []
     (folder.path / "code").write_text("0")
@@ -131,6 +134,28 @@ def test_requeue_where_slurm_is_not_to_and_too_few_nodes_would_be_left(submit: S
     (folder.path / "again").write_text("n1 n2")
     assert {program["restarts"] for program in started(folder, 8)[4:]} == {"1"}
     assert lines(folder, "requeued") == [""] * 4
+
+
+def test_nodes_that_the_user_excluded_stay_excluded(submit: Submit):
+    """Where too few would be left, only what earlier requeues added is given up."""
+
+    def excluded(nodes: int, **options: Any) -> str:
+        fields = {"nodes": nodes, "options": {"slurm": {"sbatch": ["--hold"], **options}}}
+        job = native_id(submit(fields)[0])
+        for lost in ("n2", "n3"):
+            assert requeue_other(job, [lost])
+        return (commands.show_job(job) or {})["ExcNodeList"]
+
+    assert excluded(3, exclude="n1") == "n1"
+    assert excluded(2, exclude="n[1-1]") == "n1,n3"
+    assert excluded(2, sbatch=["--hold", "--exclud n1"]) == "n1,n3"
+    assert excluded(3) == "n3"
+
+
+def test_a_slurmctld_is_waited_for_until_its_backup_has_taken_over(on_slurm: SlurmCluster):
+    takeover_s = seconds_of(commands.config()["SlurmctldTimeout"])
+    assert takeover_s is not None
+    assert takeover_s < ASKS_FOR_S
 
 
 def test_a_cancelled_job_is_not_requeued_from_inside(submit: Submit):
@@ -336,6 +361,22 @@ def test_nodes_that_are_down_are_waited_for(on_slurm: SlurmCluster):
     assert {partition.name for partition in info["partitions"]} == {"main", "small"}
 
 
+def test_a_hidden_partition(on_slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """sbatch takes it; root sees it in any case, so another user asks."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\nexec setpriv --reuid=65534 --clear-groups {shutil.which("scontrol")} "$@"\n'
+    )
+    scontrol.chmod(0o755)
+    on_slurm.run("scontrol", "create", "PartitionName=secret", "Nodes=n1", "Hidden=YES")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            assert [node.node_id for node in partitions(nodes())["secret"].nodes] == ["n1"]
+    finally:
+        on_slurm.run("scontrol", "delete", "PartitionName=secret")
+
+
 def test_a_refusal_of_sbatch_leaves_nothing(on_slurm: SlurmCluster, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(SlurmTarget, "check", lambda self, spec, plan: ())
     spec = spec_of({"name": "books", "command": ["true"], "options": {"slurm": {"partition": "big"}}})
@@ -343,6 +384,56 @@ def test_a_refusal_of_sbatch_leaves_nothing(on_slurm: SlurmCluster, tmp_path: Pa
         Jobs(tmp_path / "jobs").submit(spec, SlurmTarget())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "jobs").glob("*/*")) == []
+
+
+@pytest.fixture
+def no_word_of_sbatch(on_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Have the error that is given be raised after sbatch has submitted a job."""
+    run = commands.run
+
+    def replace(error: BaseException) -> None:
+        def run_and_raise(*argv: str, **options: Any) -> str:
+            answer = run(*argv, **options)
+            if argv[0] == "sbatch" and "--test-only" not in argv:
+                raise error
+            return answer
+
+        monkeypatch.setattr(commands, "run", run_and_raise)
+
+    return replace
+
+
+@pytest.mark.parametrize("array", [None, "1,3"])
+def test_a_job_that_sbatch_did_not_acknowledge_is_found_again(
+    no_word_of_sbatch: Callable[[Any], None], tmp_path: Path, array: str | None
+):
+    no_word_of_sbatch(commands.NoAnswerError("sbatch had no answer in 30 s"))
+    jobs, options = Jobs(tmp_path / "jobs"), {"slurm": {"array": array} if array else {}}
+    spec = spec_of({"name": "books", "command": ["true"], "options": options})
+    told = r"not known whether .*: sbatch had no answer in 30 s: see kernel-pytorch status books-.*squeue$"
+    with pytest.raises(SubmissionUnknownError, match=told):
+        jobs.submit(spec, SlurmTarget())
+    folders = job_folders(jobs.root)
+    assert len(folders) == (2 if array else 1)
+    for folder in folders:
+        started(folder, 1)
+        assert jobs.status(folder.id).state is JobState.RUNNING
+        assert jobs.folder(native_id(folder)).id == folder.id
+        assert jobs.cancel(folder.id).state is JobState.CANCELLED
+
+
+def test_ctrl_c_while_sbatch_runs_keeps_the_folder(
+    no_word_of_sbatch: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    no_word_of_sbatch(KeyboardInterrupt())
+    jobs = Jobs(tmp_path / "jobs")
+    with pytest.raises(SubmissionUnknownError, match="sbatch was interrupted"):
+        jobs.submit(spec_of({"name": "books", "command": ["true"]}), SlurmTarget())
+    (folder,) = job_folders(jobs.root)
+    folder.claim_attempt({"nodes": ["n1"], "native": "987654"})  # also where squeue has forgotten the job
+    monkeypatch.setattr(commands, "of_comments", lambda beginning, patience_s: {})
+    SlurmTarget().words([folder])
+    assert native_id(folder) == "987654"
 
 
 def test_jobs_that_never_start_say_so(submit: Submit):

@@ -30,7 +30,8 @@
 folder='/my jobs/it'"'"'s/books-7f3a'"-$SLURM_ARRAY_TASK_ID"
 python=/venv/bin/python
 # A signal does not end this script, or Slurm would take the job for finished while its ranks still save.
-trap ': > "$folder/stop"' USR1 TERM
+trap 'echo "Slurm sent USR1" > "$folder/stop"' USR1
+trap 'echo "Slurm sent TERM" > "$folder/stop"' TERM
 export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --cpu-bind=none --mpi=none \
