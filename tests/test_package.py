@@ -13,6 +13,7 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.links.collectives.run",
     "kernel_pytorch.links.measure",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",

@@ -1,8 +1,8 @@
 """An all-reduce as steps: who sends which elements to whom, and when.
 
-The same steps are carried out and costed, so that what is expected is what is sent. A place is an index into
-the participants. Parts that a place receives in one step are added, or put, in the order of their transfers, and
-each part is summed at one place before any other has it: all places end with the same bits.
+The same steps are carried out and costed, so that what is expected is what is sent. A place is an index
+into the participants. Parts that a place receives in one step are added, or put, in the order of their
+transfers, and each part is summed at one place before any other has it: all end with the same bits.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def tree(order: Sequence[int], count: int) -> Steps:
 def butterfly(order: Sequence[int], count: int) -> Steps:
     """Recursive halving and doubling (Rabenseifner, 2004): as few bytes as the ring, log2 as many steps.
 
-    The first exchange, of half of all elements, is with the next place in ``order``, later and smaller ones are
-    with places farther away. Places beyond a power of two give all they have to one below, and get the result.
+    The first exchange, of half of all elements, is with the next place in ``order``, later and smaller ones
+    are with places farther away. Places beyond a power of two give all to one below, and get the result.
     """
     size = 1 << (len(order).bit_length() - 1) if order else 0
     fold = [
