@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 
 def why_no_links() -> str | None:
@@ -39,7 +41,7 @@ class Links:
                 _run("ip", "-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", f"port{i}",
                      "netns", self._switch)  # fmt: skip
                 _run("ip", "-n", self._switch, "link", "set", f"port{i}", "master", "br0", "up")
-                _run("ip", "-n", host, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
+                _run("ip", "-n", host, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
                 _run("ip", "-n", host, "link", "set", "lo", "up")
                 _run("ip", "-n", host, "link", "set", "eth0", "up")
         except BaseException:
@@ -58,10 +60,17 @@ class Links:
             _run("tc", "-n", host, "qdisc", "replace", "dev", "eth0", "root", "tbf",
                  "rate", f"{int(bits_per_s)}bit", "burst", str(burst), "latency", "2s")  # fmt: skip
 
-    def start(self, host: int, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a command on a host."""
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(["ip", "netns", "exec", self._hosts[host], *command], env=environment)
+    def address(self, host: int) -> str:
+        """The address of a host."""
+        return f"10.77.0.{host + 1}"
+
+    def start(
+        self, host: int, command: list[str], environment: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on a host; ``options`` are those of Popen."""
+        own = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **(environment or {})}
+        argv = ["ip", "netns", "exec", self._hosts[host], *command]
+        return subprocess.Popen(argv, env={**os.environ, **own}, **options)
 
 
 def _run(*command: str) -> None:
