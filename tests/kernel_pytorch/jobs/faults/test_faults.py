@@ -225,8 +225,10 @@ def test_a_save_that_is_not_over_at_the_time_limit(submit, slurm_hosts, tmp_path
     """Slurm kills everything KillWait later; by then the job is requeued."""
     job = submit(tmp_path / "out")
     job.step(7)
-    kill(job.ranks()[1], number=signal.SIGSTOP)
+    (tmp_path / "out" / "slow").touch()
     slurm_hosts.run("scontrol", "update", f"JobId={job.folder.native()['native_id']}", "EndTime=now")
+    job.event("attempt", 2)
+    (tmp_path / "out" / "slow").unlink()
     assert job.end()["state"] == "completed", job.told()
     failure = job.event("failure")
     assert (failure["failure"]["kind"], failure["attempt"]) == ("timeout", 1)
