@@ -126,6 +126,8 @@ def _unused(spec: TrainingJobSpec) -> Iterator[str]:
     asked = {"--memory": spec.resources.memory_gb, "--cpus": spec.resources.cpu_cores}
     if given := [name for name, value in asked.items() if value is not None]:
         yield f"{' and '.join(given)}: not used, as this machine limits no job"
+    if spec.enable_auto_scaling:
+        yield "enable_auto_scaling is not used: the nodes of a local job are as many as nodes says"
 
 
 def _command(python: str) -> list[str]:

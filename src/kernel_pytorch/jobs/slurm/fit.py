@@ -108,6 +108,8 @@ def settings_notes(
         notes.append("Slurm chooses no GPUs by their memory: choose a type or a constraint")
     if spec.priority:
         notes.append(f"priority={spec.priority} is not used: Slurm ranks jobs by qos and partition")
+    if spec.enable_auto_scaling:
+        notes.append("enable_auto_scaling is not used: Slurm keeps the number of nodes within nodes=min:max")
     return notes
 
 

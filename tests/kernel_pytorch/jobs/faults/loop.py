@@ -1,6 +1,8 @@
 """A rank without torch: counts steps, each in a row of its file, and goes on where it last saved.
 
 python loop.py FOLDER STEPS [SECONDS OF A SAVE]
+
+No save is complete as long as FOLDER has a file "slow".
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ def save(path: Path, step: int, seconds: float) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"step": step, "fill": "x" * 1000}))
     time.sleep(seconds)
+    while path.with_name("slow").exists():
+        time.sleep(STEP_S)
     temporary.replace(path)
 
 

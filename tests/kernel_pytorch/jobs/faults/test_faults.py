@@ -13,6 +13,7 @@ from tests.support.running_jobs import Running, descendants, kill
 
 from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.read import spec_of
+from kernel_pytorch.jobs.slurm import commands
 from kernel_pytorch.jobs.target import target_named
 
 LOOP = Path(__file__).with_name("loop.py")
@@ -177,12 +178,18 @@ def test_signals_to_all_processes_twice_lose_no_step(submit, tmp_path):
     check_rows(job, tmp_path / "out", repeated=0)
 
 
-def test_a_requeued_job_goes_on_where_it_stopped(submit, tmp_path):
-    job = submit(tmp_path / "out")
+def test_a_requeued_job_goes_on_where_it_stopped(submit, tmp_path, request):
+    """On Slurm also where the batch script gets the signal that comes before a time limit."""
+    job, attempts = submit(tmp_path / "out"), 2
     job.step(7)
     job.jobs.requeue(job.id)
+    if "slurm" in request.node.callspec.id:
+        attempts = 3
+        job.step(20, attempt=2)
+        commands.run("scancel", "--batch", "--signal=USR1", str((job.folder.native() or {})["native_id"]))
+        assert job.event("stop", 2)["text"] == "asked to stop: Slurm sent USR1"
     assert job.end()["state"] == "completed", job.told()
-    assert len(job.folder.attempt_numbers()) == 2
+    assert len(job.folder.attempt_numbers()) == attempts
     check_rows(job, tmp_path / "out", repeated=0)
 
 
@@ -218,8 +225,10 @@ def test_a_save_that_is_not_over_at_the_time_limit(submit, slurm_hosts, tmp_path
     """Slurm kills everything KillWait later; by then the job is requeued."""
     job = submit(tmp_path / "out")
     job.step(7)
-    kill(job.ranks()[1], number=signal.SIGSTOP)
+    (tmp_path / "out" / "slow").touch()
     slurm_hosts.run("scontrol", "update", f"JobId={job.folder.native()['native_id']}", "EndTime=now")
+    job.event("attempt", 2)
+    (tmp_path / "out" / "slow").unlink()
     assert job.end()["state"] == "completed", job.told()
     failure = job.event("failure")
     assert (failure["failure"]["kind"], failure["attempt"]) == ("timeout", 1)

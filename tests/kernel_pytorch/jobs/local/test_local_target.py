@@ -83,10 +83,12 @@ def test_what_it_can_run(monkeypatch):
 
 
 def test_what_it_does_not_use_is_said():
-    asked = spec(["true"], options={"slurm": {"qos": "high"}}, resources={"memory_gb": "64G", "cpu_cores": 4})
+    unused = {"options": {"slurm": {"qos": "high"}}, "enable_auto_scaling": True}
+    asked = spec(["true"], resources={"memory_gb": "64G", "cpu_cores": 4}, **unused)
     assert LocalTarget().check(asked, {}) == (
         "options.slurm are not used: the job runs on this machine",
         "--memory and --cpus: not used, as this machine limits no job",
+        "enable_auto_scaling is not used: the nodes of a local job are as many as nodes says",
     )
     assert LocalTarget().check(spec(["true"], resources={"cpu_cores": 4}), {}) == (
         "--cpus: not used, as this machine limits no job",

@@ -160,9 +160,15 @@ def test_notes():
         assert note.startswith(f"at a preemption Slurm leaves {source} to save: ")
     _, note = settings_notes(quiet, {**fine, "JobRequeue": "0"}, [partition()], 600.0)
     assert "JobRequeue=0" in note
-    _, *told = settings_notes(spec(priority=3, resources={"gpu_memory_gb": 80}), fine, [partition()], 600.0)
+    _, *told = settings_notes(
+        spec(priority=3, resources={"gpu_memory_gb": 80}, enable_auto_scaling=True),
+        fine,
+        [partition()],
+        600.0,
+    )
     assert [note.partition(":")[0] for note in told] == [
         "no CPU cores are asked for",
         "Slurm chooses no GPUs by their memory",
         "priority=3 is not used",
+        "enable_auto_scaling is not used",
     ]
