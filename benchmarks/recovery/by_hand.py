@@ -26,7 +26,7 @@ from .training import EVERY, LONG_STEPS, STEPS, Reference, command, differences,
 _COMMON = ("kill-worker", "lose-node", "lose-node-smaller", "lose-first-node", "hang", "signals-twice")
 BY_HAND = {"local": _COMMON, "slurm": (*_COMMON, "requeue", "time-limit")}
 """The faults that make sense, by target."""
-WAITS_S = 60.0
+WAITS_S = 90.0
 """For the next steps after a fault; longer than any job took."""
 
 

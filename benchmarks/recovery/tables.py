@@ -193,7 +193,7 @@ def _by_hand(target: str, what: str, trials: Sequence[Trial]) -> Table:
             rows.append([FAULTS[name].what, f"{good} / {len(of_fault)}"])
     note = (
         "`--max-restarts 3`, all else torchrun's defaults; ranks resume where there is a checkpoint. Not "
-        "recovered: not all steps were taken 60 s after the fault, or nothing ran any more."
+        "recovered: not all steps were taken 90 s after the fault, or nothing ran any more."
     )
     title = f"The same faults, {what}"
     return Table(title=title, columns=("fault", "recovered / trials"), rows=rows, note=note)
