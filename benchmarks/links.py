@@ -53,9 +53,10 @@ class Links:
         for name in (*self._hosts, self._switch):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
-    def shape(self, bits_per_s: float) -> None:
-        """Let each host send no faster than this."""
-        burst = max(65536, int(bits_per_s / 8 / 100))  # a token bucket refills at the kernel's ticks
+    def shape(self, bits_per_s: float, burst_bytes: int | None = None) -> None:
+        """Let each host send no faster than this, but for a burst; default: of 10 ms, at least 64 KiB."""
+        # A token bucket refills at the kernel's ticks.
+        burst = burst_bytes or max(65536, int(bits_per_s / 8 / 100))
         for host in self._hosts:
             _run("tc", "-n", host, "qdisc", "replace", "dev", "eth0", "root", "tbf",
                  "rate", f"{int(bits_per_s)}bit", "burst", str(burst), "latency", "2s")  # fmt: skip

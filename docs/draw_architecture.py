@@ -19,7 +19,9 @@ BOXES = {
     "dilated_attention_pytorch.core": (1, 3.8),
     "kernel_pytorch.cli": (3, 7.2),
     "kernel_pytorch.distributed_scale": (4, 6.2),
+    "kernel_pytorch.jobs": (5, 5.2),
     "kernel_pytorch.placement": (3, 5.2),
+    "kernel_pytorch.links": (5, 3.2),
     "kernel_pytorch.power": (4, 4.2),
     "kernel_pytorch.watch": (3, 3.2),
     "kernel_pytorch.machine": (4, 2.2),
@@ -47,9 +49,9 @@ def draw(target: Path) -> None:
     figure = Figure(figsize=(9, 7), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
-    axes.set_xlim(-0.5, 5)
+    axes.set_xlim(-0.5, 5.6)
     axes.set_ylim(0.6, 8)
-    for column, package in ((0.5, "dilated_attention_pytorch"), (3.5, "kernel_pytorch")):
+    for column, package in ((0.5, "dilated_attention_pytorch"), (4, "kernel_pytorch")):
         axes.text(column, 7.8, package, ha="center", weight="bold")
     for (ours, theirs), count in sorted(arrows().items()):
         between = ours.split(".")[0] != theirs.split(".")[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,11 @@ pytest_plugins = ["tests.cluster.slurm.fixtures"]
 # Without a GPU Triton's kernels are interpreted. It must be known before Triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Where a shell without job control runs the suite in its background, these are ignored, and so they would be in
+# all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Parallel workers share the cores, and the tensors here are too small to share between threads.
 torch.set_num_threads(1)

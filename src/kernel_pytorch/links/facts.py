@@ -52,8 +52,6 @@ class MeasuredLinks:
     """In both directions; those that were not measured are missing."""
     pairs: tuple[RankPair, ...] = ()
     """Each pair once, ``a`` before ``b``."""
-    message_cpu_us: Figure | None = None
-    """What a small message costs the CPU of a rank."""
     seconds: float | None = None
     """What measuring took."""
 

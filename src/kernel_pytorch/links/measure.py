@@ -6,7 +6,6 @@ at first (a token bucket's burst, the buffers on the way) says nothing of what i
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ..groups import GroupError, tell_all
+from ..machine.files import Files
 from .facts import Figure, HostLink, Hosts, MeasuredLinks, RankPair
 from .hosts import RankHome, group_by_host
 from .rounds import rounds_of
@@ -83,13 +83,12 @@ def measure_links(process_group: ProcessGroup | None = None, *, seconds: float =
 
 
 def _home() -> RankHome:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot_id: str | None = file.read().strip()
-        namespace: str | None = os.readlink("/proc/self/ns/net")
-    except OSError:
-        boot_id = namespace = None
-    return RankHome(boot_id=boot_id, network_namespace=namespace, hostname=socket.gethostname())
+    files = Files()
+    return RankHome(
+        boot_id=files.text("proc/sys/kernel/random/boot_id"),
+        network_namespace=files.link_name("proc/self/ns/net"),
+        hostname=socket.gethostname(),
+    )
 
 
 class _Ranks:

@@ -190,28 +190,35 @@ def test_what_can_never_run_makes_no_folder(jobs, cluster):
     assert not jobs.root.exists()
 
 
-def test_a_full_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = """
+ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 from kernel_pytorch.jobs.local.target import LocalTarget
 from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.read import spec_of
 disk = Path(sys.argv[1])
-with open(disk / "fill", "wb", buffering=0) as file:
-    try:
-        while file.write(bytes(4096)): pass
-    except OSError:
-        pass
+
+def fill():
+    with open(disk / "fill", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)): pass
+        except OSError:
+            pass
+"""
+
+
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = """
+fill()
 try:
     Jobs(disk / "jobs").submit(spec_of({"name": "books", "command": ["true"]}), LocalTarget())
 except Exception as error:
     print(type(error).__name__, error)
 print(sorted(path.name for path in (disk / "jobs").iterdir()))
 """
-    done = on_a_small_disk(disk, script)
+    done = on_a_small_disk(disk, ON_A_SMALL_DISK + script)
     error, left = done.stdout.splitlines()
     assert error.startswith("JobFolderError ")
     assert error.endswith("cannot be written: No space left on device")
@@ -388,20 +395,10 @@ def test_a_job_is_cancelled_on_a_disk_that_is_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     script = """
-import sys
-from pathlib import Path
-from kernel_pytorch.jobs.local.target import LocalTarget
-from kernel_pytorch.jobs.manage import Jobs
 from kernel_pytorch.jobs.node.processes import Family
-from kernel_pytorch.jobs.read import spec_of
-disk = Path(sys.argv[1])
 jobs = Jobs(disk / "jobs")
 (job,) = jobs.submit(spec_of({"name": "books", "command": ["sleep", "600"], "job_id": "mine"}), LocalTarget())
-with open(disk / "fill", "wb", buffering=0) as file:
-    try:
-        while file.write(bytes(4096)): pass
-    except OSError:
-        pass
+fill()
 try:
     jobs.cancel("mine")
 except Exception as error:
@@ -410,7 +407,7 @@ print(Family({"KERNEL_PYTORCH_JOB": str(job.folder)}).living())
 (disk / "fill").unlink()
 print(jobs.cancel("mine").state)
 """
-    done = on_a_small_disk(disk, script)
+    done = on_a_small_disk(disk, ON_A_SMALL_DISK + script)
     error, living, state = done.stdout.splitlines()
     assert error.startswith("JobFolderError mine was cancelled, but that is not recorded: ")
     assert "No space left on device" in error

@@ -56,11 +56,14 @@ def test_a_rank_that_fails_is_an_error_on_the_others():
 
 
 def test_hosts_are_found_and_their_links_measured():
-    """Four ranks on two hosts in turn, at 200 Mbit/s, of which payload gets 0.96."""
+    """Four ranks on two hosts in turn, at 200 Mbit/s, of which payload gets 0.96.
+
+    A quarter of the shortest train goes through unshaped; who counted it would find a third more.
+    """
     if (why := why_no_links()) is not None:
         pytest.skip(why)
     with Links(2) as links:
-        links.shape(200e6)
+        links.shape(200e6, burst_bytes=1 << 19)
         environment = {"MASTER_ADDR": links.address(0), "MASTER_PORT": "29500", "WORLD_SIZE": "4"}
         ranks = [
             links.start(

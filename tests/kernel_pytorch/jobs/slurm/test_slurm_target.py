@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -250,6 +251,26 @@ def test_a_node_that_is_lost_with_the_script_on_it(
     until(on_two_nodes, "second attempt")
     assert lines(folder, "failed") == []
     assert host not in {program["node"] for program in started(folder, count)[count:]}
+
+
+def test_a_job_that_nobody_is_in_charge_of_goes_on_when_asked(submit: Submit, on_slurm: SlurmCluster):
+    """srun's helper has had its step killed everywhere, and the node of the script is down."""
+    (folder,) = submit({"nodes": "2:3"})
+    started(folder, 2)
+    job = commands.show_job(native_id(folder)) or {}
+    host, count = job["BatchHost"], int(job["NumNodes"])
+    started(folder, count)
+    for pid in on_slurm.processes(host):
+        if b"slurm_script" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGSTOP)  # it would end the job
+    commands.run("scancel", "--signal=KILL", f"{native_id(folder)}.0")
+    until(lambda: processes(folder) == [], "end of the step")
+    on_slurm.kill_node(host)
+    until(lambda: on_slurm.node_states()[host] == "down*", "down")
+    assert word(folder).native_state == "RUNNING"
+    SlurmTarget().requeue(folder, [host])
+    (program, *_) = started(folder, count + 1)[count:]
+    assert (program["restarts"], program["node"] != host) == ("1", True)
 
 
 # What a user may type: no surrogates that stand for no byte, no NUL.
