@@ -14,8 +14,8 @@ pytest_plugins = ["tests.cluster.slurm.fixtures"]
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Where a shell without job control runs the suite in its background, these are ignored, and so they would be in
-# all that the tests start.
+# Where a shell without job control runs the suite in its background, these are ignored, and would be in all
+# that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
