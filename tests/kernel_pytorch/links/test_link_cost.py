@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from made_up_links import exactly, made_up
 
-from kernel_pytorch.links.collectives.steps import hierarchical, ring
+from kernel_pytorch.links.collectives.steps import Groups, Steps, plan
 from kernel_pytorch.links.cost import expected
 from kernel_pytorch.links.facts import HostLink, Hosts, MeasuredLinks, RankPair
+from kernel_pytorch.links.methods import CommunicationPattern, Operation
 
 AABB: Hosts = ((0, 1), (2, 3))
 ABAB: Hosts = ((0, 2), (1, 3))
 COUNT = 1 << 22  # 16 MiB of float32
 BYTES = 4 * COUNT
+
+
+def ring(order: Sequence[int], count: int) -> Steps:
+    (steps,) = plan(Operation.ALL_REDUCE, CommunicationPattern.RING, [count], [[p] for p in order], order)
+    return steps
+
+
+def hierarchical(hosts: Groups, count: int) -> Steps:
+    (steps,) = plan(Operation.ALL_REDUCE, CommunicationPattern.HIERARCHICAL, [count], hosts)
+    return steps
 
 
 def links_of(hosts: Hosts, gbit_s: float = 0.192, trip_us: float = 0.0, inside: float = 1e6) -> MeasuredLinks:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .steps import Steps, Transfer, split
+from .steps import Steps, Transfer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,44 +22,40 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 
-def run(
-    build: Callable[[int], Steps], tensor: Tensor, group: ProcessGroup, op: str = "sum", chunks: int = 1
-) -> None:
-    """All-reduce a tensor in place. All ranks of the group call this; nothing else may use it meanwhile.
+def run(pieces: Sequence[Steps], tensor: Tensor, group: ProcessGroup, op: str = "sum") -> None:
+    """Carry out a plan on a tensor. All ranks of the group call this; nothing else may use it meanwhile.
 
     Each chunk begins a step later than the one before, so that they are in different steps at any time, on
     different links where the pattern uses several.
 
     Args:
-        build: the steps for a number of elements.
+        pieces: the steps of each chunk, of :func:`.steps.plan`.
         tensor: flat and contiguous, of the same number of elements and dtype on all ranks.
         group: of which ranks are the places of the steps.
         op: a key of :data:`REDUCTIONS`.
-        chunks: number that the elements are cut into.
 
     Raises:
         RuntimeError: a rank failed or did not answer within the group's timeout.
     """
     reduce, rank = REDUCTIONS[op], dist.get_rank(group)
-    pieces = [(begin, build(end - begin)) for begin, end in split(tensor.numel(), chunks) if begin < end]
-    waves = max((number + len(steps) for number, (_, steps) in enumerate(pieces)), default=0)
+    waves = max((number + len(steps) for number, steps in enumerate(pieces)), default=0)
     for wave in range(waves):
-        posted: list[tuple[dist.Work, Transfer, int, Tensor]] = []
+        posted: list[tuple[dist.Work, Transfer, Tensor]] = []
         sends: list[dist.Work] = []
-        for number, (offset, steps) in enumerate(pieces):
+        for number, steps in enumerate(pieces):
             if not 0 <= wave - number < len(steps):
                 continue
             for transfer in steps[wave - number]:
-                part = tensor[offset + transfer.begin : offset + transfer.end]
+                part = tensor[transfer.begin : transfer.end]
                 if transfer.target == rank:
                     buffer = torch.empty_like(part) if transfer.add else part
-                    posted.append((_receive(buffer, group, transfer.source), transfer, offset, buffer))
+                    posted.append((_receive(buffer, group, transfer.source), transfer, buffer))
                 elif transfer.source == rank:
                     sends.append(_send(part, group, transfer.target))
-        for work, transfer, offset, buffer in posted:
+        for work, transfer, buffer in posted:
             work.wait()
             if transfer.add:
-                reduce(tensor[offset + transfer.begin : offset + transfer.end], buffer)
+                reduce(tensor[transfer.begin : transfer.end], buffer)
         for work in sends:
             work.wait()
 

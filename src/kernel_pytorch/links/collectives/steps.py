@@ -1,8 +1,11 @@
-"""An all-reduce as steps: who sends which elements to whom, and when.
+"""Collectives as steps: who sends which elements to whom, and when.
 
-The same steps are carried out and costed, so that what is expected is what is sent. A place is an index
-into the participants. Parts that a place receives in one step are added, or put, in the order of their
-transfers, and each part is summed at one place before any other has it: all end with the same bits.
+The same steps are carried out and costed, so that what is expected is what is sent. A place is an index into
+the participants, and all have a vector of the same length, of which each owns a part (that may be empty).
+
+A pattern says how each place gets all parts: an all-gather. Backwards, with sums in place of copies, it is a
+reduce-scatter; the two one after the other are an all-reduce. Each part reaches each place once, on one way,
+so that backwards everything is added once, and the owner's sum is the one that all get: the same bits.
 """
 
 from __future__ import annotations
@@ -11,8 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..methods import CommunicationPattern, Operation
+
 Groups = Sequence[Sequence[int]]
 """The places of each host."""
+Part = tuple[int, int]
+"""Elements from the first number up to, not with, the second."""
 
 
 @dataclass(frozen=True)
@@ -28,105 +35,176 @@ class Transfer:
 
 
 Steps = list[list[Transfer]]
-"""The transfers of a step read what was there before it."""
+"""The transfers of a step read what was there before it; what a place receives is added in their order."""
 
 
-def ring(order: Sequence[int], count: int) -> Steps:
-    """Each sends to the next, 2 (P - 1) times a P-th: as few bytes as an all-reduce can do with.
+def plan(
+    operation: Operation,
+    pattern: CommunicationPattern,
+    edges: Sequence[int],
+    hosts: Groups,
+    order: Sequence[int] | None = None,
+    chunks: int = 1,
+) -> list[Steps]:
+    """The steps of each chunk, which do not depend on those of another.
 
     Args:
-        order: the places around the ring.
-        count: number of elements.
+        operation: ALL_REDUCE, ALL_GATHER or REDUCE_SCATTER.
+        pattern: not ADAPTIVE.
+        edges: place p owns the elements ``edges[p]`` to ``edges[p + 1]``; of an all-reduce, in which nobody
+            owns anything, only the last one counts.
+        hosts: the places of each host, for HIERARCHICAL.
+        order: of the places in a ring, a tree or a butterfly; default: by number.
+        chunks: number of chunks; those without elements are left out.
     """
-    size = len(order)
-    parts = split(count, size)
-    steps: Steps = []
-    for turn in range(2 * (size - 1)):
-        step = []
-        for i, source in enumerate(order):
-            begin, end = parts[(i - turn) % size]
-            step.append(Transfer(source, order[(i + 1) % size], begin, end, add=turn < size - 1))
-        steps.append(step)
-    return _without_empty(steps)
+    order = range(sum(map(len, hosts))) if order is None else order
+    pieces: list[Steps] = []
+    if operation is Operation.ALL_REDUCE:
+        for begin, end in split(edges[-1], chunks):
+            parts = [(begin + a, begin + b) for a, b in _owners(pattern, end - begin, hosts, order)]
+            pieces.append([*_scatter(pattern, parts, hosts, order), *gather(pattern, parts, hosts, order)])
+    else:
+        cuts = [[(a + x, a + y) for x, y in split(b - a, chunks)] for a, b in pairwise(edges)]
+        for parts in map(list, zip(*cuts, strict=True)):
+            build = _scatter if operation is Operation.REDUCE_SCATTER else gather
+            pieces.append(build(pattern, parts, hosts, order))
+    return [steps for steps in pieces if steps]
 
 
-def tree(order: Sequence[int], count: int) -> Steps:
-    """A binomial tree to the first place and back: few steps, all bytes in each."""
-    up: Steps = []
-    distance = 1
-    while distance < len(order):
-        step = [
-            Transfer(order[i + distance], order[i], 0, count, add=True)
-            for i in range(0, len(order) - distance, 2 * distance)
-        ]
-        up.append(step)
-        distance *= 2
-    down = [[Transfer(t.target, t.source, t.begin, t.end, add=False) for t in step] for step in reversed(up)]
-    return _without_empty([*up, *down])
+def gather(
+    pattern: CommunicationPattern, parts: Sequence[Part], hosts: Groups, order: Sequence[int]
+) -> Steps:
+    """Each place gets the parts of all.
 
-
-def butterfly(order: Sequence[int], count: int) -> Steps:
-    """Recursive halving and doubling (Rabenseifner, 2004): as few bytes as the ring, log2 as many steps.
-
-    The first exchange, of half of all elements, is with the next place in ``order``, later and smaller ones
-    are with places farther away. Places beyond a power of two give all to one below, and get the result.
+    * RING: each sends to the next in ``order``, P - 1 times, what it got last.
+    * TREE: a binomial tree to the first place and back: few steps, all bytes in each.
+    * BUTTERFLY: recursive doubling (Rabenseifner, 2004): the last exchange, of half of all parts, is between
+      neighbours in ``order``, earlier and smaller ones between places farther away. Places beyond a power of
+      two give theirs to one below, and get all from it.
+    * HIERARCHICAL: each part goes once to each other host, and then from place to place inside it.
     """
-    size = 1 << (len(order).bit_length() - 1) if order else 0
-    fold = [
-        [Transfer(order[size + i], order[i], 0, count, add=True) for i in range(len(order) - size)],
+    build = {
+        CommunicationPattern.RING: _ring,
+        CommunicationPattern.TREE: _tree,
+        CommunicationPattern.BUTTERFLY: _butterfly,
+    }.get(pattern)
+    sends = _hierarchical(hosts) if build is None else build(order)
+    return [step for each in sends if (step := _transfers(each, parts))]
+
+
+def _scatter(
+    pattern: CommunicationPattern, parts: Sequence[Part], hosts: Groups, order: Sequence[int]
+) -> Steps:
+    """A gather that runs backwards: what was copied is added where it came from."""
+    order = order[::-1] if pattern is CommunicationPattern.RING else order  # each sends to the next here too
+    steps = gather(pattern, parts, hosts, order)
+    return [
+        [Transfer(t.target, t.source, t.begin, t.end, add=True) for t in step] for step in reversed(steps)
     ]
-    unfold = [[Transfer(t.target, t.source, 0, count, add=False) for t in fold[0]]]
-    halves: Steps = []
-    doubles: Steps = []
-    owned = [(0, count)] * size
-    distance = 1
-    while distance < size:
-        step, back = [], []
-        new = list(owned)
-        for i in range(size):
-            j = i ^ distance
-            begin, end = owned[i]
-            middle = (begin + end) // 2
-            keep, give = ((begin, middle), (middle, end)) if i < j else ((middle, end), (begin, middle))
-            step.append(Transfer(order[i], order[j], *give, add=True))
-            back.append(Transfer(order[i], order[j], *keep, add=False))
-            new[i] = keep
-        owned = new
-        halves.append(step)
-        doubles.insert(0, back)
-        distance *= 2
-    return _without_empty([*fold, *halves, *doubles, *unfold])
 
 
-def hierarchical(hosts: Groups, count: int) -> Steps:
-    """Inside each host first, then between hosts, then inside: the fewest bytes and steps between hosts.
-
-    On each host as many places as the smallest host has hold a part each. They get it from all of their host,
-    exchange it with those that hold the same part on the other hosts, and give it to all of their host.
-    """
-    holders = min(map(len, hosts), default=0)
-    parts = split(count, holders)
-    inside, outside, back, home = [], [], [], []
-    for places in hosts:
-        for holder, (begin, end) in zip(places, parts, strict=False):
-            others = [place for place in places if place != holder]
-            inside += [Transfer(place, holder, begin, end, add=True) for place in others]
-            home += [Transfer(holder, place, begin, end, add=False) for place in others]
-    for number, (begin, end) in enumerate(parts):
-        same = [places[number] for places in hosts]
-        for owner, (first, last) in zip(same, split(end - begin, len(same)), strict=True):
-            others = [place for place in same if place != owner]
-            outside += [Transfer(place, owner, begin + first, begin + last, add=True) for place in others]
-            back += [Transfer(owner, place, begin + first, begin + last, add=False) for place in others]
-    return _without_empty([inside, outside, back, home])
-
-
-def split(count: int, parts: int) -> list[tuple[int, int]]:
+def split(count: int, parts: int) -> list[Part]:
     """``count`` elements in ``parts`` of sizes that differ by one at most: begin and end of each."""
-    edges = [count * part // parts for part in range(parts + 1)] if parts else [0]
-    return list(pairwise(edges))
+    return list(pairwise([count * part // parts for part in range(parts + 1)])) if parts else []
 
 
-def _without_empty(steps: Steps) -> Steps:
-    full = [[transfer for transfer in step if transfer.begin < transfer.end] for step in steps]
-    return [step for step in full if step]
+def _owners(pattern: CommunicationPattern, count: int, hosts: Groups, order: Sequence[int]) -> list[Part]:
+    """Which part each place sums in an all-reduce."""
+    parts = [(0, 0)] * len(order)
+    if pattern is CommunicationPattern.TREE:
+        parts[order[0]] = (0, count)
+    elif pattern is CommunicationPattern.HIERARCHICAL:
+        for (begin, end), places in zip(split(count, len(hosts)), hosts, strict=True):
+            for (a, b), place in zip(split(end - begin, len(places)), places, strict=True):
+                parts[place] = (begin + a, begin + b)
+    else:
+        one_piece = _by_exchanges(order) if pattern is CommunicationPattern.BUTTERFLY else order
+        for part, place in zip(split(count, len(order)), one_piece, strict=True):
+            parts[place] = part
+    return parts
+
+
+_Send = tuple[int, int, list[int]]
+"""From a place to another the parts of these places."""
+
+
+def _ring(order: Sequence[int]) -> list[list[_Send]]:
+    size = len(order)
+    return [
+        [(order[i], order[(i + 1) % size], [order[(i - turn) % size]]) for i in range(size)]
+        for turn in range(size - 1)
+    ]
+
+
+def _tree(order: Sequence[int]) -> list[list[_Send]]:
+    up: list[list[_Send]] = []
+    down: list[list[_Send]] = []
+    size, distance = len(order), 1
+    while distance < size:
+        pairs = [(i, i + distance) for i in range(0, size - distance, 2 * distance)]
+        below = {child: order[child : child + distance] for _, child in pairs}
+        up.append([(order[child], order[parent], list(below[child])) for parent, child in pairs])
+        rest = {child: [place for place in order if place not in below[child]] for _, child in pairs}
+        down.insert(0, [(order[parent], order[child], rest[child]) for parent, child in pairs])
+        distance *= 2
+    return [*up, *down]
+
+
+def _butterfly(order: Sequence[int]) -> list[list[_Send]]:
+    size = 1 << (len(order).bit_length() - 1) if order else 0
+    extra = range(size, len(order))
+    owned = [[order[i]] + ([order[size + i]] if size + i < len(order) else []) for i in range(size)]
+    sends: list[list[_Send]] = [[(order[i], order[i - size], [order[i]]) for i in extra]]
+    distance = size // 2
+    while distance:
+        sends.append([(order[i], order[i ^ distance], owned[i]) for i in range(size)])
+        owned = [owned[min(i, i ^ distance)] + owned[max(i, i ^ distance)] for i in range(size)]
+        distance //= 2
+    sends.append([(order[i - size], order[i], [p for p in order if p != order[i]]) for i in extra])
+    return sends
+
+
+def _by_exchanges(order: Sequence[int]) -> list[int]:
+    """The places so that what each has after any exchange of a butterfly is in one piece."""
+    size = 1 << (len(order).bit_length() - 1)
+    places = [[order[i], *order[size + i : size + i + 1]] for i in range(size)]
+    while len(places) > 1:
+        half = len(places) // 2
+        places = [places[i] + places[i + half] for i in range(half)]
+    return places[0]
+
+
+def _hierarchical(hosts: Groups) -> list[list[_Send]]:
+    between: list[_Send] = []
+    held = {place: [place] for places in hosts for place in places}
+    for places in hosts:
+        for number, place in enumerate(places):
+            for others in hosts:
+                if others is not places:
+                    peer = others[number % len(others)]
+                    between.append((place, peer, [place]))
+                    held[peer].append(place)
+    inside = [
+        (place, other, held[place])
+        for places in hosts
+        for place in places
+        for other in places
+        if other != place
+    ]
+    return [between, inside]
+
+
+def _transfers(sends: Sequence[_Send], parts: Sequence[Part]) -> list[Transfer]:
+    """In as few pieces as possible."""
+    found = []
+    for source, target, owners in sends:
+        pieces: list[Part] = []
+        for begin, end in sorted(parts[owner] for owner in owners):
+            if begin == end:
+                continue
+            if pieces and pieces[-1][1] == begin:
+                pieces[-1] = (pieces[-1][0], end)
+            else:
+                pieces.append((begin, end))
+        found += [Transfer(source, target, begin, end, add=False) for begin, end in pieces]
+    return found

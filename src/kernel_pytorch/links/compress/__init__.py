@@ -1,0 +1,1 @@
+"""Formats in which a tensor takes fewer bytes on the wire."""

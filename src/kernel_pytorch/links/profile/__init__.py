@@ -1,0 +1,1 @@
+"""What the collectives of a job took, why, and because of whom."""

@@ -1,0 +1,1 @@
+"""Who may send next, and the one thread that posts."""
