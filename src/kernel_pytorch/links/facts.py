@@ -15,7 +15,7 @@ Hosts = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A measured value with its 95 % interval."""
+    """A median with its 95 % interval; of fewer than six samples, with their range."""
 
     value: float
     low: float

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _PINGS = 3
-_PING_SHARE = 0.2
+_PING_SHARE = 0.12
 """Of the time, for round trips and what messages cost the CPU; the rest is for rates."""
 _LEAST_CYCLES = 3
 """Cycles that are measured in any case; the first one is not counted."""

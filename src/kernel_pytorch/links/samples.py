@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from statistics import median
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from .facts import Figure, HostLink, Hosts, MeasuredLinks, RankPair, SharedLink, host_of
 from .racks import racks_of
 from .rounds import Bundle, Flow
 
-_RESAMPLES = 2_000
+TINY_BYTES = 8
+"""Of messages that are for the CPU time of a message."""
+_MOST_OF_AVERAGE = 8
+"""TCP's slow start makes the second half of a train up to five times as fast as all of it."""
 
 
 class Trip(msgspec.Struct):
@@ -53,13 +58,14 @@ class Samples(msgspec.Struct):
     cpu: list[CpuTime] = []
 
 
-def rate_at_once(trains: Sequence[Train]) -> float:
+def rate_at_once(trains: Sequence[Train]) -> float | None:
     """Bytes per second of all flows of a bundle together, while all of them flow.
 
     What a link lets through at first (a token bucket's burst, the buffers on the way) says nothing of what it
     carries: only the second half of the flow that is the first to end counts, and what the others get in that
     time. A receiver that is kept from its CPU for a while sees messages late, and then the next ones too
-    fast: the rate is the median over parts of that time, each half as long.
+    fast: the rate is the median over parts of that time, each half as long. None: it was away for so long
+    that the rate from the start of the trains on is a small part of this.
     """
     first = min(trains, key=lambda train: train.arrivals[-1])
     begin, end = first.arrivals[len(first.arrivals) // 2 - 1], first.arrivals[-1]
@@ -69,7 +75,8 @@ def rate_at_once(trains: Sequence[Train]) -> float:
         numbers = np.arange(1, len(train.arrivals) + 1)
         came += np.interp(times, train.arrivals, numbers * float(train.message_bytes))
     part = (len(times) - 1) // 2
-    return float(np.median((came[part:] - came[:-part]) / (times[part:] - times[:-part])))
+    rate = float(np.median((came[part:] - came[:-part]) / (times[part:] - times[:-part])))
+    return rate if rate <= _MOST_OF_AVERAGE * came[-1] / end else None
 
 
 def links_of(hosts: Hosts, names: Sequence[str], found: Sequence[Samples], seconds: float) -> MeasuredLinks:
@@ -87,8 +94,8 @@ def links_of(hosts: Hosts, names: Sequence[str], found: Sequence[Samples], secon
             trains[train.bundle, train.cycle].append(train)
     rates: dict[Bundle, dict[int, float]] = defaultdict(dict)
     for (bundle, cycle), seen in sorted(trains.items()):
-        if len(seen) == len(bundle):
-            rates[bundle][cycle] = rate_at_once(seen)
+        if len(seen) == len(bundle) and (rate := rate_at_once(seen)) is not None:
+            rates[bundle][cycle] = rate
     of, cpu = host_of(hosts), _cpu(found)
     trips: dict[tuple[int, int], list[float]] = defaultdict(list)
     for samples in found:
@@ -137,7 +144,7 @@ def _shared(of: Sequence[int], rates: Mapping[Bundle, Mapping[int, float]]) -> t
 
 
 def _cpu(found: Sequence[Samples]) -> dict[Flow, dict[str, Figure]]:
-    """CPU time of messages, by flow: of those of the smallest size, and of each byte beyond it."""
+    """CPU time of messages, by flow: of tiny ones, and of each byte beyond those."""
     ends: dict[tuple[Flow, int, int], list[float]] = defaultdict(list)
     for samples in found:
         for sample in samples.cpu:
@@ -148,14 +155,14 @@ def _cpu(found: Sequence[Samples]) -> dict[Flow, dict[str, Figure]]:
             both[flow][size].append(sum(seconds))
     figures: dict[Flow, dict[str, Figure]] = {}
     for flow, by_size in both.items():
-        least = min(by_size)
-        message = _figure(by_size[least], 1e6)
+        if TINY_BYTES not in by_size:
+            continue
+        message = _figure(by_size.pop(TINY_BYTES), 1e6)
         figures[flow] = {"message_us": message}
         more = [
-            (seconds * 1e6 - message.value) / (size - least) * 1e3
+            (seconds * 1e6 - message.value) / (size - TINY_BYTES) * 1e3
             for size, values in by_size.items()
             for seconds in values
-            if size > least
         ]
         if more and (byte := _figure(more, 1.0)).low > 0:
             figures[flow]["byte_ns"] = byte
@@ -163,8 +170,19 @@ def _cpu(found: Sequence[Samples]) -> dict[Flow, dict[str, Figure]]:
 
 
 def _figure(values: Iterable[float], unit: float) -> Figure:
-    """The median and the interval that resampling gives it."""
-    found: npt.NDArray[np.float64] = np.array([*values]) * unit
-    draws = np.random.default_rng(0).choice(found, size=(_RESAMPLES, len(found)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return Figure(value=float(np.median(found)), low=float(low), high=float(high), samples=len(found))
+    found = sorted(value * unit for value in values)
+    beyond = _beyond(len(found))
+    return Figure(value=median(found), low=found[beyond], high=found[-1 - beyond], samples=len(found))
+
+
+@cache
+def _beyond(count: int) -> int:
+    """How many of ``count`` samples lie outside the 95 % interval of their median, on either side.
+
+    The number of samples below the median is binomial, whatever their distribution.
+    """
+    beyond, below = 0, 1  # of all 2 ** count ways, those with no more than ``beyond`` samples below
+    while 40 * below <= 1 << count:
+        beyond += 1
+        below += math.comb(count, beyond)
+    return max(0, beyond - 1)

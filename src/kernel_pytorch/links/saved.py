@@ -130,12 +130,15 @@ def agrees(saved: MeasuredLinks, quick: MeasuredLinks, within: float = 0.15) -> 
 
     Args:
         saved: all links.
-        quick: some of them, measured now.
+        quick: at least all between hosts, measured now.
         within: by how much a rate may differ beyond the intervals of both, as a share of the saved one.
     """
     if saved.hosts != quick.hosts:
         return False
     known = {(link.source, link.target): link.gbit_s for link in saved.links}
+    measured = {(link.source, link.target) for link in quick.links}
+    if any(source != target for source, target in known.keys() - measured):
+        return False
     for link in quick.links:
         before = known.get((link.source, link.target))
         if before is None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from .rounds import Bundle, Flow
-from .samples import CpuTime, Samples, Train, Trip, rate_at_once
+from .samples import TINY_BYTES, CpuTime, Samples, Train, Trip, rate_at_once
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -18,7 +18,8 @@ _MESSAGES = 16
 _TRAIN_S = 0.08
 """How long a train is to take, within the sizes of messages below."""
 _LEAST_BYTES, _MOST_BYTES = 1 << 16, 1 << 23
-_TINY_MESSAGES, _TINY_BYTES = 64, 8
+_MOST_GROWTH = 4
+_TINY_MESSAGES = 64
 """Of a train that is for the CPU time of a message."""
 
 
@@ -60,9 +61,7 @@ class Trains:
         """
         starter = bundle[0][1]
         others = {rank for flow in bundle for rank in flow} - {starter}
-        size = torch.tensor(
-            [_TINY_BYTES if tiny else self._sizes.get(bundle[0], _LEAST_BYTES) // len(bundle)]
-        )
+        size = torch.tensor([TINY_BYTES if tiny else self._sizes.get(bundle[0], _LEAST_BYTES) // len(bundle)])
         if self._rank == starter:
             for work in [self._send(size, rank) for rank in sorted(others)]:
                 work.wait()
@@ -93,9 +92,11 @@ class Trains:
     def _received(self, train: Train) -> None:
         if train.cycle:
             self.samples.trains.append(train)
-        if len(train.bundle) == 1:
-            size = rate_at_once([train]) * _TRAIN_S / _MESSAGES
-            self._sizes[train.flow] = int(min(max(_LEAST_BYTES, size), _MOST_BYTES))
+        if len(train.bundle) == 1 and (rate := rate_at_once([train])) is not None:
+            size = rate * _TRAIN_S / _MESSAGES
+            # What goes through at first, or comes late to a busy CPU, may look far too fast.
+            most = min(_MOST_GROWTH * train.message_bytes, _MOST_BYTES)
+            self._sizes[train.flow] = int(min(max(_LEAST_BYTES, size), most))
 
     def _send(self, tensor: torch.Tensor, peer: int) -> dist.Work:
         return cast("dist.Work", dist.isend(tensor, group=self._group, group_dst=peer))

@@ -43,6 +43,12 @@ def test_a_receiver_that_was_away_for_a_while(at: int, length: int):
     assert rate_at_once([train(times)]) == pytest.approx(25e6, rel=0.01)
 
 
+def test_a_receiver_that_was_away_all_the_time_saw_no_rate():
+    late = [0.2 + 1e-6 * n for n in range(16)]
+    assert rate_at_once([train(late)]) is None
+    assert made(train(late), train(arrivals(25e6), cycle=2)).links[0].gbit_s.samples == 1
+
+
 @given(st.floats(0.2, 0.8))
 def test_flows_that_share_a_link_have_its_rate_together(share: float):
     trains = [
@@ -114,3 +120,15 @@ def test_a_pair_is_one_whoever_began():
 def test_samples_pass_as_messages():
     samples = Samples(trips=[Trip(0, 1, 1.0)], trains=[train([1.0, 2.0])], cpu=[*cpu_of(8, (1.0, 2.0))])
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(samples), type=Samples) == samples
+
+
+def test_the_interval_of_a_median():
+    """Ranks of order statistics as in tables of the sign test."""
+
+    def interval(count: int) -> tuple[float, float]:
+        trips = [Trip(0, 1, 1e-6 * value) for value in range(1, count + 1)]
+        (pair,) = links_of(HOSTS, ("a", "b"), [Samples(trips=trips)], 1.0).pairs
+        return round(pair.round_trip_us.low), round(pair.round_trip_us.high)
+
+    tables = {1: (1, 1), 5: (1, 5), 6: (1, 6), 8: (1, 8), 9: (2, 8), 12: (3, 10), 17: (5, 13), 25: (8, 18)}
+    assert {count: interval(count) for count in tables} == tables

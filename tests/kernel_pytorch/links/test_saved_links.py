@@ -46,7 +46,7 @@ def test_the_key_is_of_the_hosts_by_rank():
 
 def with_rate(value: float, spread: float = 0.0):
     figure = Figure(value=value, low=value - spread, high=value + spread, samples=3)
-    return replace(LINKS, links=(HostLink(source=0, target=1, gbit_s=figure),))
+    return replace(LINKS, links=(HostLink(source=0, target=1, gbit_s=figure), LINKS.links[1]))
 
 
 @pytest.mark.parametrize(
@@ -88,5 +88,6 @@ def test_round_trips_between_hosts_count(before, now, same):
 
 def test_other_hosts_confirm_nothing():
     assert not agrees(LINKS, made_up(((0, 1), (2, 3)), 0.2))
+    assert not agrees(LINKS, replace(LINKS, links=LINKS.links[:1]))
     unknown = replace(LINKS, links=(HostLink(source=0, target=0, gbit_s=exactly(1.0)),))
     assert not agrees(LINKS, unknown)
