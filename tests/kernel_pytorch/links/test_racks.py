@@ -58,10 +58,25 @@ def test_a_slow_pair_is_no_rack():
     assert racks_of(replace(links, links=(slow, *links.links[1:]))) == ()
 
 
+def test_hosts_in_a_chain_are_no_rack():
+    """0 and 2 are near 1, and not near each other."""
+    links = by_rack([0, 0, 0, 1, 1], 10.0, 1.0)
+    far = replace(
+        links,
+        links=tuple(
+            replace(link, gbit_s=exactly(1.0)) if {link.source, link.target} == {0, 2} else link
+            for link in links.links
+        ),
+    )
+    assert racks_of(links) == ((0, 1, 2), (3, 4))
+    assert racks_of(far) == ()
+
+
 def test_a_link_that_was_not_measured_leaves_all_open():
     links = by_rack([0, 0, 1, 1], 10.0, 1.0)
     assert racks_of(links) == ((0, 1), (2, 3))
-    assert racks_of(replace(links, links=links.links[1:])) == ()
+    for missing in links.links:
+        assert racks_of(replace(links, links=tuple({*links.links} - {missing}))) == ()
 
 
 def test_intervals_that_meet_are_not_clear():
