@@ -97,7 +97,7 @@ def create_device_mesh(
     device_type = mesh_device_type(topology, backends)
     if all((np.diff(ranks, axis=dimension) > 0).all() for dimension in range(4)):
         return DeviceMesh(device_type, mesh, mesh_dim_names=DIM_NAMES)
-    groups = [_group_of_this_rank(ranks, dimension) for dimension in range(4)]
+    groups = [group_of_this_rank(ranks, dimension) for dimension in range(4)]
     return DeviceMesh.from_group(groups, device_type, mesh, mesh_dim_names=DIM_NAMES)
 
 
@@ -143,7 +143,7 @@ def worst_health(reports: Iterable[Health]) -> dict[int, HealthState | None]:
     return found
 
 
-def _group_of_this_rank(ranks: npt.NDArray[np.int64], dimension: int) -> ProcessGroup:
+def group_of_this_rank(ranks: npt.NDArray[np.int64], dimension: int) -> ProcessGroup:
     """A process group for each line along a dimension, its ranks in the order of the line."""
     import torch.distributed as dist
 

@@ -13,9 +13,9 @@ from worlds import World
 from kernel_pytorch.machine.facts import ClusterTopology, HardwareVendor, RankPlace
 from kernel_pytorch.placement import PlacementRequest
 from kernel_pytorch.placement.mesh import (
-    _group_of_this_rank,
     create_device_mesh,
     gather_health,
+    group_of_this_rank,
     mesh_device_type,
     place_ranks,
     worst_health,
@@ -135,7 +135,7 @@ def test_a_pytorch_that_would_sort_the_ranks_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(
         RuntimeError, match=r"sorts the ranks .* the best mesh is \[\[\[\[0\], \[2\]\]\]\]: use"
     ):
-        _group_of_this_rank(np.array([[[[0], [2]]]]), 2)
+        group_of_this_rank(np.array([[[[0], [2]]]]), 2)
 
 
 def test_the_worst_that_any_rank_knows_counts():
