@@ -7,6 +7,7 @@ from .distributed import RingDistributedDilatedAttention
 from .production import RingDilatedAttention
 from .production_hilbert import RingDilatedAttentionHilbert
 from .sharding import shard_sequence, unshard_sequence
+from .traffic import ring_traffic
 
 __all__ = [
     "BaseRingAttention",
@@ -14,6 +15,7 @@ __all__ = [
     "RingDilatedAttention",
     "RingDilatedAttentionHilbert",
     "RingDistributedDilatedAttention",
+    "ring_traffic",
     "shard_sequence",
     "unshard_sequence",
 ]

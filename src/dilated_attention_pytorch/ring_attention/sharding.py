@@ -40,7 +40,7 @@ def shard_sequence(
     check_rank(rank, world_size)
     _check_dim("x", x, dim)
     seq = x.shape[dim]
-    padded = _padded_length(seq, world_size, sharding)
+    padded = padded_length(seq, world_size, sharding)
     rows = torch.cat([torch.arange(*chunk) for chunk in chunks_of(rank, world_size, padded, sharding)])
     rows = rows.to(x.device)
     outside = rows >= seq
@@ -151,6 +151,7 @@ def _check_dim(name: str, x: Tensor, dim: int) -> None:
         raise ValueError(f"dim must be a dimension of the tensor, got {dim=}, shape {list(x.shape)}")
 
 
-def _padded_length(seq: int, world_size: int, sharding: Sharding) -> int:
+def padded_length(seq: int, world_size: int, sharding: Sharding) -> int:
+    """The length of a sequence that is padded so that all shards are equal."""
     parts = world_size if sharding == "contiguous" else 2 * world_size
     return -(-seq // parts) * parts

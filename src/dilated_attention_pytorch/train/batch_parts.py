@@ -5,7 +5,7 @@ Letters: b batch, n context, P ranks, C of them around each ring.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class BatchPart:
     """Shards of the contexts, C."""
     sharding: Sharding = "contiguous"
     """Which positions are a shard: see ``shard_sequence``."""
+
+    def at(self, place: int) -> BatchPart:
+        """The part of the rank at a place: ring by ring, in each ring shard by shard."""
+        data_rank, context_rank = divmod(place, self.num_context)
+        return replace(self, data_rank=data_rank, context_rank=context_rank)
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The part of a batch.
@@ -98,14 +103,7 @@ def part_of_batch(
             f"--seq-len must be a multiple of {chunks} with --context-parallel {num_context} "
             f"--sharding {sharding}, got {options.seq_len}"
         )
-    data_rank, context_rank = divmod(ranks.rank, num_context)
-    return BatchPart(
-        data_rank=data_rank,
-        num_data=num_data,
-        context_rank=context_rank,
-        num_context=num_context,
-        sharding=sharding,
-    )
+    return BatchPart(num_data=num_data, num_context=num_context, sharding=sharding).at(ranks.rank)
 
 
 def _largest_ring(size: int, seq_len: int, most: int, sharding: Sharding) -> int:

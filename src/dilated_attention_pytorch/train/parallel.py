@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
+
+from kernel_pytorch.placement.mesh import group_of_this_rank
+from kernel_pytorch.placement.walk import CP
 
 from ..models import LongNetConfig, LongNetLM
 from ..models.long_net import Attend
 from ..ring_attention import RingAttentionConfig, RingDilatedAttention
 from .batch_parts import BatchPart
 from .ranks import Ranks
+from .ring_order import RingOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +34,23 @@ class Parallel:
     """The part of each batch that this one computes."""
     attend: Attend | None = None
     """Attention around the ranks that share a context; None for within this one."""
+    order: RingOrder | None = None
+    """A better order of the ranks around the rings than the ascending one; None: there is none."""
 
 
-def parallelize(model: LongNetLM, ranks: Ranks, part: BatchPart, device: torch.device) -> Parallel:
+def parallelize(
+    model: LongNetLM, ranks: Ranks, part: BatchPart, device: torch.device, order: RingOrder | None = None
+) -> Parallel:
     """Shard the parameters of ``model`` over all ranks, and connect the ranks that share a context.
 
     The parameters must be equal on all ranks. Each block is gathered when it computes.
+
+    Args:
+        model: what is trained.
+        ranks: all of them.
+        part: of each batch that this one computes if all ranks take their places in ascending order.
+        device: where this one computes.
+        order: in which they do.
     """
     if ranks.size == 1:
         return Parallel()
@@ -42,18 +58,21 @@ def parallelize(model: LongNetLM, ranks: Ranks, part: BatchPart, device: torch.d
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(
-        device.type, (part.num_data, part.num_context), mesh_dim_names=("data", "context")
-    )
-    # The same ranks in the same order, as one dimension.
     flat = init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("ranks",))
     for block in model.blocks:
         fully_shard(block, mesh=flat)
     fully_shard(model, mesh=flat)
     attend = None
     if part.num_context > 1:
-        attend = _around_ring(model.config, part, mesh.get_group("context"))
-    return Parallel(ranks=ranks, part=part, attend=attend)
+        if order is not None and order.possible:
+            part = part.at(order.ranks.index(ranks.rank))
+            places = np.reshape(order.ranks, (part.num_data, 1, part.num_context, 1))
+            ring = group_of_this_rank(places, CP)
+        else:
+            shape, names = (part.num_data, part.num_context), ("data", "context")
+            ring = init_device_mesh(device.type, shape, mesh_dim_names=names).get_group("context")
+        attend = _around_ring(model.config, part, ring)
+    return Parallel(ranks=ranks, part=part, attend=attend, order=order)
 
 
 def wrap_blocks(model: LongNetLM, *, recompute: bool = False, backend: str | None = None) -> None:

@@ -26,6 +26,7 @@ from .metrics import abandon_rows
 from .options import TrainOptions
 from .parallel import Parallel, parallelize, wrap_blocks
 from .ranks import Ranks
+from .ring_order import choose_ring_order
 from .run_folder import BEST, CHECKPOINT, CONFIG
 
 
@@ -102,7 +103,8 @@ class Run:
         """Spread the model over the ranks, and make the optimizer of what this rank has of it."""
         backend = "inductor" if self.options.compile else None
         wrap_blocks(self.model, recompute=self.options.recompute, backend=backend)
-        self.parallel = parallelize(self.model, self.ranks, self.part, self.device)
+        order = choose_ring_order(self.ranks, self.part, self.config, self.options)
+        self.parallel = parallelize(self.model, self.ranks, self.part, self.device, order)
         self.optimizer = make_optimizer(self.model, self.options)
         self.scaler = make_scaler(self.options, self.device)
 

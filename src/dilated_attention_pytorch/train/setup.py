@@ -324,6 +324,8 @@ def describe(run: Run, context_parallel: int = 1) -> None:
             f"ranks  {run.ranks.size}: {part.num_data} data parallel x {part.num_context} context parallel"
             + (f" ({part.sharding})" if part.num_context > 1 else "")
         )
+    if run.parallel.order is not None:
+        say(f"       {run.parallel.order.words}")
     if part.num_context < context_parallel:
         say(f"note   --context-parallel {context_parallel} does not fit, {part.num_context} does")
     rows = options.batch_size // options.grad_accumulation

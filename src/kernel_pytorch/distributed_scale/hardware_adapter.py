@@ -18,6 +18,7 @@ from .hardware_discovery import HardwareTopologyManager
 from .thermal_power_management import PowerEfficiencyOptimizer, ThermalAwareScheduler, as_dict
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"]
@@ -36,10 +37,11 @@ class DeviceMeshOptimizer:
         pipeline_parallel_size: int = 1,
         context_parallel_size: int = 1,
         data_parallel_size: int | None = None,
+        traffic: npt.ArrayLike | None = None,
     ) -> DeviceMesh:
         """See :func:`.create_job_mesh`. ``data_parallel_size`` None: the world size divided by the others."""
         sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
-        return create_job_mesh(self.view, _request(world_size, *sizes))
+        return create_job_mesh(self.view, _request(world_size, *sizes), traffic)
 
     def launch_hints(
         self,
@@ -152,10 +154,11 @@ class HardwareAdapter:
         pipeline_parallel_size: int = 1,
         context_parallel_size: int = 1,
         data_parallel_size: int | None = None,
+        traffic: npt.ArrayLike | None = None,
     ) -> DeviceMesh:
         """See :meth:`DeviceMeshOptimizer.create_optimal_mesh`."""
         sizes = tensor_parallel_size, pipeline_parallel_size, context_parallel_size, data_parallel_size
-        return self.mesh_optimizer.create_optimal_mesh(world_size, *sizes)
+        return self.mesh_optimizer.create_optimal_mesh(world_size, *sizes, traffic)
 
     def get_health_report(self, hours: float = 1) -> dict[str, Any]:
         """``health`` of all devices and the host now, ``performance`` of the devices over the last hours."""

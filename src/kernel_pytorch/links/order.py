@@ -35,7 +35,7 @@ class RankOrder:
     """Whether all assignments of places to hosts were compared, and not only exchanges of two places."""
 
 
-def rank_order(links: MeasuredLinks, traffic: Bytes | None = None) -> RankOrder:
+def rank_order(links: MeasuredLinks, traffic: npt.ArrayLike | None = None) -> RankOrder:
     """The order of least time on the busiest link; of equal ones that which sends least between hosts.
 
     A host's link carries all that the host sends, or receives, to and from other hosts; the two directions do
@@ -51,7 +51,7 @@ def rank_order(links: MeasuredLinks, traffic: Bytes | None = None) -> RankOrder:
     Raises:
         ValueError: the traffic has another shape, or is negative or not finite somewhere.
     """
-    traffic = _ring(links.size) if traffic is None else _checked(traffic, links.size)
+    traffic = _ring(links.size) if traffic is None else checked_traffic(traffic, links.size)
     cost = _Cost(links, traffic)
     given = np.array(links.host_of)
     exact = _assignments(links) <= MOST_ASSIGNMENTS
@@ -168,7 +168,12 @@ def _ring(size: int) -> Bytes:
     return np.roll(places, 1, axis=1)
 
 
-def _checked(traffic: Bytes, size: int) -> Bytes:
+def checked_traffic(traffic: npt.ArrayLike, size: int) -> Bytes:
+    """A matrix of bytes between places.
+
+    Raises:
+        ValueError: it has another shape than [size, size], or is negative or not finite somewhere.
+    """
     traffic = np.asarray(traffic, dtype=np.float64)
     if traffic.shape != (size, size):
         raise ValueError(

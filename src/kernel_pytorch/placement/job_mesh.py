@@ -13,18 +13,23 @@ from .mesh import create_device_mesh, gather_health
 from .request import PlacementRequest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def create_job_mesh(view: ClusterView, request: PlacementRequest) -> DeviceMesh:
+def create_job_mesh(
+    view: ClusterView, request: PlacementRequest, traffic: npt.ArrayLike | None = None
+) -> DeviceMesh:
     """A mesh of all ranks with dimensions dp, pp, cp and tp: see :func:`.mesh.create_device_mesh`.
 
-    Every rank calls it with the same request, after ``init_process_group``. Machines and health are gathered
-    from all ranks first. If each rank has its own device, rank 0 prints to stderr how to start the ranks in
-    the order of the mesh: torchrun's --numa-binding, the CPUs next to each device.
+    Every rank calls it with the same request and traffic (as of :func:`.placement.place`), after
+    ``init_process_group``. Machines and health are gathered from all ranks first. If each rank has its own
+    device, rank 0 prints to stderr how to start the ranks in the order of the mesh: torchrun's
+    --numa-binding, the CPUs next to each device.
 
     Raises:
-        ValueError: the numbers of devices and ranks differ, or a device has failed.
+        ValueError: the numbers of devices and ranks differ, a device has failed, or the traffic is of another
+            shape.
         RuntimeError: no process group runs, or the ranks disagree.
     """
     import torch.distributed as dist
@@ -33,10 +38,10 @@ def create_job_mesh(view: ClusterView, request: PlacementRequest) -> DeviceMesh:
         raise RuntimeError("a mesh needs a process group: call torch.distributed.init_process_group first")
     topology = view.discover()
     health = gather_health(view.states)
-    mesh = create_device_mesh(topology, request, health)
+    mesh = create_device_mesh(topology, request, health, traffic=traffic)
     own = [rank.device_id for rank in topology.ranks if rank.device_id is not None]
     if dist.get_rank() == 0 and len(set(own)) == request.size:
-        best = place(topology, replace(request, devices=own), health)
+        best = place(topology, replace(request, devices=own), health, traffic=traffic)
         print(f"to start ranks in the order of the mesh:\n{launch_hints(topology, best)}", file=sys.stderr)
     return mesh
 

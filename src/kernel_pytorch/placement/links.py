@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..machine.facts import ClusterTopology, DeviceInfo
+import numpy.typing as npt
+
+from ..links.order import checked_traffic
+from ..machine.facts import ClusterTopology, DeviceInfo, NodeTopology
 from ..watch.health import HealthState
 from ..watch.health.evidence import severity
 from .link_costs import LinkTable, PairLink, Strength
 from .request import NO_HEALTH, Health, PlacementRequest, unfit_devices, usable_memory_bytes
 from .search import Problem, assign
 from .text import explain, refuse
-from .walk import CP, DP, PP, TP, Sizes, links
+from .walk import CP, DP, PP, TP, Sizes, Traffic, around_rings, links
 
 __all__ = ["DIM_NAMES", "Placement", "PlacementRequest", "Ranking", "place", "rank_devices"]
 
@@ -28,6 +31,10 @@ class Placement:
     shape: Sizes
     slowest: dict[str, PairLink | None]
     """The slowest link along each dimension ("tp": between any two of a group); None where its size is 1."""
+    busiest_host_link: float
+    """The most of ``traffic`` that a host sends to others, or receives from them."""
+    links_exact: bool
+    """Whether it is proved that no other placement has fewer degraded devices or faster slowest links."""
     exact: bool
     """Whether it is proved that no other placement is better, except by lower ids."""
     left_out: dict[int, str]
@@ -52,14 +59,16 @@ def place(
     *,
     free_bytes: Mapping[int, int] | None = None,
     measured_gb_s: Mapping[tuple[int, int], float] | None = None,
+    traffic: npt.ArrayLike | None = None,
 ) -> Placement:
     """Choose devices for a request, and their order.
 
     Devices that work together are of one kind and, if GPUs, of one vendor: the preferred vendor if it has
     enough, and GPUs before CPUs. Then fewer degraded devices are better; then, in this order, the faster
     slowest link inside tensor-parallel groups (all pairs), in context-parallel rings (neighbours), between a
-    pipeline stage and the next, inside data-parallel groups (all pairs); then fewer devices of unknown
-    health; then lower ids. The number of groups that share a link is ignored.
+    pipeline stage and the next, inside data-parallel groups (all pairs); then less traffic over the busiest
+    host's link, of what the host sends or of what it receives; then fewer devices of unknown health; then
+    lower ids.
 
     Args:
         topology: the devices and the links between them.
@@ -67,10 +76,15 @@ def place(
         health: failed devices are never taken, degraded ones as few as possible.
         free_bytes: free memory by device id; default for a device: all its memory.
         measured_gb_s: bandwidth by pair of device ids, used instead of the kinds of the links.
+        traffic: [n, n], bytes from the position of the row to that of the column, in row-major order of the
+            mesh; default: along each dimension each position sends 1 to the next, around a ring (in pp: along
+            a chain).
 
     Raises:
-        ValueError: too few devices, unknown ids, or a pair that was not measured.
+        ValueError: too few devices, unknown ids, a pair that was not measured, or traffic of another shape,
+            negative or not finite.
     """
+    sent = around_rings(request.shape) if traffic is None else checked_traffic(traffic, request.size)
     free_bytes = free_bytes or {}
     named, left_out = _candidates(topology, request, health, free_bytes)
     groups: dict[tuple[object, ...], list[DeviceInfo]] = {}
@@ -79,20 +93,28 @@ def place(
             key = (device.kind, device.vendor if device.kind == "gpu" else None)
             groups.setdefault(key, []).append(device)
     answers = [
-        _Answer.of(topology, request, health, group, free_bytes, measured_gb_s) for group in groups.values()
+        _Answer.of(topology, request, health, group, free_bytes, measured_gb_s, sent)
+        for group in groups.values()
     ]
     found = [answer for answer in answers if answer is not None]
     if not found:
         raise ValueError(refuse(request, named, list(groups.values()), left_out))
-    best, exact = max(found, key=lambda answer: answer.rank), all(answer.exact for answer in found)
+    best = max(found, key=lambda answer: answer.rank)
+    exact, links_exact = (
+        all(proved) for proved in zip(*((a.exact, a.links_exact) for a in found), strict=True)
+    )
     shape = {name: size for name, size in zip(DIM_NAMES, request.shape, strict=True) if size > 1}
     return Placement(
         device_ids=best.device_ids,
         shape=request.shape,
         slowest=best.slowest,
+        busiest_host_link=best.busiest,
+        links_exact=links_exact,
         exact=exact,
         left_out=left_out,
-        reason=explain(named, health, best.device_ids, shape, best.slowest, best.assumed, exact, left_out),
+        reason=explain(
+            named, health, best.device_ids, shape, best.slowest, best.assumed, links_exact, exact, left_out
+        ),
     )
 
 
@@ -139,6 +161,9 @@ class _Answer:
     """The best placement on devices that can work together."""
 
     device_ids: tuple[int, ...]
+    busiest: float
+    """The traffic over the busiest host's link."""
+    links_exact: bool
     exact: bool
     slowest: dict[str, PairLink | None]
     assumed: list[tuple[int, int]]
@@ -154,6 +179,7 @@ class _Answer:
         group: Sequence[DeviceInfo],
         free_bytes: Mapping[int, int],
         measured_gb_s: Mapping[tuple[int, int], float] | None,
+        traffic: Traffic,
     ) -> _Answer | None:
         if len(group) < request.size:
             return None
@@ -166,11 +192,13 @@ class _Answer:
             degraded=_bits(health.get(id) is HealthState.DEGRADED for id in ids),
             unknown=_bits(health.get(id) is None for id in ids),
             fits=_fits(memory_gb, request.needs_gb),
+            hosts=_hosts([topology.nodes[node_id] for node_id in table.node_ids]),
+            traffic=traffic,
         )
-        result = assign(problem)
-        if result is None:
+        found = assign(problem)
+        if found is None:
             return None
-        order, exact = result
+        order = found.order
         pairs = list(links(request.shape, order))
         slowest: dict[str, PairLink | None] = {}
         strengths: list[Strength] = []
@@ -181,10 +209,12 @@ class _Answer:
             if link is not None:
                 strengths.append(table.strength(link))
         chosen = tuple(ids[i] for i in order)
-        degraded, *_, unknown = problem.score(order)
+        degraded, *_, busiest, unknown = problem.score(order)
         return cls(
             device_ids=chosen,
-            exact=exact,
+            busiest=-busiest,
+            links_exact=found.links_exact,
+            exact=found.exact,
             slowest={name: slowest[name] for name in DIM_NAMES},
             assumed=sorted({(ids[min(p)], ids[max(p)]) for _, p in pairs if table.between(*p).assumed}),
             rank=(
@@ -192,6 +222,7 @@ class _Answer:
                 group[0].kind == "gpu",
                 degraded,
                 *strengths,
+                busiest,
                 unknown,
                 tuple(-id for id in chosen),
             ),
@@ -200,6 +231,21 @@ class _Answer:
 
 def _bits(flags: Iterable[bool]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+def _hosts(nodes: Sequence[NodeTopology]) -> tuple[int, ...]:
+    """A number for the host of each device. Nodes of one boot and network namespace share its links.
+
+    Args:
+        nodes: of each device.
+    """
+    known = [node.boot_id and node.network_namespace for node in nodes]
+    keys = [
+        (node.boot_id, node.network_namespace) if own else node.node_id
+        for node, own in zip(nodes, known, strict=True)
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return tuple(numbers[key] for key in keys)
 
 
 def _fits(memory_gb: Sequence[float], needs_gb: Sequence[float]) -> tuple[int, ...]:

@@ -29,7 +29,11 @@ _GPU_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 
 
 def place_ranks(
-    topology: ClusterTopology, request: PlacementRequest, health: Health = NO_HEALTH
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health = NO_HEALTH,
+    *,
+    traffic: npt.ArrayLike | None = None,
 ) -> Placement:
     """Like :func:`place`, for ranks: the result has ranks instead of device ids.
 
@@ -40,6 +44,7 @@ def place_ranks(
         topology: of a process group, with its ranks.
         request: ``devices`` names the devices whose ranks may be chosen.
         health: by device id.
+        traffic: as of :func:`place`.
 
     Raises:
         ValueError: as of :func:`place`; no ranks.
@@ -50,11 +55,15 @@ def place_ranks(
     ranks = [p for p in topology.ranks if allowed is None or p.device_id in allowed]
     states = {p.rank: None if p.device_id is None else health.get(p.device_id) for p in ranks}
     asked = replace(request, devices=[p.rank for p in ranks])
-    return place(_topology_of_ranks(topology), asked, states)
+    return place(_topology_of_ranks(topology), asked, states, traffic=traffic)
 
 
 def create_device_mesh(
-    topology: ClusterTopology, request: PlacementRequest, health: Health = NO_HEALTH
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health = NO_HEALTH,
+    *,
+    traffic: npt.ArrayLike | None = None,
 ) -> DeviceMesh:
     """A DeviceMesh over the ranks of the default process group. Every rank calls it, with the same arguments.
 
@@ -78,9 +87,9 @@ def create_device_mesh(
             "a DeviceMesh needs a process group: call torch.distributed.init_process_group first"
         )
     answers = agree(
-        lambda: {"mesh": _mesh_of_world(topology, request, health, dist.get_world_size())},
+        lambda: {"mesh": _mesh_of_world(topology, request, health, dist.get_world_size(), traffic)},
         what="arrange the mesh",
-        fix="give the same request, topology and health on all ranks",
+        fix="give the same request, topology, health and traffic on all ranks",
     )
     ranks = np.array(answers[0]["mesh"], np.int64)
     mesh = torch.from_numpy(ranks.astype(np.int32))
@@ -88,12 +97,16 @@ def create_device_mesh(
     device_type = mesh_device_type(topology, backends)
     if all((np.diff(ranks, axis=dimension) > 0).all() for dimension in range(4)):
         return DeviceMesh(device_type, mesh, mesh_dim_names=DIM_NAMES)
-    groups = [_group_of_this_rank(ranks, dimension) for dimension in range(4)]
+    groups = [group_of_this_rank(ranks, dimension) for dimension in range(4)]
     return DeviceMesh.from_group(groups, device_type, mesh, mesh_dim_names=DIM_NAMES)
 
 
 def _mesh_of_world(
-    topology: ClusterTopology, request: PlacementRequest, health: Health, world_size: int
+    topology: ClusterTopology,
+    request: PlacementRequest,
+    health: Health,
+    world_size: int,
+    traffic: npt.ArrayLike | None,
 ) -> Any:
     """The ranks in nested lists [dp, pp, cp, tp], all of them: as :func:`place_ranks`."""
     if len(topology.ranks) != world_size:
@@ -102,7 +115,7 @@ def _mesh_of_world(
         )
     if request.size != world_size:
         raise ValueError(f"num_devices must be the world size, {world_size}, got {request.size}")
-    placement = place_ranks(topology, request, health)
+    placement = place_ranks(topology, request, health, traffic=traffic)
     logger.info("mesh of ranks: %s", placement.reason)
     return np.reshape(placement.device_ids, placement.shape).tolist()
 
@@ -130,7 +143,7 @@ def worst_health(reports: Iterable[Health]) -> dict[int, HealthState | None]:
     return found
 
 
-def _group_of_this_rank(ranks: npt.NDArray[np.int64], dimension: int) -> ProcessGroup:
+def group_of_this_rank(ranks: npt.NDArray[np.int64], dimension: int) -> ProcessGroup:
     """A process group for each line along a dimension, its ranks in the order of the line."""
     import torch.distributed as dist
 

@@ -62,6 +62,7 @@ def explain(
     shape: Mapping[str, int],
     slowest: Mapping[str, PairLink | None],
     assumed: Sequence[tuple[int, int]],
+    links_exact: bool,
     exact: bool,
     left_out: Mapping[int, str],
 ) -> str:
@@ -73,6 +74,8 @@ def explain(
         shape: sizes above 1, by dimension.
         slowest: the slowest link along each dimension.
         assumed: pairs of ids whose link is not known.
+        links_exact: whether it is proved that these links cannot be faster.
+        exact: whether it is proved that nothing else is better either.
         left_out: devices that could not serve, and why.
     """
     kinds = {device.device_id: device.kind for device in devices}
@@ -82,9 +85,12 @@ def explain(
     links = [f"{link.text} {_GROUPS[name]}" for name in _GROUPS if (link := slowest[name]) is not None]
     if links:
         parts.append("slowest links: " + ", ".join(links))
-        parts.append(
-            "no other choice is better" if exact else "the best that was found, others may be better"
-        )
+        if exact:
+            parts.append("no other choice is better")
+        elif links_exact:
+            parts.append("no other choice has faster ones, but others may send less between hosts")
+        else:
+            parts.append("the best that was found, others may be better")
     tensor = slowest["tp"]
     if tensor is not None and tensor.kind is None:
         parts.append("tensor-parallel groups span nodes: a smaller tensor_parallel_size would be faster")

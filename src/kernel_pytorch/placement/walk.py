@@ -7,10 +7,15 @@ from functools import lru_cache
 from itertools import product
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
+
 DP, PP, CP, TP = range(4)
 Sizes = tuple[int, int, int, int]
 """A number for each dimension, in the order of the mesh."""
 ROW_MAJOR: Sizes = (DP, PP, CP, TP)
+Traffic = npt.NDArray[np.float64]
+"""[n, n], bytes from the position of the row to that of the column, both counted in row-major order."""
 
 
 class MeshWalk:
@@ -46,7 +51,7 @@ class MeshWalk:
     def of(shape: Sizes, dimensions: Sizes) -> MeshWalk:
         return MeshWalk(shape, dimensions)
 
-    def lower(self) -> list[list[int]]:
+    def lower(self, traffic: Traffic | None = None) -> list[list[int]]:
         """Symmetry breaking: for each step, the earlier steps that must hold a lower device number.
 
         A symmetry of the mesh moves whole slices (a slice: all positions with the same coordinate in one
@@ -61,19 +66,38 @@ class MeshWalk:
           With cp 4, 3 of 24 orders are tried.
         * pp links neighbours in a chain, which may be reversed (3 2 1 0 is 0 1 2 3: the first slice starts
           lower than the last). With pp 4, 12 of 24 orders are tried.
+
+        Args:
+            traffic: leave out symmetries that change it, but for its direction. Of traffic around rings in
+                tp or dp those of cp are left.
         """
         found: list[list[int]] = [[] for _ in self.positions]
-        for d in (DP, TP):
-            for i in range(1, self.shape[d]):
-                found[i * self._steps[d]].append((i - 1) * self._steps[d])
-        ring = self.shape[CP]
-        for i in range(1, ring):
-            found[i * self._steps[CP]].append(0)
-        if ring > 2:
-            found[(ring - 1) * self._steps[CP]].append(self._steps[CP])
-        if self.shape[PP] > 1:
-            found[(self.shape[PP] - 1) * self._steps[PP]].append(0)
+        for d in ROW_MAJOR:
+            size, first = self.shape[d], self._steps[d]
+            if size == 1:
+                continue
+            swaps = [[*range(i), i + 1, i, *range(i + 2, size)] for i in range(size - 1)]
+            if d in (DP, TP) and all(self._keeps(traffic, d, swap) for swap in swaps):
+                for i in range(1, size):
+                    found[i * first].append((i - 1) * first)
+            elif d == PP:
+                if self._keeps(traffic, d, range(size)[::-1]):
+                    found[(size - 1) * first].append(0)
+            else:
+                if self._keeps(traffic, d, [*range(1, size), 0]):
+                    for i in range(1, size):
+                        found[i * first].append(0)
+                if size > 2 and self._keeps(traffic, d, [0, *range(1, size)[::-1]]):
+                    found[(size - 1) * first].append(first)
         return found
+
+    def _keeps(self, traffic: Traffic | None, dimension: int, slices: Sequence[int]) -> bool:
+        """Whether traffic stays the same, or is reversed, when these slices take the places of all."""
+        if traffic is None:
+            return True
+        moved = np.arange(len(traffic)).reshape(self.shape).take(slices, axis=dimension).ravel()
+        after = traffic[np.ix_(moved, moved)]
+        return bool((after == traffic).all() or (after == traffic.T).all())
 
     def blocks(self, levels: Sizes) -> list[tuple[int, int]]:
         """(steps, level): each run of ``steps`` steps is joined by links of at least ``level``.
@@ -98,6 +122,19 @@ def links(shape: Sizes, order: Sequence[int]) -> Iterator[tuple[int, tuple[int, 
     for step, linked in enumerate(MeshWalk.of(shape, ROW_MAJOR).linked):
         for dimension, other in linked:
             yield dimension, (order[step], order[other])
+
+
+def around_rings(shape: Sizes) -> Traffic:
+    """Each position sends 1 to the next along each dimension, around a ring; along a chain in pp."""
+    positions = np.arange(prod(shape)).reshape(shape)
+    traffic = np.zeros((positions.size, positions.size))
+    for d in ROW_MAJOR:
+        if shape[d] > 1:
+            here, there = positions, np.roll(positions, -1, axis=d)
+            if d == PP:
+                here, there = (x.take(range(shape[d] - 1), axis=d) for x in (here, there))
+            traffic[here.ravel(), there.ravel()] += 1
+    return traffic
 
 
 def _linked_before(dimension: int, here: int, size: int) -> list[int]:

@@ -307,9 +307,8 @@ def test_a_real_mesh_on_this_machine(world: World, sizes: dict[str, int], ranks:
         assert answer == ("DeviceMesh", ("dp", "pp", "cp", "tp"), ranks, "cpu", total)
 
 
-@pytest.mark.xdist_group("worlds")
-def test_a_real_mesh_over_two_machines(world: World):
-    """The ranks alternate between them."""
+def two_machines() -> ClusterTopology:
+    """Four ranks, which alternate between them."""
     nodes = [
         topologies.node([topologies.gpu(2 * n + i, kind="cpu") for i in range(2)], node_id=n)
         for n in range(2)
@@ -318,7 +317,25 @@ def test_a_real_mesh_over_two_machines(world: World):
         RankPlace(rank=rank, node_id=rank % 2, local_rank=rank // 2, device_id=2 * (rank % 2) + rank // 2)
         for rank in range(4)
     ]
-    topology = ClusterTopology(nodes=dict(enumerate(nodes)), ranks=tuple(places))
-    for rank, answer in enumerate(world.results(mesh_of, {"tensor_parallel_size": 2}, topology)):
+    return ClusterTopology(nodes=dict(enumerate(nodes)), ranks=tuple(places))
+
+
+@pytest.mark.xdist_group("worlds")
+def test_a_real_mesh_over_two_machines(world: World):
+    for rank, answer in enumerate(world.results(mesh_of, {"tensor_parallel_size": 2}, two_machines())):
         assert answer[2] == [[[[0, 2]]], [[[1, 3]]]]
         assert answer[4] == [101, 1010][rank % 2]
+
+
+@pytest.mark.xdist_group("worlds")
+def test_traffic_orders_a_real_mesh_over_two_machines(world: World):
+    """The first two send each other most; around a ring all send the same to the next."""
+    ring = {"context_parallel_size": 4}
+    most = [[0, 9, 1, 1], [9, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
+    for traffic, order in ((None, [0, 1, 3, 2]), (most, [0, 2, 1, 3])):
+        for answer in world.results(mesh_of, {**ring, "traffic": traffic}, two_machines()):
+            assert answer[2] == [[[[rank] for rank in order]]]
+    told = r"traffic must be of shape \(4, 4\), a row for each place, got \(2, 2\)"
+    for error in world.run(mesh_of, {**ring, "traffic": [[0, 1], [1, 0]]}, two_machines()):
+        with pytest.raises(ValueError, match=told):
+            raise error

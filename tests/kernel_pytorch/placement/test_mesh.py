@@ -13,9 +13,9 @@ from worlds import World
 from kernel_pytorch.machine.facts import ClusterTopology, HardwareVendor, RankPlace
 from kernel_pytorch.placement import PlacementRequest
 from kernel_pytorch.placement.mesh import (
-    _group_of_this_rank,
     create_device_mesh,
     gather_health,
+    group_of_this_rank,
     mesh_device_type,
     place_ranks,
     worst_health,
@@ -56,6 +56,18 @@ def test_ranks_that_alternate_between_nodes_are_regrouped():
     topology = seated(topologies.uneven_nodes([2, 2], [100.0, 100.0]), [0, 2, 1, 3], [0, 1, 0, 1])
     ranks = mesh_of(topology, PlacementRequest(num_devices=4, tensor_parallel_size=2))
     assert ranks.reshape(2, 2).tolist() == [[0, 2], [1, 3]]
+
+
+def test_traffic_decides_the_order_of_ranks_on_equally_fast_links():
+    """Of four ranks on hosts a b a b."""
+    topology = seated(topologies.uneven_nodes([2, 2], [100.0, 100.0]), [0, 2, 1, 3], [0, 1, 0, 1])
+    ring = PlacementRequest(num_devices=4, context_parallel_size=4)
+    assert place_ranks(topology, ring).device_ids == (0, 1, 3, 2)
+    traffic = np.ones((4, 4))
+    traffic[0, 2] = traffic[2, 0] = 9
+    assert place_ranks(topology, ring, traffic=traffic).device_ids == (0, 1, 2, 3)
+    traffic[0, 1] = traffic[1, 0] = 99
+    assert place_ranks(topology, ring, traffic=traffic).device_ids == (0, 2, 1, 3)
 
 
 def test_ranks_follow_their_devices_links_and_health():
@@ -123,7 +135,7 @@ def test_a_pytorch_that_would_sort_the_ranks_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(
         RuntimeError, match=r"sorts the ranks .* the best mesh is \[\[\[\[0\], \[2\]\]\]\]: use"
     ):
-        _group_of_this_rank(np.array([[[[0], [2]]]]), 2)
+        group_of_this_rank(np.array([[[[0], [2]]]]), 2)
 
 
 def test_the_worst_that_any_rank_knows_counts():
@@ -278,7 +290,7 @@ def test_ranks_that_disagree_find_out(worlds):
     answers = worlds[4].results(refused, [crossed_ring(), crossed_ring(), other, other], [request])
     crossed, plain = "[[[[0], [2], [1], [3]]]]", "[[[[0], [1], [2], [3]]]]"
     both = f"mesh is {crossed} on rank 0 and {plain} on rank 2"
-    fix = "give the same request, topology and health on all ranks"
+    fix = "give the same request, topology, health and traffic on all ranks"
     assert answers == [f"GroupError: the ranks of the group disagree: {both}: {fix}"] * 4
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
+from math import prod
 from random import Random
 
 import pytest
@@ -21,7 +22,7 @@ from kernel_pytorch.machine.facts import (
     LinkKind,
     NodeTopology,
 )
-from kernel_pytorch.placement import PlacementRequest, place, rank_devices
+from kernel_pytorch.placement import Placement, PlacementRequest, place, rank_devices
 from kernel_pytorch.placement.link_costs import PairLink
 from kernel_pytorch.watch.health import HealthState
 
@@ -84,7 +85,32 @@ def usable_gb(device: DeviceInfo, together: bool) -> float | None:
     return max(sizes) / 1e9 if sizes and not together else -1.0
 
 
-def brute_force(topology, shape, needs_gb, health, prefer):
+def hops(shape: Shape) -> list[list[float]]:
+    """What is sent where nothing else is known, coordinate by coordinate."""
+    at = list(product(*map(range, shape)))
+    sent = [[0.0] * len(at) for _ in at]
+    for i, here in enumerate(at):
+        for k in range(4):
+            last = here[k] == shape[k] - 1
+            if shape[k] > 1 and not (k == 1 and last):
+                there = (*here[:k], 0 if last else here[k] + 1, *here[k + 1 :])
+                sent[i][at.index(there)] += 1
+    return sent
+
+
+def busiest(topology: ClusterTopology, chosen: Sequence[DeviceInfo], sent: list[list[float]]) -> float:
+    """The most that a node sends to others, or receives from them."""
+    homes = [topology.node_of(device.device_id).node_id for device in chosen]
+    loads: dict[tuple[str, int], float] = {}
+    for i, a in enumerate(homes):
+        for j, b in enumerate(homes):
+            if a != b:
+                for link in (("out", a), ("in", b)):
+                    loads[link] = loads.get(link, 0.0) + sent[i][j]
+    return max(loads.values(), default=0.0)
+
+
+def brute_force(topology, shape, needs_gb, health, prefer, sent):
     """The best score, with the ids that have it; None if no assignment is possible."""
     pairs = list(talking(shape))
     size = shape[0] * shape[1] * shape[2] * shape[3]
@@ -107,6 +133,7 @@ def brute_force(topology, shape, needs_gb, health, prefer):
             chosen[0].kind == "gpu",
             -states.count(DEGRADED),
             *(slowest[name] for name in ("tp", "cp", "pp", "dp")),
+            -round(busiest(topology, chosen, sent), 6),
             -states.count(None),
             [-d.device_id for d in chosen],
         )
@@ -176,14 +203,20 @@ def test_placement_is_what_a_brute_force_finds(seed: int):
     needs_gb = needs_gb[:1] * size if uniform else needs_gb
     prefer = random.choice([None, None, HardwareVendor.AMD])
     request = request_for(shape, memory_gb=needs_gb[0] if uniform else needs_gb, prefer_vendor=prefer)
+    traffic = None
+    if random.random() < 0.5:
+        amounts = random.choice([[0.0, 1.0], [0.0, 0.1, 0.7, 3.0], [1e9, 2e9]])
+        traffic = [[random.choice(amounts) for _ in range(size)] for _ in range(size)]
 
-    expected = brute_force(topology, shape, needs_gb, health, prefer)
+    expected = brute_force(topology, shape, needs_gb, health, prefer, traffic or hops(shape))
     if expected is None:
         with pytest.raises(ValueError, match=r"num_devices must be at most|memory_gb=\["):
-            place(topology, request, health)
+            place(topology, request, health, traffic=traffic)
         return
-    placement = place(topology, request, health)
+    placement = place(topology, request, health, traffic=traffic)
     assert placement.exact
+    assert placement.links_exact
+    assert placement.busiest_host_link == pytest.approx(-expected[0][7])
     assert placement.device_ids == expected[1]
     for name, slowest in zip(("tp", "cp", "pp", "dp"), expected[0][3:7], strict=True):
         found = placement.slowest[name]
@@ -228,7 +261,9 @@ def test_sixteen_dgx_are_proved_and_kept_in_order(
     """Without a single dead end: each question takes the 128 steps that an assignment has, or none."""
     monkeypatch.setattr("kernel_pytorch.placement.search._MAX_STEPS", 128)
     placement = place(topologies.dgx_h100(16), request_for(shape))
-    assert placement.exact
+    assert placement.links_exact
+    # Which groups share a node is not decided in as many steps.
+    assert placement.exact == (shape != (8, 4, 1, 4))
     assert placement.device_ids == tuple(range(128))
     assert {name: link.name for name, link in placement.slowest.items() if link} == slowest
     assert placement.slowest["dp"].gb_s == 50.0  # 400 Gbit/s
@@ -271,6 +306,114 @@ def test_twins_save_steps(shape: Shape, steps: int, monkeypatch: pytest.MonkeyPa
     """GPUs 2, 4 and 5 can stand in for each other. Without this: 1225 and 526 steps a question."""
     monkeypatch.setattr("kernel_pytorch.placement.search._MAX_STEPS_FOR_EIGHT", steps)
     assert place(topologies.uneven_sockets(), request_for(shape)).exact
+
+
+def deal(num_devices: int, num_nodes: int) -> ClusterTopology:
+    """Devices dealt to nodes like cards; within a node and between nodes all links are as fast."""
+    nodes = []
+    for node_id in range(num_nodes):
+        devices = [topologies.gpu(i, numa_node=0) for i in range(node_id, num_devices, num_nodes)]
+        nics = topologies.infiniband([100.0], [0])
+        nodes.append(topologies.node(devices, node_id=node_id, interfaces=nics))
+    return topologies.cluster(*nodes)
+
+
+def orders_by_host(topology: ClusterTopology) -> Iterator[list[int]]:
+    """One order of all devices for each way to give their places to nodes."""
+    left = {node.node_id: [device.device_id for device in node.devices] for node in topology.nodes.values()}
+
+    def extend(order: list[int]) -> Iterator[list[int]]:
+        if not any(left.values()):
+            yield order
+        for devices in left.values():
+            if devices:
+                device = devices.pop()
+                yield from extend([*order, device])
+                devices.append(device)
+
+    return extend([])
+
+
+def test_a_ring_crosses_between_hosts_as_rarely_as_it_can():
+    placement = place(deal(4, 2), PlacementRequest(num_devices=4))
+    assert (placement.device_ids, placement.busiest_host_link, placement.exact) == ((0, 1, 3, 2), 1.0, True)
+    many = place(deal(32, 4), request_for((1, 1, 32, 1)))
+    assert (many.busiest_host_link, many.exact) == (1.0, True)
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_busiest_host_link_carries_no_more_than_in_any_order(seed: int):
+    """Up to eight devices. Of the orders only the hosts count, all links being equally fast."""
+    random = Random(seed)
+    size, num_nodes = random.randint(2, 8), random.randint(2, 4)
+    topology = deal(size, num_nodes)
+    shape = random.choice([(size, 1, 1, 1), (1, size, 1, 1), (1, 1, size, 1), (1, 1, 1, size)])
+    sent = [[float(random.choice([0, 0, 1, 2, 5])) for _ in range(size)] for _ in range(size)]
+    devices = sorted(topology.devices, key=lambda device: device.device_id)
+    least = min(busiest(topology, [devices[i] for i in order], sent) for order in orders_by_host(topology))
+    placement = place(topology, request_for(shape), traffic=sent)
+    assert placement.exact
+    assert placement.busiest_host_link == least
+    assert busiest(topology, [devices[i] for i in placement.device_ids], sent) == least
+
+
+def given_up(topology: ClusterTopology, shape: Shape, sent: list[list[float]]) -> Placement:
+    """What is found by a search that ends with the first assignment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kernel_pytorch.placement.search._MAX_STEPS", topology.total_devices)
+        patch.setattr("kernel_pytorch.links.order.MOST_ASSIGNMENTS", 0)
+        return place(topology, request_for(shape), traffic=sent)
+
+
+@settings(max_examples=100)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from([(1, 1, 9, 1), (1, 1, 10, 1), (1, 1, 2, 6)]))
+def test_where_the_search_gives_up_it_is_never_worse_than_ascending(seed: int, shape: Shape):
+    """In the mesh of tp 6 and cp 2, ranks of a ring share a node, those of a tensor-parallel group cannot."""
+    random, size = Random(seed), prod(shape)
+    topology = deal(size, 3)
+    sent = [[float(random.choice([0, 1, 2, 5])) for _ in range(size)] for _ in range(size)]
+    ascending = sorted(topology.devices, key=lambda device: device.device_id)
+    assert given_up(topology, shape, sent).busiest_host_link <= busiest(topology, ascending, sent)
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_where_the_search_gives_up_it_claims_no_proof(seed: int):
+    random = Random(seed)
+    topology = deal(10, 2)
+    sent = [[float(random.choice([0, 1, 2, 5])) for _ in range(10)] for _ in range(10)]
+    devices = sorted(topology.devices, key=lambda device: device.device_id)
+    least = min(busiest(topology, [devices[i] for i in order], sent) for order in orders_by_host(topology))
+    placement = given_up(topology, (1, 1, 10, 1), sent)
+    assert placement.busiest_host_link >= least
+    assert placement.links_exact
+    if placement.exact:
+        assert placement.busiest_host_link == least
+    else:
+        assert "no other choice has faster ones, but others may send less between hosts" in placement.reason
+
+
+def test_nodes_of_one_host_share_its_link():
+    """A batch system shows each rank of a host its own GPU, so that they look like nodes."""
+    nodes = [topologies.node([topologies.gpu(i, index=0)], node_id=i) for i in range(4)]
+    hosts = [topologies.replace(node, boot_id=f"boot-{node.node_id % 2}") for node in nodes]
+    assert place(topologies.cluster(*nodes), PlacementRequest(num_devices=4)).device_ids == (0, 1, 2, 3)
+    assert place(topologies.cluster(*hosts), PlacementRequest(num_devices=4)).device_ids == (0, 1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "told"),
+    [
+        ([[0.0] * 3] * 3, r"traffic must be of shape \(4, 4\), a row for each place, got \(3, 3\)"),
+        ([[-1.0] * 4] * 4, "traffic must have bytes, finite and not negative"),
+        ([[float("inf")] * 4] * 4, "traffic must have bytes, finite and not negative"),
+    ],
+    ids=["shape", "negative", "infinite"],
+)
+def test_traffic_that_is_none(traffic: list[list[float]], told: str):
+    with pytest.raises(ValueError, match=told):
+        place(topologies.dgx_h100(), PlacementRequest(num_devices=4), traffic=traffic)
 
 
 def test_numa_and_switches_decide_without_nvlink():

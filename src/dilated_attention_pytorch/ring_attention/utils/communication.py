@@ -79,8 +79,7 @@ class _AllToAll(torch.autograd.Function):
         parts = parts.contiguous()
         received = torch.empty_like(parts)
         try:
-            # As bytes: gloo has no 16-bit floats here.
-            dist.all_to_all_single(received.view(torch.uint8), parts.view(torch.uint8), group=group)
+            dist.all_to_all_single(received, parts, group=group)
         except RuntimeError as error:
             reason = str(error).split("\n")[0]
             ranks = dist.get_process_group_ranks(group)
