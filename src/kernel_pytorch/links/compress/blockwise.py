@@ -1,4 +1,4 @@
-"""Numbers as 8-bit integers: a scale for each block of 256, and stochastic rounding, so that there is no bias.
+"""Numbers as 8-bit integers: a scale for each block of 256, and stochastic rounding: there is no bias.
 
 QSGD (Alistarh et al., arXiv:1610.02132) with the largest magnitude of a block for its norm.
 """

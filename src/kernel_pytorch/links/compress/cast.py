@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 class Cast:
     """Each number as the nearest one of a smaller type. Infinities and NaN stay what they are.
 
-    Finite numbers beyond the type become infinite, as in torch: a loss scaler looks for them. The first time a
-    warning is logged.
+    Finite numbers beyond the type become infinite, as in torch: a loss scaler looks for them. The first time,
+    a warning is logged.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
