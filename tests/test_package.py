@@ -14,6 +14,18 @@ SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
     "kernel_pytorch.links.collectives.run",
+    "kernel_pytorch.links.compress.blockwise",
+    "kernel_pytorch.links.compress.cast",
+    "kernel_pytorch.links.compress.codec",
+    "kernel_pytorch.links.compress.coded",
+    "kernel_pytorch.links.compress.feedback",
+    "kernel_pytorch.links.compress.hook_state",
+    "kernel_pytorch.links.compress.hooks",
+    "kernel_pytorch.links.compress.low_rank",
+    "kernel_pytorch.links.compress.payload",
+    "kernel_pytorch.links.compress.rounds",
+    "kernel_pytorch.links.compress.topk",
+    "kernel_pytorch.links.compress.wire",
     "kernel_pytorch.links.measure",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
