@@ -13,6 +13,14 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.links.collectives.carry",
+    "kernel_pytorch.links.collectives.collectives",
+    "kernel_pytorch.links.collectives.dense",
+    "kernel_pytorch.links.collectives.device",
+    "kernel_pytorch.links.collectives.flat",
+    "kernel_pytorch.links.collectives.gather",
+    "kernel_pytorch.links.collectives.groups",
+    "kernel_pytorch.links.collectives.plans",
     "kernel_pytorch.links.collectives.run",
     "kernel_pytorch.links.compress.blockwise",
     "kernel_pytorch.links.compress.cast",
@@ -30,7 +38,7 @@ TORCH_ALONE = (
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )
-SHIMS = ("hardware_adaptation", "orchestration")
+SHIMS = ("communication_optimization", "hardware_adaptation", "orchestration")
 HEAVY = (
     "torch",
     "triton",

@@ -35,7 +35,8 @@ class Chooser:
     """For each call: :attr:`due` and then :meth:`agreed`, :meth:`next`, the call, :meth:`took`."""
 
     def __init__(self, expected_s: Mapping[CommunicationPattern, float | None]) -> None:
-        """``expected_s``: seconds that each pattern is expected to take, the same on all ranks.
+        """``expected_s``: seconds that each pattern is expected to take, the same on all ranks; where that is not
+        known, the most promising first.
 
         Raises:
             ValueError: no patterns.
@@ -66,9 +67,7 @@ class Chooser:
             near = [p for p in self._all if (expected_s[p] or 0.0) <= NEAR * min(known)]
             self._try(sorted(near, key=lambda p: expected_s[p] or 0.0), f"expected within {NEAR} of the best")
         if len(self._candidates) == 1:
-            self._choose(
-                self._candidates[0], f"all others are expected to take {NEAR} times as long"
-            )
+            self._choose(self._candidates[0], f"all others are expected to take {NEAR} times as long")
 
     @property
     def due(self) -> bool:
@@ -98,9 +97,9 @@ class Chooser:
             self._due = self._calls + LAG
             recent, self._recent = self._recent, []
             return [statistics.median(recent)]
-        self._times[pattern] = min(seconds, self._times.get(pattern, math.inf))
         if not self._plan:
             return None
+        self._times[pattern] = min(seconds, self._times.get(pattern, math.inf))
         self._plan.pop(0)
         if self._plan:
             return None

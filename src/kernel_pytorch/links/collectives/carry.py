@@ -6,7 +6,7 @@ On the one thread that posts on the group.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...groups import Pending
 from ..choose import Choice, Chooser
+from ..compress.codec import Codec, codec_for
 from ..facts import MeasuredLinks
 from ..methods import CommunicationPattern, CompressionMethod, Operation
 from . import flat
-from .codec import Cast, Codec
 from .counters import Call, Counters, bucket
 from .groups import Group
 from .plans import Planned, Plans, Shape
@@ -49,16 +49,9 @@ class Settings:
 class Carrier:
     """Of one group."""
 
-    def __init__(
-        self, group: Group, settings: Settings, codecs: Mapping[CompressionMethod, Callable[[], Codec]]
-    ) -> None:
-        """``codecs``: formats besides FP16 and BF16."""
+    def __init__(self, group: Group, settings: Settings) -> None:
         self.group, self.settings, self.counters = group, settings, Counters()
-        self._codecs: dict[CompressionMethod, Codec] = {
-            CompressionMethod.FP16: Cast(torch.float16),
-            CompressionMethod.BF16: Cast(torch.bfloat16),
-        }
-        self._made = codecs
+        self._codecs: dict[CompressionMethod, Codec] = {}
         self._plans = Plans(group, settings.chunk_bytes, settings.overlap)
         self._choosers: dict[tuple[object, ...], _Choosing] = {}
 
@@ -181,11 +174,12 @@ class Carrier:
             # Of what is encoded, HIERARCHICAL sends the least, and the others all send the same.
             hierarchical = CommunicationPattern.HIERARCHICAL
             return [hierarchical if self.settings.hierarchical else CommunicationPattern.RING]
-        return [
-            pattern
-            for pattern in PATTERNS
-            if pattern is not CommunicationPattern.HIERARCHICAL or self.settings.hierarchical
-        ]
+        # Where nothing is known, the first is used while the others' times are agreed on.
+        several = len(self.group.links.hosts) > 1
+        patterns = sorted(PATTERNS, key=lambda p: (p is CommunicationPattern.HIERARCHICAL) != several)
+        if not self.settings.hierarchical:
+            patterns.remove(CommunicationPattern.HIERARCHICAL)
+        return patterns
 
     def _expected(
         self,
@@ -210,7 +204,7 @@ class Carrier:
     ) -> Planned:
         wire_bytes = None
         if compression is not CompressionMethod.NONE:
-            wire_bytes = self._codec(compression).encoded_bytes(1 << 16) / (1 << 16)
+            wire_bytes = self._codec(compression).nbytes(1 << 16) / (1 << 16)
         return self._plans.of(
             Shape(
                 operation=operation,
@@ -253,12 +247,12 @@ class Carrier:
             operation is Operation.ALL_REDUCE
             and pattern is CommunicationPattern.RING
             and compression is CompressionMethod.NONE
-            and flat.can_reduce(values.dtype, self.group.backend)
+            and flat.can_reduce(values.dtype, values.device)
         )
 
     def _codec(self, method: CompressionMethod) -> Codec:
         if method not in self._codecs:
-            self._codecs[method] = self._made[method]()
+            self._codecs[method] = codec_for(method, seed=self.group.place)
         return self._codecs[method]
 
 

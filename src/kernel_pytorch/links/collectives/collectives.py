@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,6 @@ from ..methods import CommunicationPattern, CompressionMethod, Operation
 from ..schedule.worker import Worker
 from . import gather
 from .carry import Carrier, Settings
-from .codec import Codec
 from .counters import Call
 from .dense import check, check_op, check_writable, flat, write_back
 from .device import Ready
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
-_ALWAYS = tuple(CompressionMethod[name] for name in ("NONE", "ADAPTIVE", "FP16", "BF16"))
+_WITH_FEEDBACK = (CompressionMethod.TOPK, CompressionMethod.POWERSGD)
 
 
 class Collectives:
@@ -44,38 +43,35 @@ class Collectives:
         self,
         process_group: ProcessGroup | None = None,
         *,
-        links: MeasuredLinks | None = None,
+        links: MeasuredLinks | Callable[[], MeasuredLinks | None] | None = None,
         settings: Settings | None = None,
-        codecs: Mapping[CompressionMethod, Callable[[], Codec]] | None = None,
-        same: Mapping[str, Any] | None = None,
     ) -> None:
         """Make the group. All ranks call this; alone, without a process group, a rank is a world of one.
 
         Args:
             process_group: default: all ranks.
             links: of its ranks, as measured or given; those of the first rank count. Its hosts are believed.
-                Default: hosts are found, nothing is known of their links.
+                Or a function that returns them; what it raises is told to the other ranks. Default: hosts are
+                found, nothing is known of their links.
             settings: default: ADAPTIVE, nothing compressed.
-            codecs: makes formats besides FP16 and BF16, by name.
-            same: what else must be the same on all ranks, for JSON.
 
         Raises:
             GroupError: the ranks disagree, or one did not answer within the timeout.
-            ValueError: links of another number of ranks, or a format that is not in ``codecs``.
+            ValueError: links of another number of ranks, or a compression that needs error feedback.
         """
-        settings, codecs = settings or Settings(), codecs or {}
-        if settings.compression not in (*_ALWAYS, *codecs):
+        settings = settings or Settings()
+        if settings.compression in _WITH_FEEDBACK:
             raise ValueError(
-                f"compression {settings.compression.value} does not travel on the wire; use a hook: "
-                "kernel_pytorch.links.compress"
+                f"compression {settings.compression.value} needs error feedback, which a call has not: "
+                "use register_comm_hook"
             )
+        known = links if callable(links) else lambda: links
         if in_process_group():
-            told = {"settings": repr(settings), **(same or {})}
-            group = make_group(process_group, links, _home, told)
+            group = make_group(process_group, known, _home, {"settings": repr(settings)})
         else:
-            group = alone(links)
+            group = alone(known())
         self._parent = process_group
-        self._carrier = Carrier(group, settings, codecs)
+        self._carrier = Carrier(group, settings)
         self._worker = Worker("collectives")
         self._failed: GroupError | None = None
         # At exit too: the other ranks wait for what was begun.
@@ -101,16 +97,16 @@ class Collectives:
         return self._carrier.counters.stats()
 
     def all_reduce(
-        self, t: Tensor, op: str = "sum", *, pattern: CommunicationPattern | None = None
+        self, tensor: Tensor, op: str = "sum", *, pattern: CommunicationPattern | None = None
     ) -> Handle[Tensor]:
-        """Reduce ``t`` over all ranks, in place; the result is ``t``, with the same bits on all ranks.
+        """Reduce ``tensor`` over all ranks, in place, and return it: the same bits on all ranks.
 
         Integers, and floats whose sums are whole, are as torch's ``all_reduce`` gives them bit by bit, other
         floats within rounding. Compression, if the settings have it, is of the sums and means of floats of 32
         bits or more.
 
         Args:
-            t: of the same shape and dtype on all ranks, in any layout in which elements share no memory.
+            tensor: of the same shape and dtype on all ranks, in any layout in which elements share no memory.
             op: sum, mean (of floats), max, min or product.
             pattern: default: that of the settings.
 
@@ -118,25 +114,25 @@ class Collectives:
             TypeError: not dense, or without that reduction. ValueError: unknown ``op``, or elements share
             memory. GroupError: an earlier call failed. From the handle, GroupError: this one did.
         """
-        check(t)
-        check_op(t, op)
-        check_writable(t)
+        check(tensor)
+        check_op(tensor, op)
+        check_writable(tensor)
 
         def reduce() -> Tensor:
-            values = flat(t)
+            values = flat(tensor)
             self._carrier.carry(
                 Operation.ALL_REDUCE, values, (values.numel(),), "sum" if op == "mean" else op, pattern
             )
             if op == "mean":
                 values /= self.group.size
-            write_back(values, t)
-            return t
+            write_back(values, tensor)
+            return tensor
 
-        return self._submit(Operation.ALL_REDUCE, t, reduce, lambda: t)
+        return self._submit(Operation.ALL_REDUCE, tensor, reduce, lambda: tensor)
 
     def all_gather(
         self,
-        t: Tensor,
+        tensor: Tensor,
         out: Sequence[Tensor] | None = None,
         *,
         pattern: CommunicationPattern | None = None,
@@ -144,34 +140,34 @@ class Collectives:
         """What all ranks have, by rank. First dimensions may differ; ranks tell each other their shapes.
 
         Args:
-            t: of any dtype, the same on all ranks.
+            tensor: of any dtype, the same on all ranks.
             out: where to put it, which also tells the shapes. Given on all ranks or on none.
             pattern: default: that of the settings.
 
         Raises:
             As :meth:`all_reduce`; ValueError: ``out`` is not of a tensor for each rank, of its dtype.
         """
-        check(t)
-        gather.check_outputs(t, out, self.group)
+        check(tensor)
+        gather.check_outputs(tensor, out, self.group)
         return self._submit(
             Operation.ALL_GATHER,
-            t,
-            lambda: gather.all_gather(self._carrier, t, out, pattern),
-            lambda: gather.placed([flat(t).clone().view(t.shape)], out),
+            tensor,
+            lambda: gather.all_gather(self._carrier, tensor, out, pattern),
+            lambda: gather.placed([flat(tensor).clone().view(tensor.shape)], out),
         )
 
     def reduce_scatter(
         self,
-        t: Tensor,
+        tensor: Tensor,
         op: str = "sum",
         sizes: Sequence[int] | None = None,
         *,
         pattern: CommunicationPattern | None = None,
     ) -> Handle[Tensor]:
-        """This rank's rows of the reduction of ``t`` over all ranks. ``t`` stays as it is.
+        """This rank's rows of the reduction of ``tensor`` over all ranks. ``tensor`` stays as it is.
 
         Args:
-            t: [N, ...], of the same shape and dtype on all ranks.
+            tensor: [N, ...], of the same shape and dtype on all ranks.
             op: sum, mean (of floats), max, min or product.
             sizes: how many rows each rank gets; default: as equally many as possible.
             pattern: default: that of the settings.
@@ -179,23 +175,26 @@ class Collectives:
         Raises:
             As :meth:`all_reduce`; ValueError: no rows, or sizes that are not theirs.
         """
-        check(t)
-        check_op(t, op)
-        sizes = gather.rows_of(t, sizes, self.group.size)
+        check(tensor)
+        check_op(tensor, op)
+        sizes = gather.rows_of(tensor, sizes, self.group.size)
         return self._submit(
             Operation.REDUCE_SCATTER,
-            t,
-            lambda: gather.reduce_scatter(self._carrier, t, op, sizes, pattern),
-            lambda: flat(t).clone().view(t.shape),
+            tensor,
+            lambda: gather.reduce_scatter(self._carrier, tensor, op, sizes, pattern),
+            lambda: flat(tensor).clone().view(tensor.shape),
         )
 
     def all_to_all(
-        self, t: Tensor, output_sizes: Sequence[int] | None = None, input_sizes: Sequence[int] | None = None
+        self,
+        tensor: Tensor,
+        output_sizes: Sequence[int] | None = None,
+        input_sizes: Sequence[int] | None = None,
     ) -> Handle[Tensor]:
         """The rows that the ranks have for this one, by rank, as torch's ``all_to_all_single``.
 
         Args:
-            t: [N, ...], of the same dtype and row shape on all ranks.
+            tensor: [N, ...], of the same dtype and row shape on all ranks.
             output_sizes: how many rows each rank has for this one. Given on all ranks or on none; default:
                 ranks tell each other.
             input_sizes: how many rows this rank has for each; default: equally many.
@@ -203,14 +202,14 @@ class Collectives:
         Raises:
             As :meth:`all_reduce`; ValueError: no rows, sizes that are not theirs, or no equal shares.
         """
-        check(t)
-        sizes = gather.shares_of(t, input_sizes, self.group.size)
+        check(tensor)
+        sizes = gather.shares_of(tensor, input_sizes, self.group.size)
         gather.check_sizes(output_sizes, self.group.size, "output_sizes")
         return self._submit(
             Operation.ALL_TO_ALL,
-            t,
-            lambda: gather.all_to_all(self._carrier, t, sizes, output_sizes),
-            lambda: flat(t).clone().view(t.shape),
+            tensor,
+            lambda: gather.all_to_all(self._carrier, tensor, sizes, output_sizes),
+            lambda: flat(tensor).clone().view(tensor.shape),
         )
 
     def measure(self, seconds: float = 3.0) -> MeasuredLinks:
@@ -240,7 +239,7 @@ class Collectives:
     def _submit(
         self,
         operation: Operation | None,
-        t: Tensor | None,
+        tensor: Tensor | None,
         action: Callable[[], T],
         alone: Callable[[], T],
     ) -> Handle[T]:
@@ -251,10 +250,12 @@ class Collectives:
             return Handle(done)
         if self._failed is not None:
             raise GroupError(f"an earlier call failed, and made the group useless: {self._failed}")
+        if tensor is not None:
+            self._check_device(tensor)
         what = "measuring" if operation is None else operation.value
-        if t is not None:
-            what = f"{what} of {str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
-        ready = Ready(t)
+        if tensor is not None:
+            what = f"{what} of {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        ready = Ready(tensor)
 
         def act() -> T:
             if self._failed is not None:
@@ -270,3 +271,11 @@ class Collectives:
                 raise self._failed from error
 
         return Handle(self._worker.submit(act))
+
+    def _check_device(self, tensor: Tensor) -> None:
+        backend = self.group.backend(tensor.device)
+        if backend is None or (backend == "gloo" and tensor.device.type != "cpu"):
+            raise ValueError(
+                f"tensor is on {tensor.device}, for which the process group has {backend or 'no backend'}: "
+                "use another group, or tensor.cpu()"
+            )

@@ -11,9 +11,9 @@ from torch import Tensor
 class Ready:
     """A context for the worker: a tensor is ready when it begins, and what was done to it when it ends."""
 
-    def __init__(self, t: Tensor | None) -> None:
-        """On the thread that computed ``t``."""
-        self._device = None if t is None or t.device.type == "cpu" else t.device
+    def __init__(self, tensor: Tensor | None) -> None:
+        """On the thread that computed ``tensor``."""
+        self._device = None if tensor is None or tensor.device.type == "cpu" else tensor.device
         self._event: torch.Event | None = None
         if self._device is not None:
             self._event = torch.accelerator.current_stream(self._device).record_event()

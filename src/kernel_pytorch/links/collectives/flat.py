@@ -20,9 +20,8 @@ _OPS = {
     "min": dist.ReduceOp.MIN,
     "product": dist.ReduceOp.PRODUCT,
 }
-# Those of all PyTorch versions that are supported.
-_BOTH = {torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int32, torch.int64}
-_DTYPES = {"gloo": _BOTH, "nccl": _BOTH | {torch.bfloat16}}
+# Those of gloo in all PyTorch versions that are supported; NCCL has them too.
+_DTYPES = {torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int32, torch.int64}
 
 
 def keeps_order() -> bool:
@@ -30,9 +29,9 @@ def keeps_order() -> bool:
     return "sort_ranks" in inspect.signature(dist.new_group).parameters
 
 
-def can_reduce(dtype: torch.dtype, backend: str) -> bool:
+def can_reduce(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether torch's all-reduce takes a dtype."""
-    return dtype in _DTYPES.get(backend, ())
+    return dtype in _DTYPES or (dtype is torch.bfloat16 and device.type == "cuda")
 
 
 def all_reduce(tensor: Tensor, group: ProcessGroup, op: str) -> None:

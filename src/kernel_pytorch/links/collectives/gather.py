@@ -27,14 +27,14 @@ class DisagreementError(GroupError):
     """The tensors of the ranks do not fit together."""
 
 
-def check_outputs(t: Tensor, out: Sequence[Tensor] | None, group: Group) -> None:
+def check_outputs(tensor: Tensor, out: Sequence[Tensor] | None, group: Group) -> None:
     """Refuse outputs that cannot take what all ranks have.
 
     Raises:
         ValueError: another number, dtype or, for this rank, shape.
     """
-    if t.dim() > _MOST_DIMENSIONS:
-        raise ValueError(f"t must have at most {_MOST_DIMENSIONS} dimensions, got {t.dim()}")
+    if tensor.dim() > _MOST_DIMENSIONS:
+        raise ValueError(f"tensor must have at most {_MOST_DIMENSIONS} dimensions, got {tensor.dim()}")
     if out is None:
         return
     if len(out) != group.size:
@@ -42,11 +42,12 @@ def check_outputs(t: Tensor, out: Sequence[Tensor] | None, group: Group) -> None
     for each in out:
         check(each)
         check_writable(each)
-        if each.dtype != t.dtype:
-            raise ValueError(f"gather_list must have the dtype of t, {t.dtype}, got {each.dtype}")
-    if out[group.place].shape != t.shape:
+        if each.dtype != tensor.dtype:
+            raise ValueError(f"gather_list must have the dtype of tensor, {tensor.dtype}, got {each.dtype}")
+    if out[group.place].shape != tensor.shape:
         raise ValueError(
-            f"gather_list must have this rank's shape, {tuple(t.shape)}, got {tuple(out[group.place].shape)}"
+            f"gather_list must have this rank's shape, {tuple(tensor.shape)}, "
+            f"got {tuple(out[group.place].shape)}"
         )
 
 
@@ -61,33 +62,35 @@ def check_sizes(sizes: Sequence[int] | None, size: int, name: str, total: int | 
     if len(sizes) != size or min(sizes) < 0:
         raise ValueError(f"{name} must be a number of rows for each of {size} ranks, got {list(sizes)}")
     if total is not None and sum(sizes) != total:
-        raise ValueError(f"{name} must sum to the rows of t, {total}, got {list(sizes)}")
+        raise ValueError(f"{name} must sum to the rows of tensor, {total}, got {list(sizes)}")
 
 
-def rows_of(t: Tensor, sizes: Sequence[int] | None, size: int) -> list[int]:
+def rows_of(tensor: Tensor, sizes: Sequence[int] | None, size: int) -> list[int]:
     """How many rows each rank gets: ``sizes``, or as equally many as possible.
 
     Raises:
-        ValueError: as of :func:`check_sizes`, or ``t`` has no rows.
+        ValueError: as of :func:`check_sizes`, or ``tensor`` has no rows.
     """
-    if t.dim() == 0:
-        raise ValueError("t must have rows, got a scalar")
-    check_sizes(sizes, size, "sizes", len(t))
-    return list(sizes) if sizes is not None else [end - begin for begin, end in split(len(t), size)]
+    if tensor.dim() == 0:
+        raise ValueError("tensor must have rows, got a scalar")
+    check_sizes(sizes, size, "sizes", len(tensor))
+    return list(sizes) if sizes is not None else [end - begin for begin, end in split(len(tensor), size)]
 
 
-def shares_of(t: Tensor, sizes: Sequence[int] | None, size: int) -> list[int]:
+def shares_of(tensor: Tensor, sizes: Sequence[int] | None, size: int) -> list[int]:
     """How many rows of this rank each gets: ``sizes``, or equally many.
 
     Raises:
         ValueError: as of :func:`check_sizes`, or there are no equal shares.
     """
-    if t.dim() == 0:
-        raise ValueError("t must have rows, got a scalar")
-    check_sizes(sizes, size, "input_sizes", len(t))
-    if sizes is None and len(t) % size:
-        raise ValueError(f"t has {len(t)} rows, which {size} ranks cannot share equally: give input_sizes")
-    return list(sizes) if sizes is not None else [len(t) // size] * size
+    if tensor.dim() == 0:
+        raise ValueError("tensor must have rows, got a scalar")
+    check_sizes(sizes, size, "input_sizes", len(tensor))
+    if sizes is None and len(tensor) % size:
+        raise ValueError(
+            f"tensor has {len(tensor)} rows, which {size} ranks cannot share equally: give input_sizes"
+        )
+    return list(sizes) if sizes is not None else [len(tensor) // size] * size
 
 
 def placed(found: list[Tensor], out: Sequence[Tensor] | None) -> list[Tensor]:
@@ -100,14 +103,14 @@ def placed(found: list[Tensor], out: Sequence[Tensor] | None) -> list[Tensor]:
 
 
 def all_gather(
-    carrier: Carrier, t: Tensor, out: Sequence[Tensor] | None, pattern: CommunicationPattern | None
+    carrier: Carrier, tensor: Tensor, out: Sequence[Tensor] | None, pattern: CommunicationPattern | None
 ) -> list[Tensor]:
     """On the worker. The result is in one piece of memory, if ``out`` is not given."""
-    shapes = _shapes(carrier, t) if out is None else [tuple(each.shape) for each in out]
+    shapes = _shapes(carrier, tensor) if out is None else [tuple(each.shape) for each in out]
     edges = [0, *accumulate(math.prod(shape) for shape in shapes)]
-    values = t.new_empty(edges[-1])
+    values = tensor.new_empty(edges[-1])
     place = carrier.group.place
-    values[edges[place] : edges[place + 1]].copy_(flat(t))
+    values[edges[place] : edges[place + 1]].copy_(flat(tensor))
     carrier.carry(Operation.ALL_GATHER, values, edges, pattern=pattern)
     found = [
         values[begin:end].view(shape) for begin, end, shape in zip(edges, edges[1:], shapes, strict=False)
@@ -116,40 +119,40 @@ def all_gather(
 
 
 def reduce_scatter(
-    carrier: Carrier, t: Tensor, op: str, sizes: Sequence[int], pattern: CommunicationPattern | None
+    carrier: Carrier, tensor: Tensor, op: str, sizes: Sequence[int], pattern: CommunicationPattern | None
 ) -> Tensor:
     """On the worker."""
-    row = math.prod(t.shape[1:])
+    row = math.prod(tensor.shape[1:])
     edges = [0, *accumulate(rows * row for rows in sizes)]
-    values = flat(t)
-    if values.data_ptr() == t.data_ptr():
+    values = flat(tensor)
+    if values.data_ptr() == tensor.data_ptr():
         values = values.clone()
     carrier.carry(Operation.REDUCE_SCATTER, values, edges, "sum" if op == "mean" else op, pattern)
     place = carrier.group.place
-    mine = values[edges[place] : edges[place + 1]].clone().view(sizes[place], *t.shape[1:])
+    mine = values[edges[place] : edges[place + 1]].clone().view(sizes[place], *tensor.shape[1:])
     return mine.div_(carrier.group.size) if op == "mean" else mine
 
 
 def all_to_all(
-    carrier: Carrier, t: Tensor, input_sizes: Sequence[int], output_sizes: Sequence[int] | None
+    carrier: Carrier, tensor: Tensor, input_sizes: Sequence[int], output_sizes: Sequence[int] | None
 ) -> Tensor:
     """On the worker."""
     place = carrier.group.place
     if output_sizes is None:
-        output_sizes = [told[place] for told in _told(carrier, list(input_sizes), t.device)]
-    values = flat(t).view(t.shape)
-    out = t.new_empty(sum(output_sizes), *t.shape[1:])
+        output_sizes = [told[place] for told in _told(carrier, list(input_sizes), tensor.device)]
+    values = flat(tensor).view(tensor.shape)
+    out = tensor.new_empty(sum(output_sizes), *tensor.shape[1:])
     sends = [each.reshape(-1) for each in torch.split(values, list(input_sizes))]
     receives = [each.view(-1) for each in torch.split(out, list(output_sizes))]
     carrier.exchange(sends, receives)
     return out
 
 
-def _shapes(carrier: Carrier, t: Tensor) -> list[tuple[int, ...]]:
+def _shapes(carrier: Carrier, tensor: Tensor) -> list[tuple[int, ...]]:
     """Of all ranks."""
-    dtype = _DTYPES.index(t.dtype) if t.dtype in _DTYPES else -1
-    mine = [dtype, t.element_size(), t.dim(), *t.shape]
-    told = _told(carrier, mine + [0] * (_MOST_DIMENSIONS + 3 - len(mine)), t.device)
+    dtype = _DTYPES.index(tensor.dtype) if tensor.dtype in _DTYPES else -1
+    mine = [dtype, tensor.element_size(), tensor.dim(), *tensor.shape]
+    told = _told(carrier, mine + [0] * (_MOST_DIMENSIONS + 3 - len(mine)), tensor.device)
     shapes = [tuple(each[3 : 3 + each[2]]) for each in told]
     for place, (each, shape) in enumerate(zip(told, shapes, strict=True)):
         if each[:3] != told[0][:3] or shape[1:] != shapes[0][1:]:

@@ -47,10 +47,11 @@ class Group:
         """By place."""
         return self.links.host_of
 
-    @property
-    def backend(self) -> str:
-        """Of the group; "" if there is none."""
-        return dist.get_backend(self.group) if self.group is not None else ""
+    def backend(self, device: torch.device) -> str | None:
+        """Name of the backend for tensors of a device; None: there is none."""
+        assert self.group is not None
+        pairs = dist.get_backend_config(self.group).split(",")
+        return dict(pair.split(":") for pair in pairs).get(device.type)
 
 
 def alone(links: MeasuredLinks | None = None) -> Group:
@@ -61,7 +62,7 @@ def alone(links: MeasuredLinks | None = None) -> Group:
 
 def make_group(
     process_group: ProcessGroup | None,
-    links: MeasuredLinks | None,
+    known: Callable[[], MeasuredLinks | None],
     home: Callable[[], RankHome],
     same: Mapping[str, Any],
 ) -> Group:
@@ -71,19 +72,19 @@ def make_group(
 
     Args:
         process_group: default: all ranks.
-        links: of its ranks; default: hosts are found, and nothing is known of their links.
+        known: returns the links of its ranks; None: hosts are found, and nothing is known of their links.
         home: where this rank runs.
         same: what must be the same on all ranks, for JSON.
 
     Raises:
         GroupError: the ranks disagree, or one failed or did not answer within the timeout.
-        ValueError: ``links`` are of another number of ranks.
+        ValueError: the links are of another number of ranks.
     """
     parent = process_group or dist.group.WORLD
     assert parent is not None
 
     def fields() -> dict[str, Any]:
-        size = dist.get_world_size(parent)
+        size, links = dist.get_world_size(parent), known()
         if links is not None and links.size != size:
             raise ValueError(f"links are of {links.size} ranks, the process group has {size}")
         return {

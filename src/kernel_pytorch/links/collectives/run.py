@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...groups import GroupError
-from .codec import Codec
+from ..compress.wire import sum_dtype
 from .steps import Steps, Transfer
 
 if TYPE_CHECKING:
+    from ..compress.codec import Codec
     from .groups import Group
 
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
@@ -106,7 +107,7 @@ class _Run:
         self._group, self._seats, self._ranks = group.group, group.seats, group.ranks
         self._host_of = group.host_of
         self._bytes, self._size = tensor.view(torch.uint8), tensor.element_size()
-        self._singly = group.backend == "gloo"
+        self._singly = tensor.device.type == "cpu"
         """Others match what was posted in one batch."""
         self._sending: list[tuple[dist.Work, int, Tensor]] = []
         self._sent = Sent()
@@ -130,7 +131,7 @@ class _Run:
     def _receive(self, transfer: Transfer) -> _Receive:
         if self._encoded(transfer):
             assert self._wire is not None
-            nbytes = self._wire.codec.encoded_bytes(transfer.end - transfer.begin)
+            nbytes = self._wire.codec.nbytes(transfer.end - transfer.begin)
             buffer = torch.empty(nbytes, dtype=torch.uint8, device=self._tensor.device)
         elif transfer.add:
             buffer = torch.empty_like(self._part(transfer)).view(torch.uint8)
@@ -158,9 +159,9 @@ class _Run:
     def _encode(self, transfer: Transfer) -> Tensor:
         assert self._wire is not None
         part = self._part(transfer)
-        payload = self._wire.codec.encode(part.float())
+        payload = self._wire.codec.encode(part)
         if not transfer.add:  # the owner has what the others get
-            part.copy_(self._wire.codec.decode(payload, len(part)))
+            part.copy_(self._wire.codec.decode(payload, len(part), part.dtype))
         return payload
 
     def _post(self, receives: list[list[_Receive]], sends: list[tuple[int, Tensor]]) -> list[list[_Receive]]:
@@ -202,12 +203,11 @@ class _Run:
             part = self._part(one.transfer)
             if self._encoded(one.transfer):
                 assert self._wire is not None
-                values = self._wire.codec.decode(one.buffer, len(part))
+                exact = sum_dtype(part.dtype) if one.transfer.add else part.dtype
+                values = self._wire.codec.decode(one.buffer, len(part), exact)
                 if one.transfer.add:
                     key = one.transfer.begin, one.transfer.end
-                    if key not in sums:
-                        sums[key] = part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
-                    sums[key] += values
+                    sums[key] = values.add_(sums.get(key, part))
                 else:
                     part.copy_(values)
             elif one.transfer.add:
