@@ -35,6 +35,9 @@ TORCH_ALONE = (
     "kernel_pytorch.links.compress.topk",
     "kernel_pytorch.links.compress.wire",
     "kernel_pytorch.links.measure",
+    "kernel_pytorch.links.schedule.follow",
+    "kernel_pytorch.links.schedule.pieces",
+    "kernel_pytorch.links.schedule.queue",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )

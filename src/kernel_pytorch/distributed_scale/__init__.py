@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from .job_management import ResourceRequirement as ResourceRequirement
     from .job_management import ResourceType as ResourceType
     from .job_management import TrainingJobSpec as TrainingJobSpec
+    from .network_optimization import BandwidthAwareScheduler as BandwidthAwareScheduler
     from .network_optimization import NetworkTopologyOptimizer as NetworkTopologyOptimizer
+    from .network_optimization import create_adaptive_scheduler as create_adaptive_scheduler
+    from .network_optimization import create_bandwidth_scheduler as create_bandwidth_scheduler
     from .network_optimization import create_topology_optimizer as create_topology_optimizer
     from .scaling_fault_tolerance import FaultToleranceManager as FaultToleranceManager
     from .scaling_fault_tolerance import create_fault_tolerance_manager as create_fault_tolerance_manager
@@ -88,7 +91,13 @@ __getattr__, __dir__, __all__ = lazy(
             "ResourceType",
             "TrainingJobSpec",
         ],
-        "network_optimization": ["NetworkTopologyOptimizer", "create_topology_optimizer"],
+        "network_optimization": [
+            "BandwidthAwareScheduler",
+            "NetworkTopologyOptimizer",
+            "create_adaptive_scheduler",
+            "create_bandwidth_scheduler",
+            "create_topology_optimizer",
+        ],
         "scaling_fault_tolerance": ["FaultToleranceManager", "create_fault_tolerance_manager"],
         "thermal_power_management": [
             "PowerEfficiencyOptimizer",

@@ -1,9 +1,11 @@
-"""Links as they are given or measured, and the pattern and the order that they ask for."""
+"""Links as they are given or measured, the patterns that they ask for, and collectives by priority."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..groups import in_process_group
@@ -24,9 +26,19 @@ from ..links.topology import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
     from torch.distributed import ProcessGroup
 
-__all__ = ["NetworkTopologyOptimizer", "create_topology_optimizer"]
+    from ..links.collectives.handle import Handle
+    from ..links.schedule.queue import CollectiveQueue
+
+__all__ = [
+    "BandwidthAwareScheduler",
+    "NetworkTopologyOptimizer",
+    "create_adaptive_scheduler",
+    "create_bandwidth_scheduler",
+    "create_topology_optimizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -170,3 +182,242 @@ def create_topology_optimizer(
         node_count = node_count or -(-world_size // gpus_per_node)
         topology = NetworkTopology(node_count, gpus_per_node)
     return NetworkTopologyOptimizer(world_size, rank, topology)
+
+
+@dataclass
+class _Scheduled:
+    operation_type: str
+    participants: list[int]
+    tensor_size: int
+    priority: float
+    optimization: dict[str, Any]
+    handle: Handle[Tensor] | None
+    since: float
+    done_at: float | None = None
+    """When it was first seen to be done."""
+
+    def update(self, now: float) -> None:
+        if self.done_at is None and self.handle is not None and self.handle.is_completed():
+            self.done_at = now
+
+    @property
+    def failed(self) -> bool:
+        if self.done_at is None or self.handle is None:
+            return False
+        try:
+            self.handle.wait(0)
+        except Exception:  # who has the handle gets it
+            return True
+        return False
+
+
+class BandwidthAwareScheduler:
+    """Collectives by priority, on a :class:`.CollectiveQueue` of the process group, if there is one.
+
+    All ranks make it together. Without a tensor it only says what to expect.
+    """
+
+    def __init__(self, topology_optimizer: NetworkTopologyOptimizer) -> None:
+        """See :class:`.CollectiveQueue`.
+
+        Raises:
+            GroupError: the ranks disagree, or one did not answer.
+            ValueError: the process group has another number of ranks than the optimizer.
+        """
+        self.topology_optimizer = topology_optimizer
+        self._queue: CollectiveQueue | None = None
+        self._scheduled: dict[str, _Scheduled] = {}
+        if in_process_group() or topology_optimizer.world_size == 1:
+            from ..links.schedule.queue import CollectiveQueue
+
+            _check_size(topology_optimizer.world_size)
+            self._queue = CollectiveQueue(links=topology_optimizer.links)
+
+    def schedule_communication(
+        self,
+        operation_id: str,
+        operation_type: str,
+        participants: Sequence[int],
+        tensor_size: int,
+        priority: float = 1.0,
+        tensor: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Have a collective carried out, as :meth:`.CollectiveQueue.submit`, or only say what to expect.
+
+        Args:
+            operation_id: the same on all participants.
+            operation_type: all_reduce, all_gather, reduce_scatter or all_to_all.
+            participants: ranks.
+            tensor_size: bytes of the tensor that each gives.
+            priority: the higher, the more urgent.
+            tensor: this rank's; default: nothing is sent.
+
+        Returns:
+            ``schedule_time_ms``: what is expected to go before it (None: not known); ``optimization``, of
+            :meth:`.NetworkTopologyOptimizer.optimize_communication_pattern`; ``handle``, None without a
+            tensor.
+
+        Raises:
+            GroupError: the queue is broken or shut down.
+            RuntimeError: a tensor, and no process group.
+            ValueError: as there, or ``tensor`` has another size.
+        """
+        operation = operation_of(operation_type)
+        optimization = self.topology_optimizer.optimize_communication_pattern(
+            operation_type, tensor_size, participants
+        )
+        before = [
+            each.optimization["expected_time_ms"]
+            for each in self._active()
+            if each.priority >= priority and not set(each.participants).isdisjoint(participants)
+        ]
+        handle = None
+        if tensor is not None:
+            if self._queue is None:
+                raise RuntimeError(
+                    "a tensor needs a process group: call torch.distributed.init_process_group before the "
+                    "scheduler is made"
+                )
+            if tensor.numel() * tensor.element_size() != tensor_size:
+                nbytes = tensor.numel() * tensor.element_size()
+                raise ValueError(f"tensor_size is {tensor_size}, and tensor has {nbytes} bytes")
+            handle = self._queue.submit(
+                operation, tensor, name=operation_id, participants=participants, priority=priority
+            )
+        self._scheduled[operation_id] = _Scheduled(
+            operation_type=operation_type,
+            participants=list(participants),
+            tensor_size=tensor_size,
+            priority=priority,
+            optimization=optimization,
+            handle=handle,
+            since=time.monotonic(),
+        )
+        return {
+            "schedule_time_ms": None if None in before else float(sum(before)),
+            "optimization": optimization,
+            "handle": handle,
+        }
+
+    def update_bandwidth_utilization(self, link: tuple[int, int], utilisation: float) -> None:
+        """Tell what others use of the link between the hosts of two ranks, from 0 to 1.
+
+        Raises:
+            GroupError: the queue is broken or shut down.
+            ValueError: as of :meth:`.NetworkTopologyOptimizer.update_congestion_levels`.
+        """
+        self.topology_optimizer.update_congestion_levels({link: utilisation})
+        if self._queue is not None:
+            used: dict[int, float] = {}
+            for pair, share in self.topology_optimizer.congestion_levels.items():
+                for rank in pair:
+                    host = self._queue.group.host_of[rank]
+                    used[host] = max(used.get(host, 0.0), share)
+            self._queue.busy(used)
+
+    def get_active_communications(self) -> list[dict[str, Any]]:
+        """What was submitted with a tensor, and is not done."""
+        self._active()
+        return [
+            {
+                "operation_id": name,
+                "operation_type": each.operation_type,
+                "participants": each.participants,
+                "tensor_size": each.tensor_size,
+                "priority": each.priority,
+                "expected_time_ms": each.optimization["expected_time_ms"],
+                "age_ms": (time.monotonic() - each.since) * 1e3,
+            }
+            for name, each in self._scheduled.items()
+            if each.handle is not None and each.done_at is None
+        ]
+
+    def get_scheduling_stats(self) -> dict[str, Any]:
+        """Numbers of operations that are not cleared (pending: without a tensor), and how busy links are."""
+        active = len(self._active())
+        done = [each for each in self._scheduled.values() if each.done_at is not None]
+        failed = sum(each.failed for each in done)
+        levels = list(self.topology_optimizer.congestion_levels.values())
+        return {
+            "operations": {
+                "total_scheduled": len(self._scheduled),
+                "pending": len(self._scheduled) - active - len(done),
+                "active": active,
+                "completed": len(done) - failed,
+                "failed": failed,
+            },
+            "bandwidth_utilization": {
+                "average": sum(levels) / len(levels) if levels else 0.0,
+                "peak": max(levels, default=0.0),
+                "utilized_links": len(levels),
+            },
+        }
+
+    def optimize_pending_operations(self) -> dict[str, dict[str, Any]]:
+        """Ask anew what is best for operations that are not done, as links are now used.
+
+        Which goes next, and by which pattern, is decided for each chunk anyway.
+
+        Returns:
+            By id, the ``optimization`` of those for which it has changed.
+        """
+        self._active()
+        changed = {}
+        for name, each in self._scheduled.items():
+            if each.done_at is None:
+                found = self.topology_optimizer.optimize_communication_pattern(
+                    each.operation_type, each.tensor_size, each.participants
+                )
+                if found != each.optimization:
+                    changed[name] = each.optimization = found
+        return changed
+
+    def clear_completed_operations(self, retention_hours: float = 1.0) -> int:
+        """Forget operations that are done, or failed, and were seen to be so many hours ago; how many."""
+        self._active()
+        now = time.monotonic()
+        old = [
+            name
+            for name, each in self._scheduled.items()
+            if each.done_at is not None and now - each.done_at >= retention_hours * 3600
+        ]
+        for name in old:
+            del self._scheduled[name]
+        return len(old)
+
+    def shutdown(self) -> None:
+        """See :meth:`.CollectiveQueue.shutdown`."""
+        if self._queue is not None:
+            self._queue.shutdown()
+
+    def _active(self) -> list[_Scheduled]:
+        now = time.monotonic()
+        for each in self._scheduled.values():
+            each.update(now)
+        return [each for each in self._scheduled.values() if each.handle is not None and each.done_at is None]
+
+
+def _check_size(world_size: int) -> None:
+    if in_process_group():
+        import torch.distributed as dist
+
+        size = dist.get_world_size()
+        if size != world_size:
+            raise ValueError(f"world_size is {world_size}, and the process group has {size} ranks")
+
+
+def create_bandwidth_scheduler(
+    world_size: int = 8, node_count: int = 4, gpus_per_node: int = 8
+) -> BandwidthAwareScheduler:
+    """A scheduler on given nodes. In a process group ``world_size`` is its number of ranks."""
+    return BandwidthAwareScheduler(create_topology_optimizer(world_size, node_count, gpus_per_node))
+
+
+def create_adaptive_scheduler() -> BandwidthAwareScheduler:
+    """A scheduler of the process group, or of one rank."""
+    world_size = 1
+    if in_process_group():
+        import torch.distributed as dist
+
+        world_size = dist.get_world_size()
+    return BandwidthAwareScheduler(create_topology_optimizer(world_size))
