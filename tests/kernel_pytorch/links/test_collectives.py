@@ -22,7 +22,7 @@ from kernel_pytorch.links.collectives.collectives import Collectives
 from kernel_pytorch.links.collectives.groups import timeout_of
 from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
 
-PATTERNS = list(CommunicationPattern)
+PATTERNS = [pattern for pattern in CommunicationPattern if pattern is not CommunicationPattern.ADAPTIVE]
 HOSTS = {1: ((0,),), 2: ((0,), (1,)), 3: ((0, 2), (1,)), 4: ((0, 2), (1, 3))}
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -84,17 +84,20 @@ def reduced(op: str, inputs: list[Tensor]) -> Tensor:
 def compare(group, dtypes, ops):
     """What differs from the expected result, and this rank's results as bytes."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    collectives, wrong, bits = made(size), [], []
-    for dtype, op, layout, pattern in product(dtypes, ops, LAYOUTS, PATTERNS):
-        tensor, memory = laid_out(layout, lambda shape, dtype=dtype: whole_numbers(rank, shape, dtype))
-        gaps = memory[1::2].clone() if layout == "strided" else None
-        inputs = [whole_numbers(other, tuple(tensor.shape), dtype) for other in range(size)]
-        result = collectives.all_reduce(tensor, op, pattern=pattern).result()
-        right = result is tensor and torch.equal(tensor, reduced(op, inputs))
-        if not right or (gaps is not None and not torch.equal(memory[1::2], gaps)):
-            wrong.append((dtype, op, layout, pattern))
-        bits.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    collectives.close()
+    in_chunks, whole = made(size), made(size, chunk_bytes=1 << 20)
+    wrong, bits = [], []
+    calls = [(op, "odd") for op in ops] + [(ops[0], layout) for layout in LAYOUTS if layout != "odd"]
+    for dtype, (op, layout) in product(dtypes, calls):
+        for pattern in CommunicationPattern:
+            tensor, memory = laid_out(layout, lambda shape, dtype=dtype: whole_numbers(rank, shape, dtype))
+            gaps = memory[1::2].clone() if layout == "strided" else None
+            inputs = [whole_numbers(other, tuple(tensor.shape), dtype) for other in range(size)]
+            collectives = in_chunks if dtype is dtypes[0] else whole
+            result = collectives.all_reduce(tensor, op, pattern=pattern).result()
+            right = result is tensor and torch.equal(tensor, reduced(op, inputs))
+            if not right or (gaps is not None and not torch.equal(memory[1::2], gaps)):
+                wrong.append((dtype, op, layout, pattern))
+            bits.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return wrong, bits
 
 
@@ -179,12 +182,7 @@ def test_what_is_sent(four: World):
     def of(pattern, compression="none"):
         return four.results(sent, pattern, compression, count)
 
-    assert of("ring") == [(6 * count, 0), (6 * count, 6 * count)] * 2 or sorted(of("ring")) == [
-        (6 * count, 0),
-        (6 * count, 0),
-        (6 * count, 6 * count),
-        (6 * count, 6 * count),
-    ]
+    assert sorted(of("ring")) == [(6 * count, 0)] * 2 + [(6 * count, 6 * count)] * 2
     assert of("hierarchical") == [(6 * count, 2 * count)] * 4
     assert of("hierarchical", "bf16") == [(5 * count, count)] * 4
     assert [all_bytes for all_bytes, _ in of("ring", "bf16")] == [3 * count] * 4
@@ -196,26 +194,26 @@ def int8_sums(group):
     """The mean of many, and whether all ranks have the same."""
     collectives = made(4, compression=CompressionMethod.QUANTIZED_8BIT, chunk_bytes=1 << 12)
     rank, total = dist.get_rank(group), torch.zeros(3000)
-    for _ in range(200):
+    for _ in range(100):
         total += collectives.all_reduce(
             numbers(rank, 3000, torch.float32), pattern=CommunicationPattern.HIERARCHICAL
         ).result()
     exact = sum(numbers(other, 3000, torch.float64) for other in range(4))
-    return float((total / 200 - exact).abs().max()), total.numpy().tobytes()
+    return float((total / 100 - exact).abs().max()), total.numpy().tobytes()
 
 
 def test_eight_bits_have_no_bias(four: World):
     found = four.results(int8_sums)
     assert len({bits for _, bits in found}) == 1
     # A step is about 5/127; the error of one sum has a deviation below one step.
-    assert found[0][0] < 5 * (5 / 127) / math.sqrt(200)
+    assert found[0][0] < 5 * (5 / 127) / math.sqrt(100)
 
 
 def gathered(group):
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     collectives, wrong = made(size), []
-    dtypes = [torch.float32, torch.bool, torch.int16, torch.bfloat16]
-    for pattern, dtype, rows in product(PATTERNS, dtypes, ([1] * size, list(range(size)), [0] * size)):
+    dtypes = [torch.float32, torch.bool, torch.int16]
+    for pattern, dtype, rows in product(PATTERNS, dtypes, ([2] * size, list(range(size)))):
         parts = [whole_numbers(r, (n, 3), dtype) for r, n in enumerate(rows)]
         outs = [torch.empty(n, 3, dtype=dtype) for n in rows]
         transposed = parts[rank].t().contiguous().t()
@@ -371,13 +369,13 @@ def made_by_all_but_one(group):
 
 
 def test_a_rank_that_is_missing_at_construction_is_named():
-    with World(3, timeout_s=2) as world:
+    with World(3, timeout_s=8) as world:
         found = world.run(made_by_all_but_one)
         assert all("rank 1 of 3" in found[rank] for rank in (0, 2)), found
 
 
 def given_other_settings(group):
-    with pytest.raises(GroupError, match="settings is .* on rank 0 and .* on rank 1") as raised:
+    with pytest.raises(GroupError, match=r"settings is .* on rank 0 and .* on rank 1") as raised:
         Collectives(settings=Settings(chunk_bytes=1 + dist.get_rank(group)))
     return str(raised.value)
 
@@ -392,17 +390,21 @@ def killed(group):
     collectives.all_reduce(torch.ones(3)).result()
     if dist.get_rank(group) == 1:
         os._exit(1)
+
+    def go_on() -> None:
+        for _ in range(100):
+            collectives.all_reduce(torch.ones(3), pattern=CommunicationPattern.HIERARCHICAL).result()
+
     messages = []
     for _ in range(2):
         with pytest.raises(GroupError) as raised:
-            for _ in range(100):
-                collectives.all_reduce(torch.ones(3), pattern=CommunicationPattern.HIERARCHICAL).result()
+            go_on()
         messages.append(str(raised.value))
     return messages
 
 
 def test_a_rank_that_dies_is_an_error_on_the_others():
-    with World(3, timeout_s=5) as world:
+    with World(3, timeout_s=20) as world:
         found = world.run(killed)
     assert isinstance(found[1], EOFError)
     for first, second in (found[0], found[2]):
@@ -428,5 +430,5 @@ def test_a_world_of_one_has_no_group():
 
 
 def test_formats_that_need_feedback_are_for_hooks():
-    with pytest.raises(ValueError, match="topk needs error feedback.*register_comm_hook"):
+    with pytest.raises(ValueError, match=r"topk needs error feedback.*register_comm_hook"):
         Collectives(settings=Settings(compression=CompressionMethod.TOPK))

@@ -176,7 +176,9 @@ class Carrier:
             return [hierarchical if self.settings.hierarchical else CommunicationPattern.RING]
         # Where nothing is known, the first is used while the others' times are agreed on.
         several = len(self.group.links.hosts) > 1
-        patterns = sorted(PATTERNS, key=lambda p: (p is CommunicationPattern.HIERARCHICAL) != several)
+        patterns: list[CommunicationPattern] = sorted(
+            PATTERNS, key=lambda p: (p is CommunicationPattern.HIERARCHICAL) != several
+        )
         if not self.settings.hierarchical:
             patterns.remove(CommunicationPattern.HIERARCHICAL)
         return patterns
