@@ -63,7 +63,8 @@ class HookState:
             self._group = dist.new_group(
                 ranks,
                 timeout=_timeout(ddp.process_group),
-                use_local_synchronization=True,
+                # Names of such groups can differ between ranks that are in different numbers of groups.
+                use_local_synchronization=len(ranks) < dist.get_world_size(),
                 group_desc="gradients",
             )
         elif sorted(dist.get_process_group_ranks(process_group)) != sorted(ranks):
