@@ -46,6 +46,7 @@ class Net(nn.Module):
         self.delay = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.tiny.dtype)
         for layer in self.layers:
             x = torch.tanh(layer(x))
             x.register_hook(self._work)
@@ -63,10 +64,12 @@ def batch(rank: int, step: int) -> Tensor:
     return torch.randn(8, SIZES[0], generator=torch.Generator().manual_seed(1000 * step + rank))
 
 
-def made(group, method, buckets_mb=None, **options):
-    net = Net()
+def made(group, method, buckets_mb=None, dtype=torch.float32, views=False, **options):
+    net = Net().to(dtype)
     net.delay = 7 + dist.get_rank(group)
-    ddp = DistributedDataParallel(net, process_group=group, bucket_cap_mb=buckets_mb)
+    ddp = DistributedDataParallel(
+        net, process_group=group, bucket_cap_mb=buckets_mb, gradient_as_bucket_view=views
+    )
     return ddp, register_comm_hook(ddp, method, **options)
 
 
@@ -136,9 +139,9 @@ def in_order(group, method, buckets_mb):
     return same
 
 
-def delivered(group, method, buckets_mb):
+def delivered(group, method, buckets_mb, dtype):
     """Sums of the averages and what is left, of the gradients; what is left; of which parameters."""
-    ddp, state = made(group, method, buckets_mb, seed=3)
+    ddp, state = made(group, method, buckets_mb, dtype, seed=3)
     applied = expected = 0.0
     for step in range(5):
         x = batch(dist.get_rank(group), step)
@@ -234,10 +237,10 @@ def unused(group, method):
     return applied + torch.stack(of_all(group, mine)).double().mean(0), expected
 
 
-def accumulated(group):
+def accumulated(group, views):
     """Largest error of an average of gradients accumulated under ``no_sync``, and steps counted."""
     rank = dist.get_rank(group)
-    ddp, state = made(group, "bf16", BUCKETS_MB[8])
+    ddp, state = made(group, "bf16", BUCKETS_MB[8], views=views)
     worst = 0.0
     for step in range(2):
         x = [batch(rank, 10 * step + part) for part in range(3)]
@@ -387,10 +390,13 @@ def test_none_sums_in_the_order_of_the_ranks(three: World):
     assert three.results(in_order, "none", BUCKETS_MB[8]) == [[True] * 3] * 3
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float64, 1e-13)], ids=str)
 @pytest.mark.parametrize("method", LOSSY)
-def test_what_was_sent_and_what_is_left_are_the_gradients(three: World, method: str):
-    for total, expected, left, names in three.results(delivered, method, BUCKETS_MB[8]):
-        assert (total - expected).norm() < 1e-6 * expected.norm()
+def test_what_was_sent_and_what_is_left_are_the_gradients(
+    three: World, method: str, dtype: torch.dtype, rounding: float
+):
+    for total, expected, left, names in three.results(delivered, method, BUCKETS_MB[8], dtype):
+        assert (total - expected).norm() < rounding * expected.norm()
         assert left.norm() > 1e-6 * expected.norm()
         assert "layers.0.weight" in names
         assert not {"layers.0.bias", "tiny"} & set(names)
@@ -413,8 +419,10 @@ def test_parameters_that_are_not_used(three: World, method: str):
         assert (total - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_accumulated_gradients(three: World):
-    for worst, steps in three.results(accumulated):
+@pytest.mark.parametrize("views", [False, True])
+def test_accumulated_gradients(three: World, views: bool):
+    """Whether the gradients share the memory of the buckets or not."""
+    for worst, steps in three.results(accumulated, views):
         assert worst < 2**-7
         assert steps == 2
 
