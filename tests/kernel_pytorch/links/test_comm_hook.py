@@ -339,14 +339,14 @@ def failing(group):
     rank = dist.get_rank(group)
     ddp, _ = made(impatient, "bf16", BUCKETS_MB[8])
     averages(ddp, batch(rank, 0))
-    codec = hook_state.codec_for
+    send = hook_state.send_coded
 
-    def broken(method):
+    def broken(*arguments):
         if rank == 1:
             raise MemoryError("made up")
-        return codec(method)
+        return send(*arguments)
 
-    with patch.object(hook_state, "codec_for", broken):
+    with patch.object(hook_state, "send_coded", broken):
         try:
             averages(ddp, batch(rank, 1))
         except RuntimeError as error:
