@@ -30,19 +30,23 @@ class Cast:
 
     def encode(self, tensor: Tensor) -> Tensor:
         """Flat floats as flat uint8, of :meth:`nbytes` elements."""
-        small = tensor.to(self.dtype)
-        if not self._told and overflows(tensor, small):
+        if not self._told and overflows(tensor, self.dtype):
             self._told = True
             largest = torch.finfo(self.dtype).max
             logger.warning("numbers beyond %g became infinite as %s", largest, str(self.dtype))
-        return to_bytes(small)
+        return to_bytes(tensor.to(self.dtype))
 
     def decode(self, sent: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """``count`` numbers as ``dtype``, from what :meth:`encode` made of them."""
         return from_bytes(sent[: self.nbytes(count)], self.dtype).to(dtype)
 
 
-def overflows(tensor: Tensor, small: Tensor) -> bool:
-    """Whether a finite number of ``tensor`` is infinite in ``small``."""
-    infinite = small.isinf()
-    return bool(infinite.any()) and bool((infinite & tensor.isfinite()).any())
+def overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a finite number of ``tensor`` is infinite as ``dtype``."""
+    if tensor.numel() == 0:
+        return False
+    low, high = tensor.aminmax()
+    limit = torch.finfo(dtype).max
+    if -limit <= low and high <= limit:  # mostly; not if there is a NaN
+        return False
+    return bool((tensor.to(dtype).isinf() & tensor.isfinite()).any())

@@ -11,6 +11,9 @@ from ..methods import CompressionMethod
 from .blockwise import Blockwise
 from .cast import Cast
 
+CODED = (CompressionMethod.FP16, CompressionMethod.BF16, CompressionMethod.QUANTIZED_8BIT)
+"""The methods that have a codec."""
+
 
 class Codec(Protocol):
     """A format on the wire. The same bytes are decoded to the same numbers on every rank."""
@@ -26,18 +29,17 @@ class Codec(Protocol):
 
 
 def codec_for(method: CompressionMethod, seed: int = 0) -> Cast | Blockwise:
-    """The codec of FP16, BF16 or QUANTIZED_8BIT.
+    """The codec of a method.
 
     Args:
-        method: one of these.
+        method: of :data:`CODED`.
         seed: of stochastic rounding; another one on each rank.
 
     Raises:
         ValueError: another method.
     """
+    if method not in CODED:
+        raise ValueError(f"method must be one of {', '.join(m.value for m in CODED)}, got {method.value}")
     if method is CompressionMethod.QUANTIZED_8BIT:
         return Blockwise(seed)
-    dtypes = {CompressionMethod.FP16: torch.float16, CompressionMethod.BF16: torch.bfloat16}
-    if method not in dtypes:
-        raise ValueError(f"method must be fp16, bf16 or quantized_8bit, got {method.value}")
-    return Cast(dtypes[method])
+    return Cast(torch.float16 if method is CompressionMethod.FP16 else torch.bfloat16)

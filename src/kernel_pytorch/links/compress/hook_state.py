@@ -16,7 +16,7 @@ from torch.futures import Future
 from ...groups import GroupError, agree
 from ..methods import CompressionMethod
 from ..schedule.worker import Worker
-from .codec import codec_for
+from .codec import CODED, codec_for
 from .coded import send_coded
 from .feedback import Feedback
 from .low_rank import saves, send_low_rank
@@ -49,6 +49,7 @@ class HookState:
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self._numbers = {id(parameter): number for number, parameter in enumerate(self._parameters)}
+        self._codec = codec_for(options.method) if options.method in CODED else None
         self._feedback = Feedback(options.error_feedback)
         self._factors: dict[int, Tensor] = {}
         self._failure: Exception | None = None
@@ -63,7 +64,9 @@ class HookState:
             self._group = dist.new_group(
                 ranks,
                 timeout=_timeout(ddp.process_group),
-                use_local_synchronization=True,
+                # Only if it must be: the ranks may give the group different names if they are in different
+                # numbers of groups.
+                use_local_synchronization=len(ranks) < dist.get_world_size(),
                 group_desc="gradients",
             )
         elif sorted(dist.get_process_group_ranks(process_group)) != sorted(ranks):
@@ -96,11 +99,10 @@ class HookState:
                     ready.wait()
                 self._average(gradients, last)
             except BaseException as error:  # of any kind: backward() waits for this future
-                self._failure = GroupError(
+                self._failure = self._failure or GroupError(
                     f"rank {self._rank} of {self._size} could not average its gradients in step {self.step}: "
                     f"{type(error).__name__}: {error}"
                 )
-                self._failure.__cause__ = error
             done.set_result(None)
 
         def result(_: Future[None]) -> Tensor:
@@ -130,7 +132,8 @@ class HookState:
             return send_top_k(gradients, options.ratio, self._feedback, turn)
         if options.method is CompressionMethod.POWERSGD:
             return send_low_rank(gradients, options.rank, self._factors, self._feedback, turn)
-        return send_coded(gradients, codec_for(options.method), self._feedback, turn)
+        assert self._codec is not None
+        return send_coded(gradients, self._codec, self._feedback, turn)
 
     def _compresses(self, parameter: Tensor) -> bool:
         options = self.options

@@ -83,7 +83,7 @@ def compress(tensor: Tensor, method: CompressionMethod, **options: Any) -> tuple
         return to_bytes(torch.cat([p.flatten(), q.flatten()])), {**metadata, "rank": chosen["rank"]}
     sent_as = {CompressionMethod.FP16: torch.float16, CompressionMethod.BF16: torch.bfloat16}
     dtype = sent_as.get(method, torch.float32)
-    if overflows(flat, flat.to(dtype)):
+    if overflows(flat, dtype):
         greatest = float(flat[flat.isfinite()].abs().max())
         raise OverflowError(
             f"{method.value} holds numbers up to {torch.finfo(dtype).max:g}, got {greatest:g}: use "
