@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from kernel_pytorch.links.profile.record import (
@@ -13,9 +15,11 @@ from kernel_pytorch.links.profile.record import (
     EndRecord,
     GroupRecord,
     Header,
+    OverRecord,
     RankRecords,
     Record,
     StepRecord,
+    rank_file,
 )
 
 ALL = "all"
@@ -160,3 +164,19 @@ def killed(run: Sequence[RankRecords], rank: int, number: int) -> list[RankRecor
             calls_of(each)[-1].error = "Connection closed by peer"
             each.records.append(EndRecord(at=0.0, error="RuntimeError: Connection closed by peer"))
     return run
+
+
+def saved_run(folder: Path, run: Sequence[RankRecords]) -> Path:
+    """The folder, with the file of each rank as the rank itself writes it."""
+    folder.mkdir(exist_ok=True)
+    for rank in run:
+        lines: list[Header | Record] = [rank.header]
+        for record in rank.records:
+            if isinstance(record, CallRecord):
+                over = OverRecord(id=record.id, done=record.done, waited=record.waited, error=record.error)
+                lines += [msgspec.structs.replace(record, done=None, waited=0.0, error=None), over]
+            else:
+                lines.append(record)
+        content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        (folder / rank_file(rank.header.rank, rank.header.restart)).write_bytes(content)
+    return folder

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import ALL, Line, calls_of, changed, made_up_run
+from made_up_runs import ALL, Line, calls_of, changed, made_up_run, saved_run
 
 from kernel_pytorch.links.profile.join import bus_factor, join, named
 from kernel_pytorch.links.profile.read import read_folder, read_rank
-from kernel_pytorch.links.profile.record import CallRecord, EndRecord, OverRecord, RankRecords
+from kernel_pytorch.links.profile.record import CallRecord, EndRecord, RankRecords
 from kernel_pytorch.links.profile.statistics import median, operation_stats, step_stats
 
 
@@ -146,22 +146,9 @@ def message(rank: RankRecords, operation: str, number: int) -> CallRecord:
     return msgspec.structs.replace(call, **changes)
 
 
-def written(folder, run):
-    for rank in run:
-        lines = [rank.header]
-        for record in rank.records:
-            if isinstance(record, CallRecord):
-                over = OverRecord(id=record.id, done=record.done, waited=record.waited, error=record.error)
-                lines += [msgspec.structs.replace(record, done=None, waited=0.0, error=None), over]
-            else:
-                lines.append(record)
-        content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-        (folder / f"rank-{rank.header.rank}.jsonl").write_bytes(content)
-
-
-def test_files_are_read_as_they_were_written(tmp_path):
+def test_files_are_read_as_they_were_saved_run(tmp_path):
     run = made_up_run(steps=3)
-    written(tmp_path, run)
+    saved_run(tmp_path, run)
     (tmp_path / "flight-0.json").write_text("{}")
     assert read_folder(tmp_path) == (run, [])
     assert read_rank(tmp_path / "rank-1.jsonl") == run[1]
@@ -169,7 +156,7 @@ def test_files_are_read_as_they_were_written(tmp_path):
 
 def test_damage_is_told_and_the_rest_is_read(tmp_path):
     run = made_up_run(steps=3)
-    written(tmp_path, run)
+    saved_run(tmp_path, run)
     damaged = tmp_path / "rank-1.jsonl"
     lines = damaged.read_bytes().splitlines(keepends=True)
     lines[4] = b'{"type":"over","id":\xff\n'  # the end of the first call
@@ -194,7 +181,7 @@ def test_damage_is_told_and_the_rest_is_read(tmp_path):
 def test_no_damage_raises(tmp_path_factory, data):
     """A file that is cut off, or in which bytes are something else, is read as far as it goes."""
     folder = tmp_path_factory.mktemp("run")
-    written(folder, made_up_run(steps=2, ranks=2))
+    saved_run(folder, made_up_run(steps=2, ranks=2))
     path = folder / "rank-1.jsonl"
     content = bytearray(path.read_bytes())
     for at, byte in data.draw(
@@ -210,13 +197,10 @@ def test_no_damage_raises(tmp_path_factory, data):
 
 def test_the_last_start_of_a_rank_counts(tmp_path):
     before, after = made_up_run(steps=5), made_up_run(steps=2)
-    written(tmp_path, before)
+    saved_run(tmp_path, before)
     for rank in after:
         rank.header.restart = 1
-    restarted = tmp_path / "x"
-    restarted.mkdir()
-    written(restarted, after)
-    for path in restarted.iterdir():
+    for path in saved_run(tmp_path / "x", after).iterdir():
         path.rename(tmp_path / f"{path.stem}.restart-1.jsonl")
     ranks, notes = read_folder(tmp_path)
     assert ranks == after

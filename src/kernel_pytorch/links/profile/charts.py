@@ -183,7 +183,8 @@ def heat_map(links: MeasuredLinks | None) -> str:
             )
             if count <= 10:
                 text = "-" if rate is None else f"{rate:.3g}"
-                parts.append(_text(x + cell / 2 - 1, y + cell / 2 + 4, text, "middle"))
+                light = kind == "rate" and share < 0.5
+                parts.append(_text(x + cell / 2 - 1, y + cell / 2 + 4, text, "middle", "light" * light))
     return _svg(left + count * cell + 10, 40 + count * cell, parts, "Rates between hosts in Gbit/s")
 
 
@@ -194,5 +195,6 @@ def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'

@@ -34,7 +34,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .waiting { fill: var(--orange); background: var(--orange) }
 .message { fill: var(--green); background: var(--green) } .failed { fill: var(--red); background: var(--red) }
 .rate { fill: var(--red) } .inside { fill: var(--pale) } .unknown { fill: none; stroke: var(--line) }
-circle { stroke: none }
+svg text.light { fill: #fff }
 """ + "\n".join(
     f".s{number} {{ fill: {colour}; stroke: {colour} }} .s{number}.thin {{ fill: none }}"
     for number, colour in enumerate(
