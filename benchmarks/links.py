@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+_NETWORK = "10.77.0"
+_UNSHAPED_BITS_PER_S = 100e9
+_HEADERS = {"eth0": 66, "delay0": 52}
+"""Bytes of Ethernet, IP and TCP with timestamps before the data; a TUN device has no Ethernet."""
+_numbers = itertools.count()
+
+# Runs when its input ends: with the block of Links, or with the process that made it, however that died.
+_CLEAN_UP = """cat
+for name in "$@"; do ip netns pids "$name" | xargs -r kill -9; ip netns del "$name"; done"""
 
 
 def why_no_links() -> str | None:
@@ -23,18 +38,54 @@ def why_no_links() -> str | None:
     return None
 
 
+def why_no_delay() -> str | None:
+    """Why :meth:`Links.delay` cannot work here, or None."""
+    return why_no_links() or (None if Path("/dev/net/tun").exists() else "needs /dev/net/tun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What went over a host's interface since it was made."""
+
+    sent_bytes: int
+    """With headers."""
+    received_bytes: int
+    sent_data: int
+    """Bytes without headers of Ethernet, IP and TCP."""
+    received_data: int
+
+
 class Links:
-    """``size`` namespaces, each with an interface ``eth0`` into one switch. A context manager."""
+    """``size`` namespaces, each with an interface ``eth0`` into one switch. A context manager.
+
+    Any number of processes can run on a host. Shapes and delays can change while they do.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._switch = f"switch{os.getpid()}"
-        self._hosts = [f"host{os.getpid()}-{i}" for i in range(size)]
+        number = f"{os.getpid()}-{next(_numbers)}"
+        self._switch = f"switch{number}"
+        self._hosts = [f"host{number}-{i}" for i in range(size)]
+        self._rates: dict[int, tuple[float, int]] = {}
+        """Of a host: bits per second and bytes of a burst."""
+        self._pairs: dict[tuple[int, int], float] = {}
+        self._trees: set[tuple[int, str]] = set()
+        """The devices with a class for each other host."""
+        self._relay: subprocess.Popen[str] | None = None
+        self._cleaner: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Links:
+        self._cleaner = subprocess.Popen(
+            ["sh", "-c", _CLEAN_UP, "sh", *self._hosts, self._switch],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             _run("ip", "netns", "add", self._switch)
             _run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
+            _run("ip", "-n", self._switch, "addr", "add", f"{_NETWORK}.254/24", "dev", "br0")
             _run("ip", "-n", self._switch, "link", "set", "br0", "up")
             for i, host in enumerate(self._hosts):
                 _run("ip", "netns", "add", host)
@@ -50,20 +101,59 @@ class Links:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in (*self._hosts, self._switch):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        if self._cleaner is not None:
+            self._cleaner.communicate()
+        if self._relay is not None:
+            self._relay.communicate()
 
-    def shape(self, bits_per_s: float, burst_bytes: int | None = None) -> None:
-        """Let each host send no faster than this, but for a burst; default: of 10 ms, at least 64 KiB."""
-        # A token bucket refills at the kernel's ticks.
-        burst = burst_bytes or max(65536, int(bits_per_s / 8 / 100))
-        for host in self._hosts:
-            _run("tc", "-n", host, "qdisc", "replace", "dev", "eth0", "root", "tbf",
-                 "rate", f"{int(bits_per_s)}bit", "burst", str(burst), "latency", "2s")  # fmt: skip
+    def shape(
+        self, bits_per_s: float | None, burst_bytes: int | None = None, *, host: int | None = None
+    ) -> None:
+        """Let each host, or one, send no faster than this, but for a burst; None: as fast as it can.
+
+        Args:
+            bits_per_s: of what leaves a host, with headers.
+            burst_bytes: default: of 10 ms, at least 64 KiB.
+            host: default: each.
+        """
+        for each in self._each(host):
+            if bits_per_s is None:
+                self._rates.pop(each, None)
+            else:
+                self._rates[each] = (bits_per_s, burst_bytes or _burst(bits_per_s))
+            for device in self._devices():
+                self._apply(each, device)
+
+    def shape_pair(self, a: int, b: int, bits_per_s: float | None) -> None:
+        """Let two hosts send no faster than this to each other; None: as fast as each may send to any."""
+        for source, target in ((a, b), (b, a)):
+            if bits_per_s is None:
+                self._pairs.pop((source, target), None)
+            else:
+                self._pairs[source, target] = bits_per_s
+            for device in self._devices():
+                self._apply(source, device)
+
+    def delay(self, seconds: float, *, host: int | None = None) -> None:
+        """Let what each host, or one, sends to others arrive this much later."""
+        if self._relay is None:
+            self._start_relay()
+        assert self._relay is not None
+        assert self._relay.stdin is not None
+        for each in self._each(host):
+            self._relay.stdin.write(f"{each} {seconds}\n")
+            self._relay.stdin.flush()
+            # A socket that is connected already takes the new route too.
+            _run("ip", "-n", self._hosts[each], "route", "replace", f"{_NETWORK}.0/24", "dev",
+                 "delay0" if seconds else "eth0", "src", self.address(each))  # fmt: skip
+
+    def traffic(self) -> list[Traffic]:
+        """What went over each host's interface so far."""
+        return [_traffic(self._counters(host)) for host in self._hosts]
 
     def address(self, host: int) -> str:
         """The address of a host."""
-        return f"10.77.0.{host + 1}"
+        return f"{_NETWORK}.{host + 1}"
 
     def start(
         self, host: int, command: list[str], environment: Mapping[str, str] | None = None, **options: Any
@@ -72,6 +162,95 @@ class Links:
         own = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **(environment or {})}
         argv = ["ip", "netns", "exec", self._hosts[host], *command]
         return subprocess.Popen(argv, env={**os.environ, **own}, **options)
+
+    def _each(self, host: int | None) -> Iterable[int]:
+        return range(self.size) if host is None else (host,)
+
+    def _devices(self) -> tuple[str, ...]:
+        return ("eth0",) if self._relay is None else ("eth0", "delay0")
+
+    def _apply(self, host: int, device: str) -> None:
+        """Tell the kernel what a host may send over a device."""
+        at = ("-n", self._hosts[host])
+        limited = any(source == host for source, _ in self._pairs)
+        if limited or (host, device) in self._trees:
+            self._apply_pairs(host, device)
+        elif host in self._rates:
+            rate, burst = self._rates[host]
+            _run("tc", *at, "qdisc", "replace", "dev", device, "root", "tbf",
+                 "rate", f"{int(rate)}bit", "burst", str(burst), "latency", "2s")  # fmt: skip
+        else:
+            subprocess.run(
+                ["tc", *at, "qdisc", "del", "dev", device, "root"], capture_output=True, check=False
+            )
+
+    def _apply_pairs(self, host: int, device: str) -> None:
+        at, whole = ("-n", self._hosts[host]), self._rates.get(host, (_UNSHAPED_BITS_PER_S, 0))[0]
+        others = [other for other in range(self.size) if other != host]
+        new = (host, device) not in self._trees
+        if new:
+            _run("tc", *at, "qdisc", "replace", "dev", device, "root", "handle", "1:", "htb")
+            self._trees.add((host, device))
+        self._class(at, device, "1:", "1:1", whole, whole)
+        for other in others:
+            most = min(whole, self._pairs.get((host, other), whole))
+            self._class(at, device, "1:1", f"1:{other + 10}", most / len(others), most)
+            if new:
+                _run("tc", *at, "filter", "add", "dev", device, "parent", "1:", "protocol", "ip",
+                     "prio", "1", "u32", "match", "ip", "dst", f"{self.address(other)}/32",
+                     "flowid", f"1:{other + 10}")  # fmt: skip
+
+    def _class(
+        self, at: tuple[str, ...], device: str, parent: str, name: str, own: float, most: float
+    ) -> None:
+        _run("tc", *at, "class", "replace", "dev", device, "parent", parent, "classid", name, "htb",
+             "rate", f"{int(own)}bit", "ceil", f"{int(most)}bit", "burst", str(_burst(own)),
+             "cburst", str(_burst(most)), "quantum", "60000")  # fmt: skip
+
+    def _start_relay(self) -> None:
+        relay = subprocess.Popen(
+            ["ip", "netns", "exec", self._switch, sys.executable, str(Path(__file__).with_name("relay.py")),
+             *(f"delay{host}" for host in range(self.size))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._relay = relay
+        assert relay.stdout is not None
+        if relay.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the relay ended with status {relay.wait()}: it needs /dev/net/tun")
+        for number, host in enumerate(self._hosts):
+            _run("ip", "-n", self._switch, "link", "set", f"delay{number}", "netns", host, "name", "delay0")
+            # What a token bucket lets through at once must not be dropped.
+            _run("ip", "-n", host, "link", "set", "delay0", "txqueuelen", "10000", "up")
+            self._apply(number, "delay0")
+
+    def _counters(self, host: str) -> list[dict[str, Any]]:
+        shown = subprocess.run(
+            ["ip", "-n", host, "-j", "-s", "link", "show"], capture_output=True, text=True, check=True
+        )
+        found: list[dict[str, Any]] = json.loads(shown.stdout)
+        return found
+
+
+def _traffic(devices: list[dict[str, Any]]) -> Traffic:
+    total = {"tx": [0, 0], "rx": [0, 0]}
+    for device in devices:
+        header = _HEADERS.get(device["ifname"])
+        if header is not None:
+            for way, counted in total.items():
+                of = device["stats64"][way]
+                counted[0] += of["bytes"]
+                counted[1] += of["bytes"] - header * of["packets"]
+    return Traffic(
+        sent_bytes=total["tx"][0],
+        sent_data=total["tx"][1],
+        received_bytes=total["rx"][0],
+        received_data=total["rx"][1],
+    )
+
+
+def _burst(bits_per_s: float) -> int:
+    """Bytes: a token bucket refills at the kernel's ticks."""
+    return max(65536, int(bits_per_s / 8 / 100))
 
 
 def _run(*command: str) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def run_by_hand(
         found |= {"recovered": False, "error": str(error)}
     finally:
         if cluster is not None:
-            cluster.run("scancel", "--signal=KILL", "--full", batch)
+            with suppress(RuntimeError):  # it may be over
+                cluster.run("scancel", "--signal=KILL", "--full", batch)
         for agent in agents:
             kill(*descendants(agent.pid))
             agent.wait()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+
+from benchmarks.links import Links
 
 TIMEOUT_S = 60
 
@@ -29,16 +34,18 @@ class World:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name, "store"))
-        context = multiprocessing.get_context("spawn")
         self._processes, self._pipes = [], []
         for rank in range(self.size):
-            mine, theirs = context.Pipe()
-            arguments = (rank, self.size, store, self.timeout_s, theirs)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
+            mine, theirs = multiprocessing.get_context("spawn").Pipe()
+            self._processes.append(self._start_rank(rank, store, theirs))
             theirs.close()
-            self._processes.append(process)
             self._pipes.append(mine)
+
+    def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> Any:
+        arguments = (rank, self.size, store, self.timeout_s, pipe)
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        return process
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(group, *args)`` on every rank; what it returns, or the exception it raised, by rank.
@@ -79,14 +86,50 @@ class World:
     def _stop(self) -> None:
         for process in self._processes:
             process.kill()
-            process.join()
+            self._wait(process)
         self._folder.cleanup()
+
+    def _wait(self, process: Any) -> None:
+        process.join()
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+
+
+class HostWorld(World):
+    """A world whose ranks run on given hosts of ``links``: ``HostWorld(links, [0, 1, 0, 1])``.
+
+    Args:
+        links: entered already, and left after this world.
+        hosts: of each rank, by rank.
+        timeout_s: of the process group.
+        environment: variables of each rank.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        hosts: Sequence[int],
+        timeout_s: float = TIMEOUT_S,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.links, self.hosts, self._environment = links, list(hosts), environment or {}
+        super().__init__(len(self.hosts), timeout_s)
+
+    def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> subprocess.Popen[bytes]:
+        code = (
+            f"from multiprocessing.connection import Connection; from {__name__} import _serve; "
+            f"_serve({rank}, {self.size}, {store!r}, {self.timeout_s}, Connection({pipe.fileno()}))"
+        )
+        environment = {**self._environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code]
+        return self.links.start(self.hosts[rank], command, environment, pass_fds=[pipe.fileno()])
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
 
 
 def _serve(rank: int, size: int, store: str, timeout_s: float, pipe: connection.Connection) -> None:
