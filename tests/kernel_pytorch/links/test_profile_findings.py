@@ -16,7 +16,7 @@ from made_up_runs import Line, calls_of, changed, killed, made_up_run, with_skip
 from kernel_pytorch.links.facts import Figure, RankPair
 from kernel_pytorch.links.methods import CommunicationPattern, Operation
 from kernel_pytorch.links.profile.advice import pattern_s, recommendations
-from kernel_pytorch.links.profile.findings import findings
+from kernel_pytorch.links.profile.findings import find, findings
 from kernel_pytorch.links.profile.join import join
 from kernel_pytorch.links.profile.record import CallRecord, EndRecord
 from kernel_pytorch.watch.health import HealthState
@@ -305,6 +305,19 @@ def test_what_a_rank_ended_with_is_told():
         "rank 2 never came to all_reduce 25 MB (train.py:88) of step 4; its last call was all_reduce 25 MB "
         "(train.py:88) of step 3, and it ended with: ValueError: no more data"
     )
+
+
+def test_where_a_missing_rank_stood_is_told():
+    """The job was found hanging, and then killed as a whole."""
+    run = made_up_run(steps=4)
+    for rank in run:
+        rank.records.pop()
+        calls_of(rank)[-1].done = None
+    run[2].records.pop()
+    assert findings(run) == []
+    (finding,) = find(join(run, standing={0: "/me/train.py:88", 2: "/me/train.py:120"}))
+    assert kinds([finding]) == [("missing_rank", (2,))]
+    assert finding.text.endswith("(train.py:88) of step 3, and it stood at train.py:120")
 
 
 def test_a_call_of_one_rank_alone():

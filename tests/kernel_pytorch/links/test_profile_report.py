@@ -91,11 +91,24 @@ def test_a_report_of_what_a_killed_job_left(folder):
     assert "no records of rank 3" in (folder / "report.html").read_text()
 
 
+def test_where_ranks_of_a_hung_job_stood_is_read(folder):
+    for rank in range(4):
+        path = folder / f"rank-{rank}.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)  # ..., the last call, its end, that of the rank
+        path.write_bytes(b"".join(lines[: -3 if rank == 2 else -2]))
+    assert "never came" not in write_report(folder)
+    hang = {"why": "", "missing": [], "answers": [{"rank": 2, "main": "/me/train.py:120", "stack": []}]}
+    (folder / "hang.json").write_text(json.dumps(hang))
+    told = write_report(folder)
+    assert re.search(r"rank 2 never came to broadcast 64 KB .* and it stood at train\.py:120\n", told)
+    (folder / "hang.json").write_text("{")
+    assert "never came" not in write_report(folder)
+
+
 def test_nothing_is_written_where_there_is_nothing(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"format": "kernel-pytorch trace", "version": 1}\n')
-    with pytest.raises(
-        ValueError, match="has no records of any rank; other.jsonl has no records of a rank: its "
-    ):
+    message = r"no records of any rank; other\.jsonl has no records of a rank: its format is"
+    with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["other.jsonl"]
     with pytest.raises(FileNotFoundError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...watch.health.evidence import Evidence, HealthState
 from .disagree import described, differences
 from .finding import Finding, at
-from .join import ALL_WAIT, Collective, Run, named, named_ranks
+from .join import ALL_WAIT, Collective, Run, named, named_ranks, short_site
 from .record import CallRecord
 
 _Signature = tuple[object, ...]
@@ -121,9 +121,13 @@ class _GroupCalls:
         return None, ()
 
     def _in_trouble(self, each: Collective, absent: Sequence[int]) -> bool:
-        """Whether a call failed, or a rank came to its end. Else all were killed: some had not called yet."""
+        """Whether a call failed, a rank came to its end, or the job was found hanging.
+
+        Else all were killed at once, and some had not called yet.
+        """
         failed = any(call.error is not None for call in each.calls.values())
-        return failed or any(self._run.ends.get(rank) is not None for rank in [*each.calls, *absent])
+        ended = any(self._run.ends.get(rank) is not None for rank in [*each.calls, *absent])
+        return failed or ended or bool(self._run.standing)
 
     def _most(self, each: Collective, absent: Sequence[int]) -> bool:
         return sum(rank in self._run.headers for rank in absent) > len(each.calls)
@@ -179,10 +183,12 @@ class _GroupCalls:
             return "there are no records of it"
         calls = [each.calls[rank] for each in self.collectives if rank in each.calls]
         last = f"its last call was {described(calls[-1])}" if calls else "it called nothing in this group"
+        if site := self._run.standing.get(rank):
+            last += f", and it stood at {short_site(site)}"
         end = self._run.ends.get(rank)
-        if end is None:
-            return f"{last}, and nothing is known of its end"
-        return last if end.error is None else f"{last}, and it ended with: {end.error}"
+        if end is not None and end.error is not None:
+            last += f", and it ended with: {end.error}"
+        return last
 
     def _finding(
         self, kind: str, ranks: tuple[int, ...], call: CallRecord, text: str, value: float = 1

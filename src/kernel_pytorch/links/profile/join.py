@@ -122,6 +122,8 @@ class Run:
     """By rank; None: it was killed, or still runs."""
     counts: Mapping[str, Mapping[int, int]]
     """By group and rank: the number of collectives that the rank has called."""
+    standing: Mapping[int, str]
+    """By rank: file:line on which the main thread stood when the job did not go on; empty: it did."""
     notes: tuple[str, ...] = ()
     """What is missing or could not be read."""
 
@@ -135,13 +137,16 @@ class Run:
         return (each for each in self.collectives if each.group == group)
 
 
-def join(ranks: Sequence[RankRecords], notes: Sequence[str] = ()) -> Run:
+def join(
+    ranks: Sequence[RankRecords], notes: Sequence[str] = (), standing: Mapping[int, str] | None = None
+) -> Run:
     """Match the calls of all ranks: in a group, those of the same number.
 
     What is missing or does not fit is noted, and never raised.
 
     Args:
         notes: what is known to be missing.
+        standing: of a job that did not go on, by rank: file:line on which its main thread stood.
     """
     headers = {each.header.rank: each.header for each in ranks}
     world_size = max((max(header.world_size, rank + 1) for rank, header in headers.items()), default=0)
@@ -182,6 +187,7 @@ def join(ranks: Sequence[RankRecords], notes: Sequence[str] = ()) -> Run:
         steps=steps,
         ends=ends,
         counts=counts,
+        standing=standing or {},
         notes=(*told, *_unequal(counts, headers, world_size)),
     )
 

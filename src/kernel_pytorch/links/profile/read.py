@@ -41,6 +41,24 @@ def read_folder(folder: str | Path) -> tuple[list[RankRecords], list[str]]:
     return [found[rank] for rank in sorted(found) if found[rank].header.restart == last], notes
 
 
+class _Answer(msgspec.Struct):
+    rank: int
+    main: str
+
+
+class _Hang(msgspec.Struct):
+    answers: list[_Answer]
+
+
+def read_standing(folder: str | Path) -> dict[int, str]:
+    """Of a job that did not go on, by rank: file:line on which its main thread stood. Empty: not known."""
+    try:
+        hang = msgspec.json.decode((Path(folder) / "hang.json").read_bytes(), type=_Hang)
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return {answer.rank: answer.main for answer in hang.answers}
+
+
 def _start(header: Header) -> tuple[int, float]:
     return header.restart, header.started_at
 

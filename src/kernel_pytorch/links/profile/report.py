@@ -20,7 +20,7 @@ from .clocks import Offset, offsets
 from .findings import Finding, find
 from .html import page
 from .join import Run, join
-from .read import read_folder
+from .read import read_folder, read_standing
 from .statistics import OperationStats, StepStats, operation_stats, step_stats
 
 
@@ -100,17 +100,11 @@ def write_report(folder: str | Path, links: MeasuredLinks | None = None) -> str:
     ranks, notes = read_folder(folder)
     if not ranks:
         raise ValueError("; ".join([f"{folder} has no records of any rank", *notes]))
-    run = join(ranks, notes)
+    run = join(ranks, notes, read_standing(folder))
     found = report(run, _saved_links(run) if links is None else links)
     paths = [folder / name for name in ("profile.json", "trace.json", "report.html")]
-    clocks = {each.rank: each.clock for each in found.ranks}
-    contents = (
-        msgspec.json.format(msgspec.json.encode(found), indent=1),
-        msgspec.json.encode(trace(run, clocks)),
-        page(run, found, clocks).encode("utf-8", "replace"),
-    )
-    for path, content in zip(paths, contents, strict=True):
-        _write(path, content)
+    write_whole(paths[0], msgspec.json.format(msgspec.json.encode(found), indent=1))
+    write_pictures(run, found, *paths[1:])
     return "\n".join([*lines(found), f"{paths[0]}  {paths[1]} (Perfetto)  {paths[2]}"])
 
 
@@ -149,7 +143,23 @@ def first_line(found: ProfileReport) -> str:
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_pictures(run: Run, found: ProfileReport, trace_path: Path, page_path: Path) -> None:
+    """Write the Chrome trace and the HTML page of a run.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    clocks = {each.rank: each.clock for each in found.ranks}
+    write_whole(trace_path, msgspec.json.encode(trace(run, clocks)))
+    write_whole(page_path, page(run, found, clocks).encode("utf-8", "replace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave it as it was.
+
+    Raises:
+        OSError: that is not possible.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:
