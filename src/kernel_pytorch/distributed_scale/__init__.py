@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .cluster_management import JobNotFoundError as JobNotFoundError
     from .cluster_management import SLURMClusterManager as SLURMClusterManager
     from .cluster_management import create_slurm_manager as create_slurm_manager
+    from .communication_profiling import CommunicationProfiler as CommunicationProfiler
+    from .communication_profiling import create_communication_profiler as create_communication_profiler
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
     from .hardware_adapter import DeviceMeshOptimizer as DeviceMeshOptimizer
     from .hardware_adapter import HardwareAdapter as HardwareAdapter
@@ -45,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy(
             "SLURMClusterManager",
             "create_slurm_manager",
         ],
+        "communication_profiling": ["CommunicationProfiler", "create_communication_profiler"],
         "fault_tolerance": ["HardwareHealthMonitor"],
         "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
         "hardware_discovery": [
