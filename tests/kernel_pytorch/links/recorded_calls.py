@@ -203,13 +203,12 @@ def ddp(group: dist.ProcessGroup) -> dict[str, Any]:
 def ddp_waits(group: dist.ProcessGroup) -> bool:
     """Rank 1 goes backwards when rank 0 has nothing left to do but wait: it must have noted that it did."""
     rank, recorder = dist.get_rank(group), Recorder()
-    store = c10d._world.pg_map[group][1]
+    store, at_end = c10d._world.pg_map[group][1], torch.autograd.Variable._execution_engine.queue_callback
     model = torch.nn.Sequential(*[torch.nn.Linear(32, 32) for _ in range(4)])
     ddp = DistributedDataParallel(model, process_group=recorder.wrap(group), bucket_cap_mb=0.005)
     for _ in range(2):  # from the second on there are several buckets
         loss = ddp(torch.ones(4, 32)).sum()
         if rank == 0:
-            at_end = torch.autograd.Variable._execution_engine.queue_callback
             model[0].weight.register_hook(lambda gradient: at_end(lambda: store.set("ended", "")))
         else:
             store.wait(["ended"])

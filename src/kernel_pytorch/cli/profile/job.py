@@ -62,15 +62,14 @@ def run(args: argparse.Namespace) -> int:
     inside = "TORCHELASTIC_RUN_ID" in os.environ and not is_launch(command)
     if not inside:
         _need_new(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        if inside:
-            recorded = recorded_rank(command, folder, check=args.check)
-            sys.stdout.flush()
-            os.execvp(recorded[0], recorded)
-        recorded = recorded_launch(command, folder, check=args.check)
+        recorded = (recorded_rank if inside else recorded_launch)(command, folder, check=args.check)
     except JobCommandError as error:
         raise CommandError(str(error)) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    if inside:
+        sys.stdout.flush()
+        os.execvp(recorded[0], recorded)
     status = run_command(recorded)
     print(report_of(folder))
     return status
