@@ -111,7 +111,8 @@ def test_no_script_is_a_mistake():
 SCRIPT = """
 import sys, os, __main__
 class Mine: pass
-print(sys.argv, __name__, os.path.abspath(__file__), sys.path[0], __main__.Mine is Mine, "torch" in sys.modules)
+print(sys.argv, __name__, os.path.abspath(__file__), sys.path[0])
+print(__main__.Mine is Mine, "torch" in sys.modules)
 what = sys.argv[1]
 if what == "text": sys.exit("a reason")
 if what == "status": sys.exit(5)
@@ -224,7 +225,7 @@ def test_a_folder_can_be_read_after_a_signal(tmp_path, number):
         assert process.wait(60) == (137 if number == signal.SIGKILL else 7)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     (each,), notes = read_folder(folder)
     assert notes == []
     calls = [record for record in each.records if isinstance(record, CallRecord)]
