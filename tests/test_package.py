@@ -36,6 +36,8 @@ TORCH_ALONE = (
     "kernel_pytorch.links.compress.topk",
     "kernel_pytorch.links.compress.wire",
     "kernel_pytorch.links.measure",
+    "kernel_pytorch.links.profile.group",
+    "kernel_pytorch.links.profile.world",
     "kernel_pytorch.links.schedule.follow",
     "kernel_pytorch.links.schedule.pieces",
     "kernel_pytorch.links.schedule.queue",

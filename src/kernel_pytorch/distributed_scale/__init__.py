@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .communication_primitives import create_collective_ops as create_collective_ops
     from .communication_primitives import create_default_topology as create_default_topology
     from .communication_primitives import register_comm_hook as register_comm_hook
+    from .communication_profiling import CommunicationProfiler as CommunicationProfiler
+    from .communication_profiling import create_communication_profiler as create_communication_profiler
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
     from .hardware_adapter import DeviceMeshOptimizer as DeviceMeshOptimizer
     from .hardware_adapter import HardwareAdapter as HardwareAdapter
@@ -70,6 +72,7 @@ __getattr__, __dir__, __all__ = lazy(
             "create_default_topology",
             "register_comm_hook",
         ],
+        "communication_profiling": ["CommunicationProfiler", "create_communication_profiler"],
         "fault_tolerance": ["HardwareHealthMonitor"],
         "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
         "hardware_discovery": [

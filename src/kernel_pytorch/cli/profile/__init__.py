@@ -7,7 +7,10 @@ import importlib
 
 from ..shell import Command
 
-COMMANDS = (Command("links", "measure the links between ranks", "kernel_pytorch.cli.profile.links"),)
+COMMANDS = (
+    Command("links", "measure the links between ranks", "kernel_pytorch.cli.profile.links"),
+    Command("job", "record all collectives of a training job", "kernel_pytorch.cli.profile.job"),
+)
 TOGETHER = ("links",)
 """Commands that all ranks of a group run together, and of which rank 0 prints: see :mod:`.ranks`."""
 
