@@ -15,6 +15,9 @@ LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
     "kernel_pytorch.links.collectives.run",
     "kernel_pytorch.links.measure",
+    "kernel_pytorch.links.profile.group",
+    "kernel_pytorch.links.profile.world",
+    "kernel_pytorch.links.trains",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )

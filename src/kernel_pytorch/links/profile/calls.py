@@ -5,7 +5,7 @@ Tensors are only asked for their shape, dtype and size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,15 +32,11 @@ class What(NamedTuple):
 
 def flat(tensors: Any) -> list[Tensor]:
     """A tensor, a list of them, or lists in a list, as one list."""
-    return list(_each(tensors))
-
-
-def _each(tensors: Any) -> Iterator[Tensor]:
-    if isinstance(tensors, (list, tuple)):
-        for inner in tensors:
-            yield from _each(inner)
-    else:
-        yield tensors
+    if not isinstance(tensors, (list, tuple)):
+        return [tensors]
+    if tensors and isinstance(tensors[0], (list, tuple)):
+        return [tensor for inner in tensors for tensor in inner]
+    return list(tensors)
 
 
 def total(tensors: Sequence[Tensor]) -> int:
@@ -186,7 +182,7 @@ DESCRIPTIONS: dict[str, Callable[[Arguments, Mapping[str, Any], int], What]] = {
     "recv_anysource": _recv_anysource,
     "barrier": _barrier,
 }
-"""By the name of the method, of any PyTorch from 2.11 on. Arguments: positional, by name, ranks of the group."""
+"""By the name of the method, in any PyTorch from 2.11 on. Arguments: by position, by name, ranks."""
 
 
 def positional(args: Arguments, named: Mapping[str, Any]) -> Arguments:

@@ -77,7 +77,7 @@ class Checker:
             received=what.received,
         )
         try:
-            answers = tell_all(lambda: msgspec.json.encode(mine), self._group, what=f"make {mine.told()}")
+            answers = tell_all(lambda: msgspec.json.encode(mine), self._group, what="say what it calls")
         except GroupError as error:
             raise GroupError(f"before {mine.told()}: {error}") from error
         found = differences([msgspec.json.decode(answer, type=Intent) for answer in answers], self._ranks)
@@ -99,9 +99,7 @@ def differences(calls: Sequence[Intent], ranks: Sequence[int]) -> str | None:
         ranks: in the job, by place in the group.
     """
     fields = ("operation", "reduce", "dtype", "sizes", "root", "step")
-    keys = [
-        tuple(repr(getattr(call, field)) for field in fields) + (_short(call.site),) for call in calls
-    ]
+    keys = [(*(repr(getattr(call, field)) for field in fields), _short(call.site)) for call in calls]
     counted = Counter(keys).most_common()
     if len(counted) > 1:
         parts = []

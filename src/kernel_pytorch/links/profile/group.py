@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 from torch.autograd import Variable
 
 from .calls import DESCRIPTIONS, positional
+from .record import GroupRecord
 from .recorder import Backward, GroupCalls, Ongoing, Recorder
-from .world import describe, enter, second_group
+from .world import describe, enter, new_name, second_group
 
 if TYPE_CHECKING:
     from .check import Checker
 
 _in_backward = torch._C._current_graph_task_id
 """-1 outside of a backward pass."""
+_IN_SOURCE = re.compile(r"^\[\S+:\d+\] ")
 _MESSAGES = ("send", "recv", "recv_anysource")
 
 
 class RecordedWork(dist.Work):
     """The handle of a call; notes how long threads wait for it."""
 
-    def __init__(self, inner: dist.Work, call: Ongoing, on_cpu: bool) -> None:
+    def __init__(self, inner: dist.Work, call: Ongoing, *, on_cpu: bool, waits: bool) -> None:
+        """``waits``: the caller waits at once. Then no thread of the backend has to call Python."""
         super().__init__()
         self._inner, self._call = inner, call
         # A GPU's future is done, and its wait returns, when the call is enqueued: neither tells its end.
-        self._ends_with_wait = False
-        if on_cpu:
+        self._ends_with_wait = on_cpu and waits
+        if on_cpu and not waits:
             try:
                 inner.get_future().add_done_callback(lambda future: _over(call, future))
             except RuntimeError:  # gloo's messages and its reduce_scatter have none
@@ -39,30 +44,29 @@ class RecordedWork(dist.Work):
     def wait(self, *args: Any, **named: Any) -> bool:
         call, since = self._call, time.perf_counter()
         call.waiting += 1
-        error = None
         try:
             done = self._inner.wait(*args, **named)
-            if self._ends_with_wait and call.record.done is None:
-                call.record.done = time.perf_counter()
-        except RuntimeError as failed:
-            error = reason(failed)
-            raise
-        finally:
+        except RuntimeError as error:
             call.stood(since)
             call.waiting -= 1
-            if error is not None and call.record.error is None:
-                call.record.error = error
-            call.recorder.write_finished()
+            call.failed(reason(error), may_wait=True)
+            raise
+        if self._ends_with_wait and call.record.done is None:
+            call.over()
+        call.stood(since)
+        call.waiting -= 1
+        call.recorder.write_finished()
+        if call.left:
             call.recorder.write_over(call.record)
-            if error is not None and call.recorder.on_failure is not None:
-                call.recorder.on_failure(call.record, True)
         return done
 
     def get_future(self) -> Any:
         """torch waits for futures in C++, unseen; those of a backward pass (DDP's) at its very end."""
+        future = self._inner.get_future()
         if self._call.backward is None and _in_backward() != -1:
             self._call.backward = _current_backward()
-        return self._inner.get_future()
+            self._call.backward.calls.append((self._call, future))
+        return future
 
 
 def _forward(name: str) -> Callable[..., Any]:
@@ -99,13 +103,15 @@ class RecordingGroup(dist.ProcessGroup):
 
     def __init__(self, inner: dist.ProcessGroup, recorder: Recorder, calls: GroupCalls, name: str) -> None:
         self._store, backends = describe(inner)
-        super().__init__(inner.rank(), inner.size())  # type: ignore[call-overload]  # of Python subclasses
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]  # of Python subclasses
         for device, kind, backend in backends:
             self._register_backend(device, kind, backend)
         self._set_default_backend(backends[0][1])
         if inner.bound_device_id is not None:
             self.bound_device_id = inner.bound_device_id
         self.inner, self.recorder, self.calls = inner, recorder, calls
+        self.plain: dist.ProcessGroup = inner
+        """On which calls are not recorded: ``inner``, or this one, if it has taken the place of that."""
         self.checker: Checker | None = None
         self._name = name
 
@@ -118,7 +124,7 @@ class RecordingGroup(dist.ProcessGroup):
     def setGroupName(self, name: str) -> None:  # noqa: N802
         self._name = name
 
-    def get_group_store(self) -> dist.Store:
+    def get_group_store(self) -> Store:
         return self._store
 
     def __repr__(self) -> str:
@@ -139,12 +145,13 @@ def _recorded(method: str) -> Callable[..., Any]:
                 self.checker.check(what, ongoing.record)
             work = getattr(self.inner, method)(*args, **named)
         except Exception as error:
-            ongoing.over(reason(error))
-            recorder.write_finished()
+            ongoing.failed(reason(error), may_wait=True)
             raise
         if work is None:  # while the backend gathers calls
             return None
-        return RecordedWork(work, ongoing, all(tensor.is_cpu for tensor in what.tensors))
+        waits = not getattr(args[-1] if args else named.get("opts"), "asyncOp", True)
+        on_cpu = all(tensor.is_cpu for tensor in what.tensors)
+        return RecordedWork(work, ongoing, on_cpu=on_cpu, waits=waits)
 
     call.__name__ = method
     return call
@@ -160,9 +167,8 @@ def _over(call: Ongoing, future: Any) -> None:
     try:
         future.value()
     except Exception as error:
-        call.over(reason(error))
-        if call.recorder.on_failure is not None:
-            call.recorder.on_failure(call.record, False)
+        call.over()
+        call.failed(reason(error), may_wait=False)
     else:
         call.over()
 
@@ -181,14 +187,17 @@ def _current_backward() -> Backward:
             # DDP has its own callback, which waits, run after this one: it adds it after its last call.
             del _backwards[task]
             backward.ended = time.perf_counter()
+            add(backward.over)
 
-        Variable._execution_engine.queue_callback(ended)
+        add = Variable._execution_engine.queue_callback
+        add(ended)
     return backward
 
 
 def reason(error: BaseException) -> str:
-    """In one line."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """In one line, without where in gloo's source it was raised and what may have been the cause."""
+    line = str(error).partition("\n")[0].partition(". This is typically caused")[0]
+    return _IN_SOURCE.sub("", line) or type(error).__name__
 
 
 def recording(
@@ -216,9 +225,7 @@ def recording(
         return recorder.wrapped[inner]
     if ranks is None:
         ranks = dist.get_process_group_ranks(inner)
-    name = inner.group_name if in_place else f"{inner.group_name}/recorded"
-    from .record import GroupRecord
-
+    name = inner.group_name if in_place else new_name(f"{inner.group_name}/recorded")
     record = GroupRecord(
         name=inner.group_name, ranks=ranks, backend=inner.name(), description=inner.group_desc
     )
@@ -226,6 +233,8 @@ def recording(
     rank, size = (inner.rank(), inner.size()) if world is None else (world.rank(), world.size())
     group = RecordingGroup(inner, recorder, recorder.add_group(record, rank, size), name)
     enter(group, inner, name, in_place=in_place, ranks=ranks)
+    if in_place:
+        group.plain = group
     if check:
         from .check import Checker
 

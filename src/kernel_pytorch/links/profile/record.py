@@ -1,7 +1,7 @@
 """What a rank notes of its collectives: a file of JSON lines, a header first.
 
-A call has a line when it is posted, and another one (:class:`OverRecord`) when it is over, so that the file of
-a process that was killed shows what it was in. :func:`settled` joins the two.
+A call has a line when it is posted, and another one (:class:`OverRecord`) when it is over, so that the file
+of a process that was killed shows what it was in. :func:`settled` joins the two.
 
 Times are of the rank's own clock (``time.perf_counter``), in seconds, and compared with no other rank's.
 """

@@ -38,24 +38,34 @@ _DTYPES: dict[object, str] = {}
 class Ongoing:
     """A call of this rank."""
 
-    __slots__ = ("backward", "record", "recorder", "waiting")
+    __slots__ = ("backward", "left", "record", "recorder", "waiting")
 
     def __init__(self, recorder: Recorder, record: CallRecord) -> None:
         self.recorder, self.record = recorder, record
         self.waiting = 0
         """Threads that stand in ``wait``."""
+        self.left = False
+        """Whether its end is left for these threads to write."""
         self.backward: Backward | None = None
 
-    def over(self, error: str | None = None) -> None:
+    def over(self) -> None:
         """Note that the call is over. May be called in any thread; writes nothing."""
         record = self.record
-        if record.done is None:
-            record.done = time.perf_counter()
-        if error is not None:
-            record.error = error
+        if record.done is not None:
+            return
+        record.done = time.perf_counter()
         if self.backward is not None and self.backward.ended is not None:
             self.backward.stood_for(record)
         self.recorder.finished.append(self)
+
+    def failed(self, error: str, *, may_wait: bool) -> None:
+        """Note why the call failed. ``may_wait``: this thread may be held up."""
+        first = self.record.error is None
+        if first:
+            self.record.error = error
+        self.recorder.write_over(self.record)
+        if first and self.recorder.on_failure is not None:
+            self.recorder.on_failure(self.record, may_wait)
 
     def stood(self, since: float) -> None:
         """Note that a thread has stood in ``wait`` since then."""
@@ -70,6 +80,15 @@ class Backward:
     def __init__(self) -> None:
         self.ended: float | None = None
         """Since when nothing is left but to wait."""
+        self.calls: list[tuple[Ongoing, Any]] = []
+        """With their futures."""
+
+    def over(self) -> None:
+        """The thread has waited. The callbacks of futures run later: they need a lock that it holds."""
+        for call, future in self.calls:
+            if future.done():
+                call.over()
+        self.calls.clear()
 
     def stood_for(self, record: CallRecord) -> None:
         """Count what the thread stood for this call; several calls do not count the same moment twice."""
@@ -190,13 +209,12 @@ class Recorder:
                 call = finished.popleft()
             except IndexError:  # another thread was faster
                 return
-            if not call.waiting:
+            call.left = call.waiting > 0
+            if not call.waiting:  # now, if not before
                 self.write_over(call.record)
 
     def write_over(self, record: CallRecord) -> None:
-        self._write(
-            OverRecord(id=record.id, done=record.done, waited=record.waited, error=record.error)
-        )
+        self._write(OverRecord(id=record.id, done=record.done, waited=record.waited, error=record.error))
 
     def close(self, error: str | None = None) -> None:
         """Write what is left, and that the rank has ended; with ``error``, if it has failed."""
@@ -235,7 +253,9 @@ class Recorder:
         except OSError as error:  # a full disk must not end the job
             file, self._file = self._file, None
             os.close(file)
-            print(f"kernel-pytorch profile: {self.folder}: {error.strerror}: no more records", file=sys.stderr)
+            print(
+                f"kernel-pytorch profile: {self.folder}: {error.strerror}: no more records", file=sys.stderr
+            )
 
 
 def _dtype(dtype: object) -> str:
