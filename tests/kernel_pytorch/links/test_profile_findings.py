@@ -86,6 +86,20 @@ def test_only_the_first_of_equal_calls_is_late():
     assert finding.text.startswith("rank 1 comes ")
 
 
+def test_what_comes_before_the_first_step_is_left_out():
+    """Rank 3 starts late; that is no finding. Nor do many calls then hide what is one later."""
+    run = made_up_run(Line(), late_ms=lambda step, rank: 500.0 * (rank == 3 and step < 20), steps=40)
+    for rank in run:
+        for call in calls_of(rank):
+            call.step = max(call.step - 19, 0)
+    assert findings(run) == []
+    run = made_up_run(Line(), late_ms=lambda step, rank: 50.0 * (rank == 1 and step > 30), steps=50)
+    for rank in run:
+        for call in calls_of(rank):
+            call.step = max(call.step - 30, 0)
+    assert kinds(findings(run)) == [("late_rank", (1,))]
+
+
 def test_a_rank_that_is_a_little_late_to_each_call():
     """0.8 ms each time is nothing, of 40 calls in a step it is a tenth of it."""
     run = made_up_run(Line(compute_ms=6, moving_ms=1, times=40), noise=0.1, steps=25)

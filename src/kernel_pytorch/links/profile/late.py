@@ -69,7 +69,9 @@ def waits_for_ranks(run: Run) -> list[Finding]:
 
 
 def _series(collectives: Sequence[Collective]) -> list[_Series]:
-    """The calls of a group by their place in a step."""
+    """The calls of a group by their place in a step; what comes before the first one is left out."""
+    if any(each.first.step for each in collectives):
+        collectives = [each for each in collectives if each.first.step]
     stood: dict[int, _Numbers] = defaultdict(lambda: np.zeros(len(collectives[0].ranks)))
     places: dict[tuple[Key, int], list[Collective]] = defaultdict(list)
     seen: Counter[tuple[Key, int]] = Counter()
@@ -140,7 +142,7 @@ def _wait(series: _Series, comparisons: int) -> _Wait | None:
     # If no rank stands anywhere, waiting is where no record sees it.
     cost = np.minimum(behind, np.median(stood[:, ~last], axis=1)) if stood.any() else behind
     least = max(LEAST_MS, SHARE * _period_ms(collectives))
-    if not consistent(cost, least, comparisons):
+    if not consistent(cost.tolist(), least, comparisons):
         return None
     return _Wait(
         series=series,
