@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from ..links.facts import MeasuredLinks
-from ..links.profile.baseline import compare
+from ..links.profile import dicts
+from ..links.profile.exchange import collect
 from ..links.profile.finding import Finding
 from ..links.profile.join import Run, join
-from ..links.profile.operations import OperationLog, figure_of
-from ..links.profile.report import ProfileReport, report, write_pictures, write_whole
-from ..links.profile.statistics import label
+from ..links.profile.operations import OperationLog
+from ..links.profile.recorder import Recorder
+from ..links.profile.report import ProfileReport, report
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from ..links.profile.recorder import Recorder
-
 __all__ = ["CommunicationProfiler", "create_communication_profiler"]
-
-_STATUS = {
-    "regression": "degraded",
-    "improvement": "improved",
-    "none": "stable",
-    "new": "new_operation",
-    "gone": "removed_operation",
-}
 
 
 class CommunicationProfiler:
@@ -45,10 +33,8 @@ class CommunicationProfiler:
         self.links: MeasuredLinks | None = None
         """Between all ranks, as :func:`.measure_links` returns them: they name a slow link, and what another
         pattern is expected to gain. None: both are left out."""
-        self._log = OperationLog()
-        self._recorder: Recorder | None = None
+        self._log, self._recorder = OperationLog(), Recorder()
         self._run: Run | None = None
-        self._told: tuple[Run, MeasuredLinks | None, ProfileReport] | None = None
 
     def wrap(self, process_group: ProcessGroup | None = None, check: bool = False) -> ProcessGroup:
         """A group that notes its calls: see :meth:`.Recorder.wrap`.
@@ -57,19 +43,11 @@ class CommunicationProfiler:
             process_group: default: all ranks.
             check: have the ranks agree on each collective before it is carried out. Slow.
         """
-        if self._recorder is None:
-            from ..links.profile.recorder import Recorder
-
-            self._recorder = Recorder()
         return self._recorder.wrap(process_group, check=check)
 
     def step(self) -> None:
-        """Note that a step begins.
-
-        Raises:
-            RuntimeError: no process group was wrapped.
-        """
-        self._recording().step()
+        """Note that a step begins."""
+        self._recorder.step()
 
     def collect(self, process_group: ProcessGroup | None = None) -> Run:
         """Join the records of all ranks, which all call this. The methods below then know them.
@@ -79,18 +57,10 @@ class CommunicationProfiler:
 
         Raises:
             RuntimeError: no process group was wrapped.
-            GroupError: a rank failed, or did not answer within the group's timeout.
+            GroupError: a rank wrapped none, or failed, or did not answer within the group's timeout.
         """
-        recorder = self._recording()
-        from ..links.profile.exchange import collect
-
-        self._run = join(collect(recorder, process_group))
+        self._run = join(collect(self._recorder, process_group))
         return self._run
-
-    def _recording(self) -> Recorder:
-        if self._recorder is None:
-            raise RuntimeError("no process group is recorded: call wrap(process_group) first")
-        return self._recorder
 
     @property
     def operation_history(self) -> list[dict[str, Any]]:
@@ -123,14 +93,7 @@ class CommunicationProfiler:
 
     def analyze_communication_patterns(self) -> dict[str, Any]:
         """When which operations of :attr:`operation_history` were done and by whom; collectives by size."""
-        profile = self._profile()
-        if profile is None:
-            return self._log.patterns()
-        return {
-            **(self._log.patterns() if self.operation_history else {}),
-            "steps": msgspec.to_builtins(profile.steps),
-            "collectives": msgspec.to_builtins(profile.operations),
-        }
+        return dicts.patterns(self._log, self._profile())
 
     def get_memory_profile(self) -> dict[str, Any]:
         """By how much memory grew in the operations of :attr:`operation_history`."""
@@ -149,24 +112,7 @@ class CommunicationProfiler:
         described by ``profile.schema.json`` of :mod:`kernel_pytorch.links.profile`, and None if nothing was
         collected.
         """
-        profile = self._profile()
-        collectives = profile.operations if profile else ()
-        stats = self._log.statistics()
-        for each in collectives:
-            times: dict[str, float | None] = {"avg_duration_ms": None, "median_ms": None}
-            if each.ms is not None:
-                times = {"median_ms": each.ms.value, "low_ms": each.ms.low, "high_ms": each.ms.high}
-            stats[label(each)] = {**times, "count": each.calls - each.failed, "failed": each.failed}
-        breakdown = {name: each["count"] + each["failed"] for name, each in stats.items()}
-        return {
-            "total_operations": sum(breakdown.values()),
-            "operation_breakdown": breakdown,
-            "performance_stats": stats,
-            "bottlenecks": [msgspec.to_builtins(finding) for finding in self.identify_bottlenecks()],
-            "recommendations": self.get_optimization_recommendations(),
-            "report_timestamp": time.time(),
-            "profile": msgspec.to_builtins(profile),
-        }
+        return dicts.performance_report(self._log, self._profile())
 
     def export_detailed_profile(self, path: str | Path, include_history: bool = False) -> bool:
         """Write the report as JSON and, of collected ranks, a Chrome trace and an HTML page next to it.
@@ -181,24 +127,7 @@ class CommunicationProfiler:
         Raises:
             OSError: a file cannot be written.
         """
-        path = Path(path)
-        ends = [each["timestamp"] for each in self.operation_history]
-        content: dict[str, Any] = {
-            "metadata": {
-                "export_timestamp": time.time(),
-                "total_operations": len(ends),
-                "profiling_duration_seconds": max(ends) - min(ends) if ends else 0,
-            },
-            "performance_report": self.generate_performance_report(),
-            "pattern_analysis": self.analyze_communication_patterns(),
-            "memory_profile": self.get_memory_profile(),
-        }
-        if include_history:
-            content["operation_history"] = self.operation_history
-        write_whole(path, msgspec.json.format(msgspec.json.encode(content), indent=1))
-        profile = self._profile()
-        if profile is not None and self._run is not None:
-            write_pictures(self._run, profile, path.with_suffix(".trace.json"), path.with_suffix(".html"))
+        dicts.export(Path(path), self._log, self._run, self._profile(), include_history)
         return True
 
     def compare_with_baseline(self, stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -206,39 +135,10 @@ class CommunicationProfiler:
 
         Degraded is an operation if the interval of the ratio of medians lies beyond 10 %, improved likewise.
         """
-
-        def figures(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-            return {name: figure for name, each in found.items() if (figure := figure_of(each)) is not None}
-
-        now = self.generate_performance_report()["performance_stats"]
-        found = compare(figures(now), figures(stats))
-        compared = [
-            {
-                "operation_type": each.operation,
-                "current_ms": each.now and each.now.value,
-                "baseline_ms": each.before and each.before.value,
-                "change_percent": None if each.ratio is None else 100 * (each.ratio.value - 1),
-                "interval_percent": None
-                if each.ratio is None
-                else [100 * (each.ratio.low - 1), 100 * (each.ratio.high - 1)],
-                "status": _STATUS[each.change],
-            }
-            for each in found
-        ]
-        changes = {each.change for each in found if each.ratio is not None}
-        overall = next((_STATUS[c] for c in ("regression", "improvement", "none") if c in changes), "unknown")
-        return {
-            "timestamp": time.time(),
-            "operations_compared": compared,
-            "overall_performance_change": overall,
-        }
+        return dicts.compared(dicts.performance_stats(self._log, self._profile()), stats)
 
     def _profile(self) -> ProfileReport | None:
-        if self._run is None:
-            return None
-        if self._told is None or self._told[0] is not self._run or self._told[1] is not self.links:
-            self._told = self._run, self.links, report(self._run, self.links)
-        return self._told[2]
+        return None if self._run is None else report(self._run, self.links)
 
 
 def create_communication_profiler() -> CommunicationProfiler:

@@ -77,6 +77,43 @@ def test_the_words_of_a_late_rank():
     assert finding.ms_per_step is None
 
 
+def test_only_the_first_of_equal_calls_is_late():
+    """As where gradients are reduced one by one: the rank waits with the others from then on."""
+    run = made_up_run(Line(compute_ms=1, times=12), late_ms={1: 50.0})
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("late_rank", (1,))]
+    assert finding.ms_per_step == pytest.approx(50, rel=0.1)
+    assert finding.text.startswith("rank 1 comes ")
+
+
+def test_what_comes_before_the_first_step_is_left_out():
+    """Rank 3 starts late; that is no finding. Nor do many calls then hide what is one later."""
+    run = made_up_run(Line(), late_ms=lambda step, rank: 500.0 * (rank == 3 and step < 20), steps=40)
+    for rank in run:
+        for call in calls_of(rank):
+            call.step = max(call.step - 19, 0)
+    assert findings(run) == []
+    run = made_up_run(Line(), late_ms=lambda step, rank: 50.0 * (rank == 1 and step > 30), steps=50)
+    for rank in run:
+        for call in calls_of(rank):
+            call.step = max(call.step - 30, 0)
+    assert kinds(findings(run)) == [("late_rank", (1,))]
+
+
+def test_a_rank_that_is_a_little_late_to_each_call():
+    """0.8 ms each time is nothing, of 40 calls in a step it is a tenth of it."""
+    run = made_up_run(Line(compute_ms=6, moving_ms=1, times=40), noise=0.1, steps=25)
+    for rank in run:
+        if rank.header.rank == 2:
+            for call in calls_of(rank):
+                call.posted += 0.8e-3
+                call.waited = max(call.waited - 0.8e-3, 0.0)
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("late_rank", (2,))]
+    assert finding.ms_per_step == pytest.approx(0.8 * 40, rel=0.3)
+    assert findings(made_up_run(Line(compute_ms=6, moving_ms=1, times=40), noise=0.1, steps=25)) == []
+
+
 def test_ranks_that_are_late_together_are_one_finding():
     (finding,) = findings(made_up_run(*LINES, late_ms={1: 50.0, 3: 50.0}))
     assert kinds([finding]) == [("late_rank", (1, 3))]
@@ -382,7 +419,8 @@ def test_what_makes_a_job_wrong_comes_before_what_makes_it_slow():
 
 def test_findings_are_in_the_order_of_what_they_cost():
     lines = LINES[1], Line(site="b.py:5", nbytes=1 << 16)
-    run = made_up_run(*lines, ranks=4, groups={"left": (0, 1), "right": (2, 3)}, late_ms={1: 20.0, 3: 50.0})
+    groups = {"left": (0, 1), "right": (2, 3)}
+    run = made_up_run(*lines, groups=groups, late_ms={1: 20.0, 3: 50.0}, noise=0.05)
     assert [each.ranks for each in findings(run)] == [(3,), (1,)]
 
 

@@ -16,6 +16,8 @@ SHARE = 0.05
 LEAST_MS = 1.0
 _CHANCE = 0.01
 """That a run without any difference has one by chance, over all comparisons."""
+_CLEAR = 4.0
+"""How many median deviations a difference has to be."""
 _PARTS = (3, 6)
 """Into how many a run is cut, at least and at most: in each of them a difference must be there."""
 _PART = 5
@@ -61,8 +63,8 @@ def consistent(values: Sequence[float], least: float, comparisons: int) -> bool:
     """Whether values are above ``least`` throughout, by more than their noise.
 
     * A sign test: values without a difference are above ``least`` half of the time at most.
-    * The median is beyond the median deviation from it, by half: what is only just above the noise of a busy
-      machine is not worth a finding.
+    * The median is four times the median deviation from it: a machine with more to do than it has CPUs slows
+      down one process more than the others for seconds, but not always by the same.
     * It holds in each part of the run: something else on the machine may disturb one part of it.
 
     Args:
@@ -79,7 +81,7 @@ def consistent(values: Sequence[float], least: float, comparisons: int) -> bool:
     if chance * comparisons > _CHANCE:
         return False
     middle = float(np.median(found))
-    if middle < 1.5 * float(np.median(np.abs(found - middle))):
+    if middle < _CLEAR * float(np.median(np.abs(found - middle))):
         return False
     return all(float(np.median(part)) > least for part in np.array_split(found, parts))
 

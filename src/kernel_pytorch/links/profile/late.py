@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,22 @@ _Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wait:
-    """What the others wait for some ranks, each time that one line calls."""
+class _Series:
+    """Calls that are compared with each other: one in each step, or, without steps, all of one line."""
 
     key: Key
+    collectives: Sequence[Collective]
+    arrivals_ms: _Numbers
+    """[calls, ranks], after the first rank."""
+    stood_ms: _Numbers
+    """[calls, ranks]: how long each rank stood in calls to wait in this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wait:
+    """What the others wait for some ranks."""
+
+    series: _Series
     kind: str
     ranks: tuple[int, ...]
     first: Collective
@@ -28,34 +40,93 @@ class _Wait:
     cost_ms: float
     """Median of a call."""
     least_ms: float
-    calls: int
-    steps: int
-    """0: not marked."""
 
 
 def waits_for_ranks(run: Run) -> list[Finding]:
-    """Late ranks, and work that is not even: one finding for the same ranks.
+    """Late ranks, and work that is not even: one finding for the same ranks of a group.
 
     A rank is late if it comes after the others, and these come together; else the work is uneven, and what
-    counts is the last rank against the mean of all.
+    counts is the last rank against the mean of all. Each call of a step is looked at, and if nothing is found
+    in any of them, their sum.
     """
-    by_key: dict[Key, list[Collective]] = defaultdict(list)
+    by_group: dict[str, list[Collective]] = defaultdict(list)
     for each in run.collectives:
         if each.moving_s is not None and len(each.ranks) > 1:
-            by_key[each.key].append(each)
-    comparisons = sum(len(each[0].ranks) for each in by_key.values())
-    found: dict[tuple[str, tuple[int, ...]], list[_Wait]] = defaultdict(list)
-    for key, collectives in by_key.items():
-        for wait in _waits(key, collectives, comparisons):
-            found[wait.kind, wait.ranks].append(wait)
-    return [_finding(run, waits) for waits in found.values()]
+            by_group[each.group].append(each)
+    series = {group: _series(collectives) for group, collectives in by_group.items()}
+    comparisons = sum(len(each.collectives[0].ranks) for found in series.values() for each in found)
+    findings = []
+    for found in series.values():
+        waits = [wait for each in found if (wait := _wait(each, comparisons)) is not None]
+        if not waits and len(found) > 1 and (sum_of_all := _sum(found)) is not None:
+            wait = _wait(sum_of_all, comparisons)
+            waits = [] if wait is None else [wait]
+        by_ranks: dict[tuple[str, tuple[int, ...]], list[_Wait]] = defaultdict(list)
+        for wait in waits:
+            by_ranks[wait.kind, wait.ranks].append(wait)
+        findings += [_finding(run, same) for same in by_ranks.values()]
+    return findings
 
 
-def _waits(key: Key, collectives: Sequence[Collective], comparisons: int) -> Iterator[_Wait]:
+def _series(collectives: Sequence[Collective]) -> list[_Series]:
+    """The calls of a group by their place in a step; what comes before the first one is left out."""
+    if any(each.first.step for each in collectives):
+        collectives = [each for each in collectives if each.first.step]
+    stood: dict[int, _Numbers] = defaultdict(lambda: np.zeros(len(collectives[0].ranks)))
+    places: dict[tuple[Key, int], list[Collective]] = defaultdict(list)
+    seen: Counter[tuple[Key, int]] = Counter()
+    for each in collectives:
+        key, step = each.key, each.first.step
+        if step:
+            stood[step] += [each.calls[rank].waited for rank in each.ranks]
+        places[key, seen[key, step] if step else 0].append(each)
+        seen[key, step] += 1
+    found = []
+    for (key, _), same in places.items():
+        lengths = np.array([[each.lengths_s[rank] for rank in each.ranks] for each in same])
+        stands = [
+            stood[each.first.step] if each.first.step else [each.calls[rank].waited for rank in each.ranks]
+            for each in same
+        ]
+        found.append(
+            _Series(
+                key=key,
+                collectives=same,
+                arrivals_ms=1e3 * (lengths.max(axis=1, keepdims=True) - lengths),
+                stood_ms=1e3 * np.array(stands),
+            )
+        )
+    return found
+
+
+def _sum(series: Sequence[_Series]) -> _Series | None:
+    """All calls of a group, step by step; None: there are no steps."""
+    totals: dict[int, _Numbers] = {}
+    firsts: dict[int, Collective] = {}
+    stood: dict[int, _Numbers] = {}
+    for each in series:
+        for collective, arrivals, stands in zip(
+            each.collectives, each.arrivals_ms, each.stood_ms, strict=True
+        ):
+            step = collective.first.step
+            totals[step] = totals.get(step, 0.0) + arrivals
+            stood[step] = stands
+            firsts.setdefault(step, collective)
+    steps = sorted(totals.keys() - {0})
+    if not steps:
+        return None
+    dearest = max(series, key=lambda each: float(np.ptp(np.median(each.arrivals_ms, axis=0))))
+    return _Series(
+        key=dearest.key,
+        collectives=[firsts[step] for step in steps],
+        arrivals_ms=np.array([totals[step] for step in steps]),
+        stood_ms=np.array([stood[step] for step in steps]),
+    )
+
+
+def _wait(series: _Series, comparisons: int) -> _Wait | None:
+    collectives, arrivals, stood = series.collectives, series.arrivals_ms, series.stood_ms
     ranks = np.array(collectives[0].ranks)
-    lengths = 1e3 * np.array([[each.lengths_s[rank] for rank in each.ranks] for each in collectives])
-    stood = 1e3 * np.array([[each.calls[rank].waited for rank in each.ranks] for each in collectives])
-    arrivals = lengths.max(axis=1, keepdims=True) - lengths  # after the first one
     medians = np.median(arrivals, axis=0)
     order = np.argsort(medians, kind="stable")
     gaps = np.diff(medians[order])
@@ -68,22 +139,20 @@ def _waits(key: Key, collectives: Sequence[Collective], comparisons: int) -> Ite
     last = np.isin(np.arange(len(ranks)), order[cut:])
     others = np.median(arrivals[:, ~last], axis=1) if late else arrivals.mean(axis=1)
     behind = np.median(arrivals[:, last], axis=1) - others
-    # Who stands nowhere may wait where no record sees it, as in DDP; only then all of it counts.
+    # If no rank stands anywhere, waiting is where no record sees it.
     cost = np.minimum(behind, np.median(stood[:, ~last], axis=1)) if stood.any() else behind
-    steps = {call.step for each in collectives for call in each.calls.values()} - {0}
-    least = max(LEAST_MS * len(steps) / len(collectives), SHARE * _period_ms(collectives))
-    if consistent(cost, least, comparisons):
-        yield _Wait(
-            key=key,
-            kind="late_rank" if late else "uneven_work",
-            ranks=tuple(ranks[last].tolist()),
-            first=next(each for each, value in zip(collectives, cost, strict=True) if value > least),
-            late_ms=float(np.median(behind)),
-            cost_ms=float(np.median(cost)),
-            least_ms=least,
-            calls=len(collectives),
-            steps=len(steps),
-        )
+    least = max(LEAST_MS, SHARE * _period_ms(collectives))
+    if not consistent(cost.tolist(), least, comparisons):
+        return None
+    return _Wait(
+        series=series,
+        kind="late_rank" if late else "uneven_work",
+        ranks=tuple(ranks[last].tolist()),
+        first=next(each for each, value in zip(collectives, cost, strict=True) if value > least),
+        late_ms=float(np.median(behind)),
+        cost_ms=float(np.median(cost)),
+        least_ms=least,
+    )
 
 
 def _period_ms(collectives: Sequence[Collective]) -> float:
@@ -94,15 +163,15 @@ def _period_ms(collectives: Sequence[Collective]) -> float:
 
 
 def _finding(run: Run, waits: Sequence[_Wait]) -> Finding:
-    dearest = max(waits, key=lambda wait: wait.cost_ms * wait.calls)
-    in_all = sum(wait.cost_ms * wait.calls for wait in waits)
-    steps = max(wait.steps for wait in waits)
-    per_step = in_all / steps if steps else None
+    dearest = max(waits, key=lambda wait: wait.cost_ms * len(wait.series.collectives))
+    in_all = sum(wait.cost_ms * len(wait.series.collectives) for wait in waits)
+    steps = {each.first.step for wait in waits for each in wait.series.collectives} - {0}
+    per_step = in_all / len(steps) if steps else None
     call = dearest.first.calls[dearest.ranks[0]]
-    what = dearest.key.text + (f" and to {len(waits) - 1} more" if len(waits) > 1 else "")
-    who = named_ranks(dearest.ranks)
+    key = dearest.series.key
+    what = key.text + (f" and {len(waits) - 1} more" if len(waits) > 1 else "")
+    who, come = named_ranks(dearest.ranks), "come" if len(dearest.ranks) > 1 else "comes"
     cost = f"{dearest.cost_ms:.3g} ms of each call" if per_step is None else f"{per_step:.3g} ms of each step"
-    come = "come" if len(dearest.ranks) > 1 else "comes"
     if dearest.kind == "late_rank":
         text = f"{who} {come} {dearest.late_ms:.3g} ms late to {what}: {cost}"
     else:
@@ -117,8 +186,8 @@ def _finding(run: Run, waits: Sequence[_Wait]) -> Finding:
             text=text,
         ),
         ranks=dearest.ranks,
-        collective=named(call.operation, call.nbytes),
-        site=call.site,
+        collective=named(key.operation, key.nbytes),
+        site=key.site,
         step=call.step if steps else None,
         ms_per_step=per_step,
         ms_in_all=in_all,

@@ -43,7 +43,7 @@ def slow_groups(run: Run) -> Iterator[Finding]:
             found = groups[group][:count]
             first = found[0].first
             period = 1e3 * (found[-1].calls[min(found[-1].calls)].posted - first.posted) / max(count - 1, 1)
-            if not consistent(own - usual / _SLOW, 0.0, comparisons):
+            if not consistent(own - usual, float(np.median(usual)) * (1 / _SLOW - 1), comparisons):
                 continue
             cost = float(np.median(own - usual))
             if cost < max(LEAST_MS * _steps(found) / count, SHARE * period):
