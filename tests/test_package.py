@@ -13,12 +13,32 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.links.collectives.carry",
+    "kernel_pytorch.links.collectives.collectives",
+    "kernel_pytorch.links.collectives.dense",
+    "kernel_pytorch.links.collectives.device",
+    "kernel_pytorch.links.collectives.flat",
+    "kernel_pytorch.links.collectives.gather",
+    "kernel_pytorch.links.collectives.groups",
+    "kernel_pytorch.links.collectives.plans",
     "kernel_pytorch.links.collectives.run",
+    "kernel_pytorch.links.compress.blockwise",
+    "kernel_pytorch.links.compress.cast",
+    "kernel_pytorch.links.compress.codec",
+    "kernel_pytorch.links.compress.coded",
+    "kernel_pytorch.links.compress.feedback",
+    "kernel_pytorch.links.compress.hook_state",
+    "kernel_pytorch.links.compress.hooks",
+    "kernel_pytorch.links.compress.low_rank",
+    "kernel_pytorch.links.compress.payload",
+    "kernel_pytorch.links.compress.rounds",
+    "kernel_pytorch.links.compress.topk",
+    "kernel_pytorch.links.compress.wire",
     "kernel_pytorch.links.measure",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )
-SHIMS = ("hardware_adaptation", "orchestration")
+SHIMS = ("communication_optimization", "hardware_adaptation", "orchestration")
 HEAVY = (
     "torch",
     "triton",

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from .cluster_management import JobNotFoundError as JobNotFoundError
     from .cluster_management import SLURMClusterManager as SLURMClusterManager
     from .cluster_management import create_slurm_manager as create_slurm_manager
+    from .communication_primitives import AdvancedCollectiveOps as AdvancedCollectiveOps
+    from .communication_primitives import CollectiveOpConfig as CollectiveOpConfig
+    from .communication_primitives import CommunicationMetrics as CommunicationMetrics
+    from .communication_primitives import CommunicationPattern as CommunicationPattern
+    from .communication_primitives import CompressionMethod as CompressionMethod
+    from .communication_primitives import NetworkTopology as NetworkTopology
+    from .communication_primitives import create_collective_ops as create_collective_ops
+    from .communication_primitives import create_default_topology as create_default_topology
+    from .communication_primitives import register_comm_hook as register_comm_hook
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
     from .hardware_adapter import DeviceMeshOptimizer as DeviceMeshOptimizer
     from .hardware_adapter import HardwareAdapter as HardwareAdapter
@@ -44,6 +53,17 @@ __getattr__, __dir__, __all__ = lazy(
             "JobNotFoundError",
             "SLURMClusterManager",
             "create_slurm_manager",
+        ],
+        "communication_primitives": [
+            "AdvancedCollectiveOps",
+            "CollectiveOpConfig",
+            "CommunicationMetrics",
+            "CommunicationPattern",
+            "CompressionMethod",
+            "NetworkTopology",
+            "create_collective_ops",
+            "create_default_topology",
+            "register_comm_hook",
         ],
         "fault_tolerance": ["HardwareHealthMonitor"],
         "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],

@@ -11,6 +11,17 @@ from kernel_pytorch import distributed_scale, legacy
 
 # Old module -> names that users import from it.
 SHIMS = {
+    "kernel_pytorch.distributed_scale.communication_optimization": [
+        "AdvancedCollectiveOps",
+        "CollectiveOpConfig",
+        "CommunicationMetrics",
+        "CommunicationPattern",
+        "CompressionMethod",
+        "NetworkTopology",
+        "create_collective_ops",
+        "create_default_topology",
+        "register_comm_hook",
+    ],
     "kernel_pytorch.distributed_scale.hardware_adaptation": [
         "HardwareVendor",
         "DeviceCapability",

@@ -1,0 +1,6 @@
+"""Old module, now split up: see :mod:`kernel_pytorch.legacy`."""
+
+from ..legacy import warn_moved as _warn_moved
+from .communication_primitives import *  # noqa: F403
+
+_warn_moved(__name__)

@@ -1,0 +1,102 @@
+"""What the collectives of this rank did."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ..methods import CommunicationPattern, CompressionMethod, Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one collective did."""
+
+    operation: Operation
+    dtype: str
+    nbytes: int
+    """Of the whole vector that it is about: of an all-gather its output, of a reduce-scatter its input."""
+    pattern: CommunicationPattern
+    compression: CompressionMethod
+    reason: str
+    """For the pattern and the compression."""
+    seconds: float
+    """From its beginning on this rank to its end."""
+    expected_s: float | None
+    """None: not known."""
+    sent_bytes: int
+    """By this rank, without headers."""
+    sent_between_hosts_bytes: int
+
+
+@dataclass(kw_only=True)
+class _Sum:
+    last: Call
+    calls: int = 0
+    seconds: float = 0.0
+    shortest_s: float = float("inf")
+
+
+class Counters:
+    """Sums over calls. Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[tuple[object, ...], _Sum] = {}
+        self._seconds = self._expected_s = self._measured_s = 0.0
+        self._sent = self._between = self._expectations = 0
+        self.last: Call | None = None
+
+    def add(self, call: Call) -> None:
+        """Count a call."""
+        size = bucket(call.nbytes)
+        key = call.operation, call.dtype, size, call.pattern, call.compression
+        with self._lock:
+            found = self._sums.setdefault(key, _Sum(last=call))
+            found.last = self.last = call
+            found.calls += 1
+            found.seconds += call.seconds
+            found.shortest_s = min(found.shortest_s, call.seconds)
+            self._seconds += call.seconds
+            self._sent += call.sent_bytes
+            self._between += call.sent_between_hosts_bytes
+            if call.expected_s is not None:
+                self._expectations += 1
+                self._expected_s += call.expected_s
+                self._measured_s += call.seconds
+
+    def stats(self) -> dict[str, Any]:
+        """Sums over all calls, and ``choices``: one entry by operation, dtype, size, pattern and compression.
+
+        ``expected_s`` and ``measured_s`` are sums over the calls whose time was expected; None if there were
+        none.
+        """
+        with self._lock:
+            return {
+                "bytes_on_wire": self._sent,
+                "bytes_between_hosts": self._between,
+                "seconds": self._seconds,
+                "expected_s": self._expected_s if self._expectations else None,
+                "measured_s": self._measured_s if self._expectations else None,
+                "choices": [
+                    {
+                        "operation": found.last.operation.value,
+                        "dtype": found.last.dtype,
+                        "up_to_bytes": bucket(found.last.nbytes),
+                        "pattern": found.last.pattern.value,
+                        "compression": found.last.compression.value,
+                        "reason": found.last.reason,
+                        "calls": found.calls,
+                        "seconds": found.seconds,
+                        "shortest_s": found.shortest_s,
+                        "expected_s": found.last.expected_s,
+                    }
+                    for found in self._sums.values()
+                ],
+            }
+
+
+def bucket(nbytes: int) -> int:
+    """The power of two that is not less."""
+    return 1 << max(nbytes - 1, 0).bit_length()
