@@ -1,4 +1,4 @@
-"""Hosts on one machine joined by shaped links, and what is measured on them: ``python -m benchmarks.links``."""
+"""Hosts on one machine joined by shaped links, and what is measured on them (``__main__``)."""
 
 from .namespaces import Links, Traffic, why_no_delay, why_no_links
 

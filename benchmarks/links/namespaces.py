@@ -22,7 +22,8 @@ _numbers = itertools.count()
 
 # Runs when its input ends: with the block of Links, or with the process that made it, however that died.
 _CLEAN_UP = """cat
-for name in "$@"; do ip netns pids "$name" | xargs -r kill -9; ip netns del "$name"; done"""
+for name in "$@"; do ip netns pids "$name" | xargs -r kill -9; done
+for name in "$@"; do ip netns del "$name"; done"""
 
 
 def why_no_links() -> str | None:
@@ -138,6 +139,8 @@ class Links:
     def delay(self, seconds: float, *, host: int | None = None) -> None:
         """Let what each host, or one, sends to others arrive this much later."""
         if self._relay is None:
+            if not seconds:
+                return
             self._start_relay()
         assert self._relay is not None
         assert self._relay.stdin is not None
