@@ -20,7 +20,7 @@ import torch
 
 from ..report import document, hardware_name, slug
 from ..verify import REPOSITORY, failure_of
-from . import counted, patterns, rates
+from . import counted, loss, patterns, rates
 from .namespaces import why_no_delay
 from .rows import Rows, last_of_each, read
 from .tables import tables
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[Rows], None]] = {
     "bytes": counted.measure,
     "bf16": patterns.measure_bf16,
     "patterns": patterns.measure,
+    "loss": loss.measure,
 }
 RESULTS = REPOSITORY / "benchmarks" / "results"
 

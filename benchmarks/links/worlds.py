@@ -1,4 +1,4 @@
-"""Two hosts with two ranks each, as a case wants them."""
+"""Ranks on hosts, as a case wants them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from . import ranks
 from .namespaces import Links
 from .rows import Case
 
-HOSTS = {"a a b b": (0, 0, 1, 1), "a b a b": (0, 1, 0, 1)}
-
 
 @contextmanager
 def world_of(hosts: str) -> Iterator[HostWorld]:
     """Ranks on hosts, as in "a b a b"."""
-    with Links(2) as links, HostWorld(links, HOSTS[hosts]) as world:
+    places = [ord(name) - ord("a") for name in hosts.split()]
+    with Links(max(places) + 1) as links, HostWorld(links, places) as world:
         world.results(ranks.plainly)
         yield world
 
