@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .job_management import ResourceRequirement as ResourceRequirement
     from .job_management import ResourceType as ResourceType
     from .job_management import TrainingJobSpec as TrainingJobSpec
+    from .network_optimization import NetworkTopologyOptimizer as NetworkTopologyOptimizer
+    from .network_optimization import create_topology_optimizer as create_topology_optimizer
     from .scaling_fault_tolerance import FaultToleranceManager as FaultToleranceManager
     from .scaling_fault_tolerance import create_fault_tolerance_manager as create_fault_tolerance_manager
     from .thermal_power_management import PowerEfficiencyOptimizer as PowerEfficiencyOptimizer
@@ -86,6 +88,7 @@ __getattr__, __dir__, __all__ = lazy(
             "ResourceType",
             "TrainingJobSpec",
         ],
+        "network_optimization": ["NetworkTopologyOptimizer", "create_topology_optimizer"],
         "scaling_fault_tolerance": ["FaultToleranceManager", "create_fault_tolerance_manager"],
         "thermal_power_management": [
             "PowerEfficiencyOptimizer",

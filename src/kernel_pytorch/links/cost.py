@@ -1,33 +1,143 @@
-"""How long the steps of a collective are expected to take. A pure function of them and of the links."""
+"""How long a collective is expected to take. Pure functions of its steps and of the links."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from .collectives.steps import Steps, Transfer
+import numpy as np
+
+from .collectives.steps import Steps
 from .facts import MeasuredLinks
+from .loads import Carriers, Floats, Turn, turn, turns_of
+from .methods import CommunicationPattern, Operation
 
-_Resource = tuple[str, int, int]
-"""What carries bytes: ("out" or "in", host, host), ("inside", host, host), ("pair", source, target)."""
+PATTERNS = tuple(each for each in CommunicationPattern if each is not CommunicationPattern.ADAPTIVE)
+MOST_CHUNKS = 64
+"""More are only cut where a chunk would else be too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What steps are expected to take and to send."""
+    """What a collective is expected to take and to send."""
 
     seconds: float | None
-    """None: a link that they use was not measured."""
+    """None: a link that it uses was not measured."""
     busiest_s: float | None
     """Of this, what the busiest link is busy."""
     round_trips_s: float | None
     """Of this, waiting for each other."""
+    messages_s: float | None = None
+    """Of this, what messages cost the rank that has most of them."""
     sent_bytes: tuple[float, ...]
     """By host, to other hosts."""
     received_bytes: tuple[float, ...]
     """By host, from other hosts."""
     steps: int
+    """Of a chunk."""
+    chunks: int = 1
+    pattern: CommunicationPattern | None = None
+    """None: of steps that were given, or of an all-to-all, which has none."""
+
+
+def expected_time(
+    pattern: CommunicationPattern | str,
+    operation: Operation | str,
+    nbytes: int,
+    links: MeasuredLinks,
+    *,
+    participants: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
+    element_bytes: float = 4.0,
+    chunk_bytes: int = 64 << 20,
+    chunks: int | None = None,
+    message_us: float | None = None,
+) -> Expected:
+    """What a collective is expected to take.
+
+    Args:
+        pattern: ADAPTIVE is the fastest of the others. An all-to-all is one step, whatever the pattern.
+        operation: by torch's name.
+        nbytes: of the whole vector: the tensor of an all-reduce, the output of an all-gather, the input of a
+            reduce-scatter or of an all-to-all.
+        links: of the ranks.
+        participants: some of the ranks, the first of them place 0; default: all.
+        order: of the places in a ring, a tree or a butterfly; default: host by host.
+        element_bytes: sent for each element.
+        chunk_bytes: no chunk is larger.
+        chunks: number of them; default: that of the least expected time.
+        message_us: what each message costs a rank; default: as measured, else not counted.
+
+    Raises:
+        ValueError: the pattern or the operation does not exist, or a number is out of its range.
+    """
+    pattern = CommunicationPattern(pattern)
+    wanted = PATTERNS if pattern is CommunicationPattern.ADAPTIVE else (pattern,)
+    found = expected_times(
+        operation,
+        nbytes,
+        links,
+        patterns=wanted,
+        participants=participants,
+        order=order,
+        element_bytes=element_bytes,
+        chunk_bytes=chunk_bytes,
+        chunks=chunks,
+        message_us=message_us,
+    )
+    return found[0]
+
+
+def expected_times(
+    operation: Operation | str,
+    nbytes: int,
+    links: MeasuredLinks,
+    *,
+    patterns: Sequence[CommunicationPattern] = PATTERNS,
+    participants: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
+    element_bytes: float = 4.0,
+    chunk_bytes: int = 64 << 20,
+    chunks: int | None = None,
+    message_us: float | None = None,
+) -> list[Expected]:
+    """:func:`expected_time` of some patterns, the fastest first.
+
+    Of those whose time is not known, that of the least busy host; of equal ones the hierarchical one.
+
+    Args:
+        patterns: without ADAPTIVE.
+        operation, nbytes, links, participants, order, element_bytes, chunk_bytes, chunks, message_us: as
+            there.
+
+    Raises:
+        ValueError: as there.
+    """
+    operation = Operation(operation)
+    if nbytes < 0:
+        raise ValueError(f"nbytes must not be negative, got {nbytes}")
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"chunks must be at least 1, got {chunks}")
+    ranks = _participants(participants, links.size)
+    hosts = _hosts(ranks, links)
+    order = [place for places in hosts for place in places] if order is None else order
+    if sorted(order) != list(range(len(ranks))):
+        raise ValueError(f"order must have the places 0 to {len(ranks) - 1}, each once, got {order}")
+    count, carriers = -int(-nbytes // element_bytes), Carriers(links)
+    message_s = (message_us or 0.0) * 1e-6
+    least = max(1, -(-nbytes // chunk_bytes))
+    found = []
+    # One exchange, whatever the pattern.
+    each = (None,) if operation is Operation.ALL_TO_ALL else patterns
+    for pattern in each:
+        totals = _Totals(carriers, element_bytes)
+        for step in turns_of(operation, pattern, count, hosts, order, ranks):
+            totals.add(step)
+        number = totals.best_chunks(least, count, message_s) if chunks is None else chunks
+        found.append(replace(totals.expected(number, message_s), pattern=pattern))
+    return sorted(found, key=_rank_of)
 
 
 def expected(steps: Steps, links: MeasuredLinks, element_bytes: float, chunks: int = 1) -> Expected:
@@ -37,7 +147,7 @@ def expected(steps: Steps, links: MeasuredLinks, element_bytes: float, chunks: i
     apart. A host's link carries all that the host sends to others, or receives from them, at the rate of its
     fastest pair; a pair at its own; what stays inside a host, at the rate of its memory. In chunks, the steps
     of one overlap with those of others on other links: then the busiest link's time is left, and that of one
-    chunk on the others.
+    chunk on the others. Each chunk begins a step later than the one before.
 
     Args:
         steps: between ranks of the group.
@@ -50,71 +160,105 @@ def expected(steps: Steps, links: MeasuredLinks, element_bytes: float, chunks: i
     """
     if chunks < 1:
         raise ValueError(f"chunks must be at least 1, got {chunks}")
-    rates = _rates(links)
-    total: dict[_Resource, float] = defaultdict(float)
-    in_turn = waiting = 0.0
-    known = True
+    totals = _Totals(Carriers(links), element_bytes)
     for step in steps:
-        load = _load(step, links, element_bytes)
-        known = known and all(rates.get(resource) is not None for resource in load)
-        trips = [links.round_trip_us(t.source, t.target) for t in step]
-        known = known and None not in trips
-        if known:
-            seconds = {resource: carried * (rates[resource] or 0.0) for resource, carried in load.items()}
-            for resource, busy in seconds.items():
-                total[resource] += busy
-            in_turn += max(seconds.values())
-            waiting += max(trip or 0.0 for trip in trips) * 1e-6
-    sent, received = [0.0] * len(links.hosts), [0.0] * len(links.hosts)
-    for step in steps:
-        for transfer in step:
-            a, b = links.host_of[transfer.source], links.host_of[transfer.target]
-            if a != b:
-                carried = (transfer.end - transfer.begin) * element_bytes
-                sent[a] += carried
-                received[b] += carried
-    busiest = max(total.values(), default=0.0)
-    return Expected(
-        seconds=busiest + (in_turn - busiest) / chunks + waiting if known else None,
-        busiest_s=busiest if known else None,
-        round_trips_s=waiting if known else None,
-        sent_bytes=tuple(sent),
-        received_bytes=tuple(received),
-        steps=len(steps),
-    )
+        totals.add(turn((t.source, t.target, t.end - t.begin, 1) for t in step))
+    return totals.expected(chunks)
 
 
-def _load(step: list[Transfer], links: MeasuredLinks, element_bytes: float) -> Mapping[_Resource, float]:
-    """Bytes by what carries them."""
-    load: dict[_Resource, float] = defaultdict(float)
-    for transfer in step:
-        carried = (transfer.end - transfer.begin) * element_bytes
-        a, b = links.host_of[transfer.source], links.host_of[transfer.target]
-        if a == b:
-            load["inside", a, a] += carried
-        else:
-            load["out", a, a] += carried
-            load["in", b, b] += carried
-            load["pair", a, b] += carried
-    return load
+class _Totals:
+    """The sum of steps."""
+
+    def __init__(self, carriers: Carriers, element_bytes: float) -> None:
+        self._carriers, self._element_bytes = carriers, element_bytes
+        self._hosts = len(carriers.pair_s)
+        self._busy_s: dict[str, Floats] = {}
+        self._between = np.zeros((self._hosts, self._hosts))
+        self._in_turn_s = self._waiting_s = self._longest_trip_s = 0.0
+        self._messages = self._steps = 0
+
+    def add(self, step: Turn) -> None:
+        links, count = self._carriers, self._hosts
+        a, b = links.host_of[step.sources], links.host_of[step.targets]
+        carried = step.elements * self._element_bytes
+        flat: Floats = np.bincount(a * count + b, carried, count * count).astype(np.float64)
+        load = flat.reshape(count, count)
+        inside = load.diagonal().copy()
+        np.fill_diagonal(load, 0.0)
+        busy = {
+            "inside": _times(inside, links.inside_s),
+            "pair": _times(load, links.pair_s),
+            "out": _times(load.sum(axis=1), links.out_s),
+            "in": _times(load.sum(axis=0), links.in_s),
+        }
+        self._between += load
+        self._busy_s = {name: self._busy_s.get(name, 0.0) + each for name, each in busy.items()}
+        self._in_turn_s += float(max(each.max(initial=0.0) for each in busy.values()))
+        trip = float(links.trip_s[step.sources, step.targets].max(initial=0.0))
+        self._waiting_s += step.steps * trip
+        self._longest_trip_s = max(self._longest_trip_s, trip)
+        ends = [np.bincount(each, step.messages).max(initial=0) for each in (step.sources, step.targets)]
+        self._messages += step.steps * int(max(ends))
+        self._steps += step.steps
+
+    def best_chunks(self, least: int, count: int, message_s: float) -> int:
+        """The fewest, or twice that, and so on: the first within 1 % of the least expected time."""
+        numbers = [least]
+        while numbers[-1] * 2 <= min(MOST_CHUNKS, count):
+            numbers.append(numbers[-1] * 2)
+        times = [self.expected(number, message_s).seconds for number in numbers]
+        shortest = min((seconds for seconds in times if seconds is not None), default=0.0)
+        for number, seconds in zip(numbers, times, strict=True):
+            if seconds is not None and seconds <= 1.01 * shortest:
+                return number
+        return least
+
+    def expected(self, chunks: int, message_s: float = 0.0) -> Expected:
+        busiest = float(max((each.max(initial=0.0) for each in self._busy_s.values()), default=0.0))
+        waiting = self._waiting_s + (chunks - 1) * self._longest_trip_s
+        messages = chunks * self._messages * message_s
+        seconds = busiest + (self._in_turn_s - busiest) / chunks + waiting + messages
+        known = bool(np.isfinite(seconds))
+        return Expected(
+            seconds=seconds if known else None,
+            busiest_s=busiest if known else None,
+            round_trips_s=waiting if known else None,
+            messages_s=messages if known else None,
+            sent_bytes=tuple(self._between.sum(axis=1).tolist()),
+            received_bytes=tuple(self._between.sum(axis=0).tolist()),
+            steps=self._steps,
+            chunks=chunks,
+        )
 
 
-def _rates(links: MeasuredLinks) -> Mapping[_Resource, float | None]:
-    """Seconds for each byte, by what carries it; None: not measured."""
-    count = len(links.hosts)
-    found: dict[_Resource, float | None] = {}
-    for host in range(count):
-        others = [other for other in range(count) if other != host]
-        found["inside", host, host] = _seconds(links.gbit_s(host, host))
-        found["out", host, host] = _least(_seconds(links.gbit_s(host, other)) for other in others)
-        found["in", host, host] = _least(_seconds(links.gbit_s(other, host)) for other in others)
-        found |= {("pair", host, other): _seconds(links.gbit_s(host, other)) for other in others}
+def _times(load: Floats, seconds: Floats) -> Floats:
+    """What nothing is sent over takes no time, measured or not."""
+    each = np.where(np.isfinite(seconds), seconds, np.inf)
+    found: Floats = np.multiply(load, each, where=load > 0, out=np.zeros_like(load))
     return found
 
 
-def _seconds(gbit_s: float | None) -> float | None:
-    return None if not gbit_s else 8e-9 / gbit_s
+def _participants(participants: Sequence[int] | None, size: int) -> list[int]:
+    ranks = list(range(size)) if participants is None else list(participants)
+    if not ranks or len(set(ranks)) < len(ranks) or not all(0 <= rank < size for rank in ranks):
+        raise ValueError(
+            f"participants must be some of the ranks 0 to {size - 1}, each once, got {participants}"
+        )
+    return ranks
 
 
-def _least(values: Iterable[float | None]) -> float | None:
-    return min((value for value in values if value is not None), default=None)
+def _hosts(ranks: Sequence[int], links: MeasuredLinks) -> list[list[int]]:
+    """The places of each host that has any."""
+    found: dict[int, list[int]] = {}
+    for place, rank in enumerate(ranks):
+        found.setdefault(links.host_of[rank], []).append(place)
+    return list(found.values())
+
+
+def _rank_of(found: Expected) -> tuple[bool, float, float, int]:
+    return (
+        found.seconds is None,
+        found.seconds or 0.0,
+        max(*found.sent_bytes, *found.received_bytes, 0.0),
+        -PATTERNS.index(found.pattern) if found.pattern else 0,
+    )

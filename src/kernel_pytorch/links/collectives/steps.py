@@ -20,6 +20,8 @@ Groups = Sequence[Sequence[int]]
 """The places of each host."""
 Part = tuple[int, int]
 """Elements from the first number up to, not with, the second."""
+Send = tuple[int, int, list[int]]
+"""From a place to another the parts of these places."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def plan(
     pieces: list[Steps] = []
     if operation is Operation.ALL_REDUCE:
         for begin, end in split(edges[-1], chunks):
-            parts = [(begin + a, begin + b) for a, b in _owners(pattern, end - begin, hosts, order)]
+            parts = [(begin + a, begin + b) for a, b in owners(pattern, end - begin, hosts, order)]
             pieces.append([*_scatter(pattern, parts, hosts, order), *gather(pattern, parts, hosts, order)])
     else:
         cuts = [[(a + x, a + y) for x, y in split(b - a, chunks)] for a, b in pairwise(edges)]
@@ -83,13 +85,17 @@ def gather(
       two give theirs to one below, and get all from it.
     * HIERARCHICAL: each part goes once to each other host, and then from place to place inside it.
     """
+    return [step for each in sends(pattern, hosts, order) if (step := _transfers(each, parts))]
+
+
+def sends(pattern: CommunicationPattern, hosts: Groups, order: Sequence[int]) -> list[list[Send]]:
+    """The steps of :func:`gather`, whatever the parts are."""
     build = {
         CommunicationPattern.RING: _ring,
         CommunicationPattern.TREE: _tree,
         CommunicationPattern.BUTTERFLY: _butterfly,
     }.get(pattern)
-    sends = _hierarchical(hosts) if build is None else build(order)
-    return [step for each in sends if (step := _transfers(each, parts))]
+    return _hierarchical(hosts) if build is None else build(order)
 
 
 def _scatter(
@@ -108,7 +114,7 @@ def split(count: int, parts: int) -> list[Part]:
     return list(pairwise([count * part // parts for part in range(parts + 1)])) if parts else []
 
 
-def _owners(pattern: CommunicationPattern, count: int, hosts: Groups, order: Sequence[int]) -> list[Part]:
+def owners(pattern: CommunicationPattern, count: int, hosts: Groups, order: Sequence[int]) -> list[Part]:
     """Which part each place sums in an all-reduce."""
     parts = [(0, 0)] * len(order)
     if pattern is CommunicationPattern.TREE:
@@ -124,11 +130,7 @@ def _owners(pattern: CommunicationPattern, count: int, hosts: Groups, order: Seq
     return parts
 
 
-_Send = tuple[int, int, list[int]]
-"""From a place to another the parts of these places."""
-
-
-def _ring(order: Sequence[int]) -> list[list[_Send]]:
+def _ring(order: Sequence[int]) -> list[list[Send]]:
     size = len(order)
     return [
         [(order[i], order[(i + 1) % size], [order[(i - turn) % size]]) for i in range(size)]
@@ -136,9 +138,9 @@ def _ring(order: Sequence[int]) -> list[list[_Send]]:
     ]
 
 
-def _tree(order: Sequence[int]) -> list[list[_Send]]:
-    up: list[list[_Send]] = []
-    down: list[list[_Send]] = []
+def _tree(order: Sequence[int]) -> list[list[Send]]:
+    up: list[list[Send]] = []
+    down: list[list[Send]] = []
     size, distance = len(order), 1
     while distance < size:
         pairs = [(i, i + distance) for i in range(0, size - distance, 2 * distance)]
@@ -150,18 +152,18 @@ def _tree(order: Sequence[int]) -> list[list[_Send]]:
     return [*up, *down]
 
 
-def _butterfly(order: Sequence[int]) -> list[list[_Send]]:
+def _butterfly(order: Sequence[int]) -> list[list[Send]]:
     size = 1 << (len(order).bit_length() - 1) if order else 0
     extra = range(size, len(order))
     owned = [[order[i]] + ([order[size + i]] if size + i < len(order) else []) for i in range(size)]
-    sends: list[list[_Send]] = [[(order[i], order[i - size], [order[i]]) for i in extra]]
+    found: list[list[Send]] = [[(order[i], order[i - size], [order[i]]) for i in extra]]
     distance = size // 2
     while distance:
-        sends.append([(order[i], order[i ^ distance], owned[i]) for i in range(size)])
+        found.append([(order[i], order[i ^ distance], owned[i]) for i in range(size)])
         owned = [owned[min(i, i ^ distance)] + owned[max(i, i ^ distance)] for i in range(size)]
         distance //= 2
-    sends.append([(order[i - size], order[i], [p for p in order if p != order[i]]) for i in extra])
-    return sends
+    found.append([(order[i - size], order[i], [p for p in order if p != order[i]]) for i in extra])
+    return found
 
 
 def _by_exchanges(order: Sequence[int]) -> list[int]:
@@ -174,8 +176,8 @@ def _by_exchanges(order: Sequence[int]) -> list[int]:
     return places[0]
 
 
-def _hierarchical(hosts: Groups) -> list[list[_Send]]:
-    between: list[_Send] = []
+def _hierarchical(hosts: Groups) -> list[list[Send]]:
+    between: list[Send] = []
     held = {place: [place] for places in hosts for place in places}
     for places in hosts:
         for number, place in enumerate(places):
@@ -194,12 +196,12 @@ def _hierarchical(hosts: Groups) -> list[list[_Send]]:
     return [between, inside]
 
 
-def _transfers(sends: Sequence[_Send], parts: Sequence[Part]) -> list[Transfer]:
+def _transfers(step: Sequence[Send], parts: Sequence[Part]) -> list[Transfer]:
     """In as few pieces as possible."""
     found = []
-    for source, target, owners in sends:
+    for source, target, places in step:
         pieces: list[Part] = []
-        for begin, end in sorted(parts[owner] for owner in owners):
+        for begin, end in sorted(parts[place] for place in places):
             if begin == end:
                 continue
             if pieces and pieces[-1][1] == begin:

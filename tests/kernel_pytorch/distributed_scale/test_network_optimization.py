@@ -1,0 +1,144 @@
+"""The inherited calls of the optimizer, and what they answer without and with a process group."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from tests.support.worlds import World
+
+from kernel_pytorch.distributed_scale import NetworkTopologyOptimizer, create_topology_optimizer
+from kernel_pytorch.links.cost import PATTERNS, expected_time
+from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.topology import NetworkTopology
+
+
+def test_inherited_calls():
+    optimizer = NetworkTopologyOptimizer(16, 3)
+    assert (optimizer.discovered_topology.node_count, optimizer.discovered_topology.gpus_per_node) == (2, 8)
+    assert optimizer.bandwidth_matrix.shape == optimizer.latency_matrix.shape == (16, 16)
+    answer = optimizer.optimize_communication_pattern("allreduce", 64 * 1024 * 1024, list(range(16)))
+    assert answer.keys() == {
+        "optimal_pattern",
+        "chunk_size",
+        "compression_method",
+        "expected_time_ms",
+        "basis",
+        "alternatives",
+    }
+    assert isinstance(answer["optimal_pattern"], CommunicationPattern)
+    assert (answer["compression_method"], answer["basis"]) == (CompressionMethod.NONE, "default")
+    assert 0 < answer["chunk_size"] <= 64 * 1024 * 1024
+    others = answer["alternatives"]
+    times = [answer["expected_time_ms"], *(other["expected_time_ms"] for other in others)]
+    assert times == sorted(times)
+    assert {answer["optimal_pattern"], *(other["optimal_pattern"] for other in others)} == set(PATTERNS)
+    optimizer.update_congestion_levels({(0, 8): 0.9})
+    info = optimizer.get_topology_info()
+    assert info["discovered_topology"]["topology_type"] == "fat_tree"
+    assert info["bandwidth_matrix_stats"]["max_bandwidth"] == 600.0
+    assert info["congestion_info"]["max_congestion"] == 0.9
+    assert json.loads(json.dumps(info))["latency_matrix_stats"]["min_latency"] == 4.0
+
+
+def test_tensor_size_is_that_of_each_rank():
+    optimizer = NetworkTopologyOptimizer(4, 0, NetworkTopology(2, 2))
+    for name, operation, vector in (
+        ("allgather", "all_gather", 4000),
+        ("ReduceScatter", "reduce_scatter", 1000),
+    ):
+        found = optimizer.optimize_communication_pattern(name, 1000, [0, 1, 2, 3])
+        wanted = expected_time("adaptive", operation, vector, optimizer.links)
+        assert found["expected_time_ms"] == pytest.approx(1e3 * wanted.seconds)
+        assert found["basis"] == "given"
+    assert optimizer.optimize_communication_pattern("all_to_all", 1000)["optimal_pattern"] is None
+    with pytest.raises(
+        ValueError, match=r"operation must be one of all_reduce, all_gather, .*, got broadcast"
+    ):
+        optimizer.optimize_communication_pattern("broadcast", 1000, [0, 1])
+
+
+def test_congestion_lowers_what_is_left_and_raises_it_again():
+    optimizer = create_topology_optimizer(4, node_count=2, gpus_per_node=2)
+
+    def time_ms() -> float:
+        return optimizer.optimize_communication_pattern("all_reduce", 1 << 24)["expected_time_ms"]
+
+    free = time_ms()
+    optimizer.update_congestion_levels({(0, 2): 0.9, (3, 1): 0.5})
+    assert optimizer.bandwidth_matrix[1, 3] == pytest.approx(20.0)
+    assert optimizer.bandwidth_matrix[2, 0] == 100.0
+    assert time_ms() > 5 * free
+    optimizer.update_congestion_levels({(0, 2): 0.5})
+    assert optimizer.bandwidth_matrix[1, 3] == 100.0
+    assert free < time_ms() < 3 * free
+    optimizer.update_congestion_levels({(0, 2): 0.0, (3, 1): 0.0})
+    assert time_ms() == free
+    with pytest.raises(ValueError, match=r"utilisation of link \(0, 1\) must be from 0 to 1, got 1.5"):
+        optimizer.update_congestion_levels({(0, 1): 1.5})
+    with pytest.raises(ValueError, match=r"a pair of ranks from 0 to 3, got \(0, 4\)"):
+        optimizer.update_congestion_levels({(0, 4): 0.5})
+
+
+def test_lossy_formats_only_if_asked_for():
+    optimizer = create_topology_optimizer(4, 2, 2)
+    plain = optimizer.optimize_communication_pattern("all_reduce", 1 << 24)
+    asked = optimizer.optimize_communication_pattern(
+        "all_reduce", 1 << 24, compression=CompressionMethod.ADAPTIVE
+    )
+    assert (plain["compression_method"], asked["compression_method"]) == ("none", "bf16")
+    assert asked["expected_time_ms"] < plain["expected_time_ms"]
+    with pytest.raises(ValueError, match="compression must be none or adaptive"):
+        optimizer.optimize_communication_pattern("all_reduce", 1, compression=CompressionMethod.TOPK)
+
+
+def test_order_of_ranks():
+    assert create_topology_optimizer(4, 2, 2).rank_order().ranks == (0, 1, 2, 3)
+    across = np.zeros((4, 4))
+    across[0, 2] = across[1, 3] = 1e9
+    assert create_topology_optimizer(4, 2, 2).rank_order(across).crossing_bytes == 0
+
+
+def test_one_rank_needs_no_group():
+    optimizer = NetworkTopologyOptimizer(1, 0)
+    optimizer.measure()
+    assert optimizer.optimize_communication_pattern("all_reduce", 1000, [0])["expected_time_ms"] == 0
+    assert optimizer.get_topology_info()["bandwidth_matrix_stats"]["avg_bandwidth"] is None
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="world_size 8 is more than the 4 places of the topology"):
+        NetworkTopologyOptimizer(8, 0, NetworkTopology(2, 2))
+    with pytest.raises(ValueError, match="got rank 2 of 2"):
+        NetworkTopologyOptimizer(2, 2)
+    with pytest.raises(RuntimeError, match=r"call torch.distributed.init_process_group first"):
+        NetworkTopologyOptimizer(2, 0).measure()
+
+
+def measured(group):
+    found = NetworkTopologyOptimizer(4, group.rank(), NetworkTopology(2, 2))
+    logging.getLogger("kernel_pytorch").setLevel(logging.ERROR)
+    links = found.measure(seconds=0.5)
+    try:
+        create_topology_optimizer(3).measure()
+    except ValueError as error:
+        message = str(error)
+    plain = create_topology_optimizer(4)
+    plain.measure(group, 0.5)
+    answer = plain.optimize_communication_pattern("allreduce", 1 << 20, [0, 1, 2, 3])
+    return links.hosts, found.difference, found.discovered_topology, message, plain.rank, answer
+
+
+def test_measured_links_replace_the_model():
+    with World(4) as world:
+        answers = world.results(measured)
+    hosts, told, topology, message, _, answer = answers[0]
+    assert hosts == ((0, 1), (2, 3))  # the topology is believed, though all ranks share this machine
+    assert told == "the topology has ranks 0 1 | 2 3 on nodes of their own, found were 0 1 2 3"
+    assert (topology.node_count, topology.gpus_per_node, topology.topology_type) == (2, 2, "measured")
+    assert message == "world_size is 3, and the process group has 4 ranks"
+    assert [each[4] for each in answers] == [0, 1, 2, 3]
+    assert answer["basis"] == "measured"
+    assert all(each[5] == answer for each in answers)
