@@ -8,11 +8,12 @@ status: 0 measured (a missed target too), 1 a test failed or a result is wrong, 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,19 +21,23 @@ import torch
 
 from ..report import document, hardware_name, slug
 from ..verify import REPOSITORY, failure_of
-from . import counted, loss, patterns, rates
 from .namespaces import why_no_delay
 from .rows import Rows, last_of_each, read
 from .tables import tables
 
 NUMERICS = ("tests/benchmarks/test_benchmark_links.py", "tests/kernel_pytorch/links")
-PARTS: dict[str, Callable[[Rows], None]] = {
-    "rates": rates.measure,
-    "bytes": counted.measure,
-    "bf16": patterns.measure_bf16,
-    "patterns": patterns.measure,
-    "loss": loss.measure,
+PARTS = {
+    "rates": "rates.measure",
+    "bytes": "counted.measure",
+    "bf16": "patterns.measure_bf16",
+    "patterns": "patterns.measure",
+    "urgent": "urgent.measure",
+    "loss": "loss.measure",
+    "cost": "recording.measure",
+    "slow-pair": "slow_pair.measure",
+    "faults": "faults.measure",
 }
+"""Module and function, loaded when it is measured."""
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
@@ -55,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = "1"
         rows = Rows(path=path, quick=chosen.quick, again=chosen.again)
         for name in chosen.parts:
-            PARTS[name](rows)
+            module, function = PARTS[name].split(".")
+            getattr(importlib.import_module(f".{module}", __package__), function)(rows)
     torch.set_num_threads(1)
     command = shlex.join(["python", "-m", "benchmarks.links", *arguments])
     here = [row for row in read(path) if (row["machine"], row["quick"]) == (machine, chosen.quick)]

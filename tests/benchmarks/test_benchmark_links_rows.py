@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.links import ranks
+from benchmarks.links.cells import ratio
 from benchmarks.links.patterns import alternating, with_plain
 from benchmarks.links.rows import Rows, last_of_each, read
-from benchmarks.links.tables import ratio, tables
+from benchmarks.links.tables import tables
 
 
 def rows(path: Path, **changes: Any) -> Rows:
@@ -50,7 +50,7 @@ def test_no_call_always_follows_the_same_one() -> None:
 
 
 def test_plain_calls_are_made_in_as_many_rounds_as_there_is_time_for() -> None:
-    often, rarely = with_plain(["a", "b"], 10, 0.01), with_plain(["a", "b"], 10, 4.0)
+    often, rarely = with_plain(["a", "b"], 10, 0.01), with_plain(["a", "b"], 10, 2.0)
     assert [sorted(names) for names in often] == [["a", "b", "plain", "plain again"]] * 10
     assert [len(names) for names in rarely] == [2, 4] * 5
     assert all({"a", "b"} <= set(names) for names in rarely)
@@ -154,4 +154,63 @@ def test_rates_and_bytes_are_held_to_their_goals() -> None:
     assert [row[-2] for row in cells(found, "Measured rates")] == ["met", "missed", "missed"]
     assert [row[-1] for row in cells(found, "Bytes")] == ["met", "missed"]
     assert [row[:3] for row in cells(found, "Rows")] == [["rates", "3", "None"], ["bytes", "2", "None"]]
-    json.dumps([table.rows for table in found])
+
+
+BASE = {"machine": "m", "commit": "c1", "load": 1.0}
+
+
+def test_what_is_urgent_waits_for_two_chunks_at_most() -> None:
+    fifo = ("first in, first out", "first in, first out again")
+    row: dict[str, Any] = BASE | {
+        "part": "urgent",
+        "case": {"hosts": "a b a b", "mbit_s": 200, "kb": 16384},
+        "chunk_s": 0.05,
+        "small_s": {"urgent": [0.09] * 5} | {name: [0.7] * 5 for name in fifo},
+        "all_s": {"urgent": [0.82] * 5} | {name: [0.8] * 5 for name in fifo},
+    }
+    (good,) = cells(tables([row]), "Something urgent")
+    assert (good[5], good[-2]) == ("1.80", "met")
+    (late,) = cells(tables([row | {"chunk_s": 0.04}]), "Something urgent")
+    assert late[-2] == "missed"
+    row["all_s"]["urgent"] = [0.85] * 5
+    assert cells(tables([row]), "Something urgent")[0][-2] == "missed"
+
+
+def test_recording_costs_a_share_of_a_step() -> None:
+    calls = {"plain": [1e-5] * 4, "plain again": [1e-5] * 4, "recorded": [4e-5] * 4}
+    row = BASE | {"part": "cost", "case": {}, "calls_s": calls, "calls_a_step": 3.0, "step_s": 0.02}
+    (found,) = cells(tables([row]), "Cost of recording")
+    assert (found[1], found[-3], found[-2]) == ("30.0", "0.45 %", "met")
+    assert cells(tables([row | {"step_s": 0.005}]), "Cost of recording")[0][-2] == "missed"
+
+
+def test_every_trial_must_be_right() -> None:
+    def trial(part: str, right: bool, **case: Any) -> dict[str, Any]:
+        return BASE | {"part": part, "case": case, "right": right}
+
+    found = tables(
+        [
+            trial("faults", True, fault="late rank", check=False),
+            trial("faults", False, fault="late rank", check=False),
+            trial("faults", True, fault="late rank", check=True),
+            trial("slow-pair", True, check=True),
+        ]
+    )
+    assert [row[:4] for row in cells(found, "Faults found")] == [
+        ["late rank", "", "1 / 2", "missed"],
+        ["late rank", "check", "1 / 1", "met"],
+        ["slow pair", "check", "1 / 1", "met"],
+    ]
+
+
+def test_a_loss_is_held_to_the_spread_of_seeds() -> None:
+    losses = {"plain": [1.0, 1.1, 1.2], "bf16": [1.1, 1.2, 1.2], "quantized_8bit": [1.4] * 3, "topk": [2.0]}
+    rows = [
+        BASE | {"part": "loss", "case": {"method": method, "seed": seed}, "loss": loss}
+        for method, some in losses.items()
+        for seed, loss in enumerate(some)
+    ]
+    found = cells(tables(rows), "Loss by format of gradients")
+    assert [(row[0], row[-1]) for row in found] == [
+        ("plain", ""), ("bf16", "met"), ("quantized_8bit", "missed"), ("topk", "")
+    ]  # fmt: skip
