@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.links import Links
 
 TIMEOUT_S = 60
+AnyWorld = TypeVar("AnyWorld", bound="World")
 
 
 class World:
@@ -58,7 +59,7 @@ class World:
     def results(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """As :meth:`run`, but what a rank raised is raised here, and the world restarted."""
         self._send(function, args)
-        ranks = {pipe: rank for rank, pipe in enumerate(self._pipes)}
+        ranks: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         answers: dict[int, Any] = {}
         while ranks:
             ready = connection.wait(list(ranks), 4 * TIMEOUT_S)
@@ -92,7 +93,7 @@ class World:
     def _wait(self, process: Any) -> None:
         process.join()
 
-    def __enter__(self) -> World:
+    def __enter__(self: AnyWorld) -> AnyWorld:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import shaping
+
 _NETWORK = "10.77.0"
-_UNSHAPED_BITS_PER_S = 100e9
 _HEADERS = {"eth0": 66, "delay0": 52}
 """Bytes of Ethernet, IP and TCP with timestamps before the data; a TUN device has no Ethernet."""
 _numbers = itertools.count()
 
 # Runs when its input ends: with the block of Links, or with the process that made it, however that died.
 _CLEAN_UP = """cat
-for name in "$@"; do ip netns pids "$name" | xargs -r kill -9; ip netns del "$name"; done"""
+for name in "$@"; do ip netns pids "$name" | xargs -r kill -9; done
+for name in "$@"; do ip netns del "$name"; done"""
 
 
 def why_no_links() -> str | None:
@@ -66,10 +68,10 @@ class Links:
         number = f"{os.getpid()}-{next(_numbers)}"
         self._switch = f"switch{number}"
         self._hosts = [f"host{number}-{i}" for i in range(size)]
-        self._rates: dict[int, tuple[float, int]] = {}
-        """Of a host: bits per second and bytes of a burst."""
-        self._pairs: dict[tuple[int, int], float] = {}
-        self._trees: set[tuple[int, str]] = set()
+        self._rates: dict[int, shaping.Rate] = {}
+        self._pairs: dict[tuple[int, int], shaping.Rate] = {}
+        """From a host to a host."""
+        self._classes: set[tuple[int, str]] = set()
         """The devices with a class for each other host."""
         self._relay: subprocess.Popen[str] | None = None
         self._cleaner: subprocess.Popen[bytes] | None = None
@@ -120,7 +122,7 @@ class Links:
             if bits_per_s is None:
                 self._rates.pop(each, None)
             else:
-                self._rates[each] = (bits_per_s, burst_bytes or _burst(bits_per_s))
+                self._rates[each] = shaping.rate(bits_per_s, burst_bytes)
             for device in self._devices():
                 self._apply(each, device)
 
@@ -130,13 +132,15 @@ class Links:
             if bits_per_s is None:
                 self._pairs.pop((source, target), None)
             else:
-                self._pairs[source, target] = bits_per_s
+                self._pairs[source, target] = shaping.rate(bits_per_s)
             for device in self._devices():
                 self._apply(source, device)
 
     def delay(self, seconds: float, *, host: int | None = None) -> None:
         """Let what each host, or one, sends to others arrive this much later."""
         if self._relay is None:
+            if not seconds:
+                return
             self._start_relay()
         assert self._relay is not None
         assert self._relay.stdin is not None
@@ -171,41 +175,23 @@ class Links:
 
     def _apply(self, host: int, device: str) -> None:
         """Tell the kernel what a host may send over a device."""
-        at = ("-n", self._hosts[host])
-        limited = any(source == host for source, _ in self._pairs)
-        if limited or (host, device) in self._trees:
-            self._apply_pairs(host, device)
-        elif host in self._rates:
-            rate, burst = self._rates[host]
-            _run("tc", *at, "qdisc", "replace", "dev", device, "root", "tbf",
-                 "rate", f"{int(rate)}bit", "burst", str(burst), "latency", "2s")  # fmt: skip
+        whole = self._rates.get(host)
+        if (host, device) in self._classes or any(source == host for source, _ in self._pairs):
+            others = [other for other in range(self.size) if other != host]
+            if (host, device) not in self._classes:
+                self._classes.add((host, device))
+                self._tc(host, *shaping.classes(device, {other: self.address(other) for other in others}))
+            pairs = {other: self._pairs.get((host, other)) for other in others}
+            self._tc(host, *shaping.class_rates(device, whole, pairs))
+        elif whole is not None:
+            self._tc(host, shaping.one_rate(device, whole))
         else:
-            subprocess.run(
-                ["tc", *at, "qdisc", "del", "dev", device, "root"], capture_output=True, check=False
-            )
+            command = ["tc", "-n", self._hosts[host], *shaping.no_rate(device)]
+            subprocess.run(command, capture_output=True, check=False)
 
-    def _apply_pairs(self, host: int, device: str) -> None:
-        at, whole = ("-n", self._hosts[host]), self._rates.get(host, (_UNSHAPED_BITS_PER_S, 0))[0]
-        others = [other for other in range(self.size) if other != host]
-        new = (host, device) not in self._trees
-        if new:
-            _run("tc", *at, "qdisc", "replace", "dev", device, "root", "handle", "1:", "htb")
-            self._trees.add((host, device))
-        self._class(at, device, "1:", "1:1", whole, whole)
-        for other in others:
-            most = min(whole, self._pairs.get((host, other), whole))
-            self._class(at, device, "1:1", f"1:{other + 10}", most / len(others), most)
-            if new:
-                _run("tc", *at, "filter", "add", "dev", device, "parent", "1:", "protocol", "ip",
-                     "prio", "1", "u32", "match", "ip", "dst", f"{self.address(other)}/32",
-                     "flowid", f"1:{other + 10}")  # fmt: skip
-
-    def _class(
-        self, at: tuple[str, ...], device: str, parent: str, name: str, own: float, most: float
-    ) -> None:
-        _run("tc", *at, "class", "replace", "dev", device, "parent", parent, "classid", name, "htb",
-             "rate", f"{int(own)}bit", "ceil", f"{int(most)}bit", "burst", str(_burst(own)),
-             "cburst", str(_burst(most)), "quantum", "60000")  # fmt: skip
+    def _tc(self, host: int, *commands: list[str]) -> None:
+        for command in commands:
+            _run("tc", "-n", self._hosts[host], *command)
 
     def _start_relay(self) -> None:
         relay = subprocess.Popen(
@@ -246,11 +232,6 @@ def _traffic(devices: list[dict[str, Any]]) -> Traffic:
         received_bytes=total["rx"][0],
         received_data=total["rx"][1],
     )
-
-
-def _burst(bits_per_s: float) -> int:
-    """Bytes: a token bucket refills at the kernel's ticks."""
-    return max(65536, int(bits_per_s / 8 / 100))
 
 
 def _run(*command: str) -> None:
