@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from kernel_pytorch.links.profile.job import report_of
 
 from kernel_pytorch.links.profile import rank_main
+from kernel_pytorch.links.profile.job import report_of
 
 from .rows import Case, Rows
 
