@@ -23,6 +23,7 @@ TORCH_ALONE = (
     "kernel_pytorch.links.collectives.groups",
     "kernel_pytorch.links.collectives.plans",
     "kernel_pytorch.links.collectives.run",
+    "kernel_pytorch.links.collectives.timed",
     "kernel_pytorch.links.compress.blockwise",
     "kernel_pytorch.links.compress.cast",
     "kernel_pytorch.links.compress.codec",

@@ -9,9 +9,10 @@ from ..shell import Command
 
 COMMANDS = (
     Command("links", "measure the links between ranks", "kernel_pytorch.cli.profile.links"),
+    Command("collectives", "time collectives by size and pattern", "kernel_pytorch.cli.profile.collectives"),
     Command("job", "record all collectives of a training job", "kernel_pytorch.cli.profile.job"),
 )
-TOGETHER = ("links",)
+TOGETHER = ("links", "collectives")
 """Commands that all ranks of a group run together, and of which rank 0 prints: see :mod:`.ranks`."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CommandError
 from ..shell import add_json, print_json
-from .local import start_ranks
+from .local import start
 from .ranks import need_torch
 from .report import report_lines, report_of
 
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--seconds must be positive, got {args.seconds:g}")
     ranks: Ranks | None = args.peers
     if ranks is None:
-        return _start(args)
+        options = ["--seconds", str(args.seconds), *["--json"] * args.json, *["--fresh"] * args.fresh]
+        return start(args, "links", options)
     if args.nproc is not None:
         raise CommandError("--nproc starts ranks, but torchrun has started this one: leave it out")
     need_torch()
@@ -74,17 +75,3 @@ def run(args: argparse.Namespace) -> int:
         else:
             print("\n".join(report_lines(report)))
     return 0
-
-
-def _start(args: argparse.Namespace) -> int:
-    """Run it as ranks on this machine."""
-    if args.nproc is None:
-        raise CommandError(
-            "no process group: start this with torchrun --nproc-per-node N -m kernel_pytorch.cli profile "
-            "links, or give --nproc N for ranks on this machine"
-        )
-    if args.nproc < 2:
-        raise CommandError(f"--nproc must be at least 2, got {args.nproc}")
-    need_torch()
-    options = ["--seconds", str(args.seconds), *["--json"] * args.json, *["--fresh"] * args.fresh]
-    return start_ranks(args.nproc, ["profile", "links", *options])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -12,9 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CommandError
+from .ranks import need_torch
 
 _PATIENCE_S = 10.0
 """For ranks to say why they cannot go on, when another has failed."""
+
+
+def start(args: argparse.Namespace, command: str, options: Sequence[str]) -> int:
+    """Run ``kernel-pytorch profile COMMAND OPTIONS`` as ``args.nproc`` ranks; the exit status.
+
+    Raises:
+        CommandError: without a number of ranks, or torch, or a rank was killed.
+    """
+    if args.nproc is None:
+        raise CommandError(
+            "no process group: start this with torchrun --nproc-per-node N -m kernel_pytorch.cli profile "
+            f"{command}, or give --nproc N for ranks on this machine"
+        )
+    if args.nproc < 2:
+        raise CommandError(f"--nproc must be at least 2, got {args.nproc}")
+    need_torch()
+    return start_ranks(args.nproc, ["profile", command, *options])
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the collectives of this rank did."""
+"""What collectives did, and the time they took."""
 
 from __future__ import annotations
 
@@ -28,6 +28,27 @@ class Call:
     sent_bytes: int
     """By this rank, without headers."""
     sent_between_hosts_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedCollective:
+    """One operation of one size, of float32, by one pattern."""
+
+    operation: Operation
+    nbytes: int
+    """Of the whole vector: of an all-gather the output, of a reduce-scatter and an all-to-all the input."""
+    pattern: CommunicationPattern | None
+    """None: each rank sends to each, the only one of an all-to-all."""
+    seconds: float
+    """The median over the calls of the slowest rank's time."""
+    algbw_gbyte_s: float
+    """``nbytes`` / ``seconds``."""
+    busbw_gbyte_s: float
+    """As nccl-tests define it: what the busiest link would carry if all were equally fast."""
+    expected_s: float | None
+    """Before anything was timed; None: a link was not measured."""
+    chosen: bool
+    """Whether ADAPTIVE chooses this pattern at these times."""
 
 
 @dataclass(kw_only=True)
