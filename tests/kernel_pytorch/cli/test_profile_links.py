@@ -91,7 +91,7 @@ def test_without_torch(capsys, monkeypatch):
 
 
 def test_ranks_of_this_machine():
-    command = [*PROFILE, "--nproc", "3", "--seconds", "0.5", "--json"]
+    command = [*PROFILE, "--nproc", "3", "--seconds", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
@@ -104,7 +104,7 @@ def test_ranks_of_this_machine():
 
 def test_ranks_of_torchrun():
     done = subprocess.run(
-        [*TORCHRUN, "kernel_pytorch.cli", "profile", "links", "--seconds", "0.5"],
+        [*TORCHRUN, "kernel_pytorch.cli", "profile", "links", "--seconds", "1"],
         capture_output=True,
         text=True,
     )
