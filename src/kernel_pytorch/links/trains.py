@@ -92,10 +92,11 @@ class Trains:
     def _received(self, train: Train) -> None:
         if train.cycle:
             self.samples.trains.append(train)
-        if len(train.bundle) == 1 and (rate := rate_at_once([train])) is not None:
-            size = rate * _TRAIN_S / _MESSAGES
+        if len(train.bundle) == 1:
+            rate = rate_at_once([train])
             # What goes through at first, or comes late to a busy CPU, may look far too fast.
             most = min(_MOST_GROWTH * train.message_bytes, _MOST_BYTES)
+            size = 2 * train.message_bytes if rate is None else rate * _TRAIN_S / _MESSAGES
             self._sizes[train.flow] = int(min(max(_LEAST_BYTES, size), most))
 
     def _send(self, tensor: torch.Tensor, peer: int) -> dist.Work:

@@ -30,6 +30,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what is killed leaves its file here
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else torchrun says that it sets it
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -91,7 +92,7 @@ def test_without_torch(capsys, monkeypatch):
 
 
 def test_ranks_of_this_machine():
-    command = [*PROFILE, "--nproc", "3", "--seconds", "0.5", "--json"]
+    command = [*PROFILE, "--nproc", "3", "--seconds", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
@@ -104,7 +105,7 @@ def test_ranks_of_this_machine():
 
 def test_ranks_of_torchrun():
     done = subprocess.run(
-        [*TORCHRUN, "kernel_pytorch.cli", "profile", "links", "--seconds", "0.5"],
+        [*TORCHRUN, "kernel_pytorch.cli", "profile", "links", "--seconds", "1"],
         capture_output=True,
         text=True,
     )
