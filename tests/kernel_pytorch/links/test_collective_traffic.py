@@ -7,8 +7,8 @@ import torch
 from benchmarks.links import Links, why_no_links
 from tests.support.worlds import HostWorld
 
-from kernel_pytorch.links.collectives.carry import Settings
 from kernel_pytorch.links.collectives.collectives import Collectives
+from kernel_pytorch.links.collectives.settings import Settings
 from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
 
 NBYTES = 4 << 20

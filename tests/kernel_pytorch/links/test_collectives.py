@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -17,10 +17,12 @@ from tests.support.worlds import World
 from torch import Tensor
 
 from kernel_pytorch.groups import GroupError
-from kernel_pytorch.links.collectives.carry import Settings
 from kernel_pytorch.links.collectives.collectives import Collectives
 from kernel_pytorch.links.collectives.groups import timeout_of
-from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.collectives.run import program
+from kernel_pytorch.links.collectives.settings import Settings
+from kernel_pytorch.links.collectives.steps import plan
+from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod, Operation
 
 PATTERNS = [pattern for pattern in CommunicationPattern if pattern is not CommunicationPattern.ADAPTIVE]
 HOSTS = {1: ((0,),), 2: ((0,), (1,)), 3: ((0, 2), (1,)), 4: ((0, 2), (1, 3))}
@@ -156,6 +158,28 @@ def test_other_floats_are_right_within_rounding(world: World, dtype, op):
     found = world.results(rounding, dtype, op, {})
     assert all(bits == found[0][1] for _, bits in found)
     assert all(worst <= world.size * torch.finfo(dtype).eps / 2 * 1.01 for worst, _ in found)
+
+
+def test_chunks_one_after_the_other_give_the_same(four: World):
+    found = four.results(rounding, torch.float32, "sum", {"overlap": False})
+    assert found == four.results(rounding, torch.float32, "sum", {})
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_step_begins_when_the_one_before_it_has_ended(pattern, overlap):
+    pieces = plan(Operation.ALL_REDUCE, pattern, [64], HOSTS[4], chunks=3)
+    found = [program(pieces, place, overlap=overlap) for place in range(4)]
+    begins = {t: turn for each in found for turn, sends in enumerate(each.sends) for t in sends}
+    ends = {t: turn for each in found for turn, receives in enumerate(each.receives) for t in receives}
+    assert begins == ends, "both sides in the same turn"
+    assert len(begins) == sum(len(step) for steps in pieces for step in steps)
+    chunks = [[{begins[transfer] for transfer in step} for step in steps] for steps in pieces]
+    for steps in chunks:
+        assert all(len(turns) == 1 for turns in steps)
+        assert all(min(b) >= max(a) + found[0].patience for a, b in pairwise(steps))
+    if not overlap:
+        assert all(min(after[0]) > max(before[-1]) for before, after in pairwise(chunks))
 
 
 @pytest.mark.parametrize("method", ["bf16", "fp16"])
