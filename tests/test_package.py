@@ -39,6 +39,7 @@ TORCH_ALONE = (
     "kernel_pytorch.links.schedule.follow",
     "kernel_pytorch.links.schedule.pieces",
     "kernel_pytorch.links.schedule.queue",
+    "kernel_pytorch.links.trains",
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from .shell import Command, Program
@@ -20,10 +21,16 @@ PROGRAM = Program(
         Command("events", "show what happened to a job", f"{_JOBS}.events"),
         Command("cancel", "end a job", f"{_JOBS}.cancel"),
         Command("requeue", "run a job again, from its last checkpoint", f"{_JOBS}.requeue"),
+        Command("profile", "show what communication costs", "kernel_pytorch.cli.profile"),
     ),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``kernel-pytorch`` with ``argv`` (default: ``sys.argv[1:]``) and return its exit status."""
-    return PROGRAM.main(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["profile"]:
+        from .profile.ranks import main_of_rank
+
+        return main_of_rank(PROGRAM, arguments)
+    return PROGRAM.main(arguments)

@@ -87,13 +87,13 @@ class NetworkTopologyOptimizer:
         return dict(self._utilisation)
 
     def measure(self, process_group: ProcessGroup | None = None, seconds: float = 3.0) -> MeasuredLinks:
-        """See :func:`.measure_links`; all ranks call it. A given topology still says who shares a host.
+        """See :func:`.measure_or_saved`; all ranks call it. A given topology still says who shares a host.
 
         Raises:
             RuntimeError: there is no process group.
             ValueError: the group has another number of ranks.
         """
-        if self.world_size == 1 and process_group is None:
+        if self.world_size == 1:
             return self.links
         if process_group is None and not in_process_group():
             raise RuntimeError(
@@ -101,12 +101,12 @@ class NetworkTopologyOptimizer:
             )
         import torch.distributed as dist
 
-        from ..links.measure import measure_links
+        from ..links.saved import measure_or_saved
 
         size = dist.get_world_size(process_group)
         if size != self.world_size:
             raise ValueError(f"world_size is {self.world_size}, and the process group has {size} ranks")
-        found = measure_links(process_group, seconds=seconds)
+        found = measure_or_saved(process_group, seconds=seconds)
         if self._topology is not None:
             hosts = self._topology.hosts(size)
             self.difference = difference(hosts, found.hosts)

@@ -15,7 +15,7 @@ Hosts = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A measured value with its 95 % interval."""
+    """A median with its 95 % interval; of fewer than six samples, with their range."""
 
     value: float
     low: float
@@ -30,6 +30,21 @@ class HostLink:
     source: int
     target: int
     gbit_s: Figure
+    message_us: Figure | None = None
+    """CPU time, of both ends together, for one message of a few bytes; None: not measured."""
+    byte_ns: Figure | None = None
+    """And for each byte; None: not measured, or too little to be told apart from the message's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedLink:
+    """What two streams that leave a host at the same time get of its link."""
+
+    source: int
+    targets: tuple[int, int]
+    """Equal: between two pairs of ranks of the same two hosts."""
+    share: Figure
+    """Of the rates that the two have alone: 0.5 where they share a link, 1 where neither slows the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +67,12 @@ class MeasuredLinks:
     """In both directions; those that were not measured are missing."""
     pairs: tuple[RankPair, ...] = ()
     """Each pair once, ``a`` before ``b``."""
+    shared: tuple[SharedLink, ...] = ()
+    """Where hosts have two ranks or more, or two others to send to."""
+    racks: tuple[tuple[int, ...], ...] = ()
+    """The hosts of each rack; none: they do not fall into racks clearly (:func:`.racks.racks_of`)."""
+    names: tuple[str, ...] = ()
+    """Of the hosts, for people; none: not known."""
     seconds: float | None = None
     """What measuring took."""
 
@@ -68,6 +89,24 @@ class MeasuredLinks:
     def gbit_s(self, source: int, target: int) -> float | None:
         """Rate from a host to a host, or inside one; None: not measured."""
         return self._rates.get((source, target))
+
+    def cpu_us(self, source: int, target: int, nbytes: float) -> float | None:
+        """CPU time of both ends for a message from a host to a host, or inside one; None: not measured."""
+        for link in self.links:
+            if (link.source, link.target) == (source, target) and link.message_us is not None:
+                byte_ns = 0.0 if link.byte_ns is None else link.byte_ns.value
+                return link.message_us.value + nbytes * byte_ns * 1e-3
+        return None
+
+    def host_round_trip_us(self, a: int, b: int) -> Figure | None:
+        """The shortest between ranks of two hosts, or of one; None: not measured."""
+        hosts = sorted((a, b))
+        found = [
+            pair.round_trip_us
+            for pair in self.pairs
+            if sorted((self.host_of[pair.a], self.host_of[pair.b])) == hosts
+        ]
+        return min(found, key=lambda figure: figure.value, default=None)
 
     def round_trip_us(self, a: int, b: int) -> float | None:
         """Of a small message between two ranks; None: not measured."""

@@ -172,6 +172,16 @@ def test_messages_cost_what_is_said():
     assert dear.seconds - free.seconds == pytest.approx(dear.messages_s) == pytest.approx(6e-3)
 
 
+def test_messages_cost_what_was_measured():
+    links = links_between(((0, 1), (2, 3)))
+    across = tuple(
+        replace(link, message_us=exactly(200.0)) if link.source != link.target else link
+        for link in links.links
+    )
+    found = expected_time(RING, "all_reduce", 4000, replace(links, links=across))
+    assert found.messages_s == pytest.approx(6 * 100e-6)  # each step has a message between hosts
+
+
 def test_a_large_ring_is_not_listed_turn_by_turn():
     links = links_of(NetworkTopology(125, 8), 1000)
     with mock.patch("kernel_pytorch.links.loads.sends", side_effect=AssertionError):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from made_up_links import exactly, made_up
 
-from kernel_pytorch.links.facts import Figure, HostLink
+from kernel_pytorch.links.facts import Figure, HostLink, RankPair
 from kernel_pytorch.links.saved import agrees, key_of, links_folder, load, save
 
 LINKS = made_up(((0, 2), (1, 3)), 0.2)
@@ -46,7 +46,7 @@ def test_the_key_is_of_the_hosts_by_rank():
 
 def with_rate(value: float, spread: float = 0.0):
     figure = Figure(value=value, low=value - spread, high=value + spread, samples=3)
-    return replace(LINKS, links=(HostLink(source=0, target=1, gbit_s=figure),))
+    return replace(LINKS, links=(HostLink(source=0, target=1, gbit_s=figure), LINKS.links[1]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,37 @@ def test_a_quick_measurement_confirms_or_not(value, spread, same):
     assert agrees(LINKS, with_rate(value, spread)) is same
 
 
+@pytest.mark.parametrize(("value", "same"), [(13.0, True), (7.0, True), (3.0, False), (25.0, False)])
+def test_inside_a_host_a_factor_of_two_is_no_other_link(value, same):
+    before, now = (
+        replace(LINKS, links=(*LINKS.links, HostLink(source=0, target=0, gbit_s=exactly(rate))))
+        for rate in (10.0, value)
+    )
+    assert agrees(before, now) is same
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (100, 900, True),
+        (100, 1_200, False),
+        (20_000, 29_000, True),
+        (20_000, 31_000, False),
+        (20_000, 300, False),
+    ],
+)
+def test_round_trips_between_hosts_count(before, now, same):
+    def with_trip(microseconds, inside=50.0):
+        trips = {(0, 1): microseconds, (0, 2): inside}
+        pairs = [RankPair(a=a, b=b, round_trip_us=exactly(trip)) for (a, b), trip in trips.items()]
+        return replace(LINKS, pairs=tuple(pairs))
+
+    assert agrees(with_trip(before), with_trip(now, inside=40_000.0)) is same
+    assert agrees(LINKS, with_trip(now)) is True
+
+
 def test_other_hosts_confirm_nothing():
     assert not agrees(LINKS, made_up(((0, 1), (2, 3)), 0.2))
+    assert not agrees(LINKS, replace(LINKS, links=LINKS.links[:1]))
     unknown = replace(LINKS, links=(HostLink(source=0, target=0, gbit_s=exactly(1.0)),))
     assert not agrees(LINKS, unknown)
