@@ -18,11 +18,12 @@ from tests.support.worlds import World
 
 from kernel_pytorch.groups import GroupError
 from kernel_pytorch.links.methods import Operation
+from kernel_pytorch.links.schedule import queue as queue_module
 from kernel_pytorch.links.schedule.pieces import Piecewise
 from kernel_pytorch.links.schedule.queue import CollectiveQueue
 
 SIZE = 4
-TIMEOUT_S = 10
+TIMEOUT_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def missing(group: dist.ProcessGroup) -> tuple[list[str], list[float], str]:
 
 def test_an_error_is_that_of_its_operation(world: World):
     found = world.results(missing)
-    told = "all_gather 'weights' among ranks 0, 1, 2, 3: rank 2 did not submit it within 8 s"
+    told = "all_gather 'weights' among ranks 0, 1, 2, 3: rank 2 did not submit it within 4 s"
     assert [errors[:1] for errors, _, _ in found] == [[told], [told], [], [told]]
     assert found[0][0] == found[1][0]
     differing = found[0][0][1]
@@ -254,6 +255,29 @@ def test_alone():
     queue.shutdown()
     with pytest.raises(GroupError, match="the queue was shut down"):
         queue.submit("all_reduce", tensor, name="a")
+
+
+def silent(group: dist.ProcessGroup) -> str:
+    """Rank 0 answers nobody, as if it had died."""
+    with mock.patch.object(queue_module, "coordinate", return_value=None):
+        queue = CollectiveQueue(impatient())
+    error = ""
+    if dist.get_rank(group):
+        with pytest.raises(GroupError) as raised:
+            queue.submit("all_reduce", torch.ones(2), name="a").wait(6 * TIMEOUT_S)
+        error = str(raised.value)
+    dist.barrier()
+    if dist.get_rank(group) == 1:
+        queue.shutdown()
+    else:
+        del queue
+    return error
+
+
+def test_a_silent_rank_0_is_an_error_on_the_others(world: World):
+    _, *errors = world.results(silent)
+    told = "all_reduce 'a' among ranks 0, 1, 2, 3: rank 0 has said nothing for 10 s"
+    assert errors == [told] * 3
 
 
 def dying(group: dist.ProcessGroup) -> list[str]:
