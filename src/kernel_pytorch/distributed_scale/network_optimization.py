@@ -87,13 +87,13 @@ class NetworkTopologyOptimizer:
         return dict(self._utilisation)
 
     def measure(self, process_group: ProcessGroup | None = None, seconds: float = 3.0) -> MeasuredLinks:
-        """See :func:`.measure_links`; all ranks call it. A given topology still says who shares a host.
+        """See :func:`.measure_or_saved`; all ranks call it. A given topology still says who shares a host.
 
         Raises:
             RuntimeError: there is no process group.
             ValueError: the group has another number of ranks.
         """
-        if self.world_size == 1 and process_group is None:
+        if self.world_size == 1:
             return self.links
         if process_group is None and not in_process_group():
             raise RuntimeError(
@@ -101,12 +101,12 @@ class NetworkTopologyOptimizer:
             )
         import torch.distributed as dist
 
-        from ..links.measure import measure_links
+        from ..links.saved import measure_or_saved
 
         size = dist.get_world_size(process_group)
         if size != self.world_size:
             raise ValueError(f"world_size is {self.world_size}, and the process group has {size} ranks")
-        found = measure_links(process_group, seconds=seconds)
+        found = measure_or_saved(process_group, seconds=seconds)
         if self._topology is not None:
             hosts = self._topology.hosts(size)
             self.difference = difference(hosts, found.hosts)
@@ -186,6 +186,7 @@ def create_topology_optimizer(
 
 @dataclass
 class _Scheduled:
+    operation_id: str
     operation_type: str
     participants: list[int]
     tensor_size: int
@@ -226,7 +227,7 @@ class BandwidthAwareScheduler:
         """
         self.topology_optimizer = topology_optimizer
         self._queue: CollectiveQueue | None = None
-        self._scheduled: dict[str, _Scheduled] = {}
+        self._scheduled: list[_Scheduled] = []
         if in_process_group() or topology_optimizer.world_size == 1:
             from ..links.schedule.queue import CollectiveQueue
 
@@ -284,14 +285,17 @@ class BandwidthAwareScheduler:
             handle = self._queue.submit(
                 operation, tensor, name=operation_id, participants=participants, priority=priority
             )
-        self._scheduled[operation_id] = _Scheduled(
-            operation_type=operation_type,
-            participants=list(participants),
-            tensor_size=tensor_size,
-            priority=priority,
-            optimization=optimization,
-            handle=handle,
-            since=time.monotonic(),
+        self._scheduled.append(
+            _Scheduled(
+                operation_id=operation_id,
+                operation_type=operation_type,
+                participants=list(participants),
+                tensor_size=tensor_size,
+                priority=priority,
+                optimization=optimization,
+                handle=handle,
+                since=time.monotonic(),
+            )
         )
         return {
             "schedule_time_ms": None if None in before else float(sum(before)),
@@ -317,10 +321,9 @@ class BandwidthAwareScheduler:
 
     def get_active_communications(self) -> list[dict[str, Any]]:
         """What was submitted with a tensor, and is not done."""
-        self._active()
         return [
             {
-                "operation_id": name,
+                "operation_id": each.operation_id,
                 "operation_type": each.operation_type,
                 "participants": each.participants,
                 "tensor_size": each.tensor_size,
@@ -328,14 +331,13 @@ class BandwidthAwareScheduler:
                 "expected_time_ms": each.optimization["expected_time_ms"],
                 "age_ms": (time.monotonic() - each.since) * 1e3,
             }
-            for name, each in self._scheduled.items()
-            if each.handle is not None and each.done_at is None
+            for each in self._active()
         ]
 
     def get_scheduling_stats(self) -> dict[str, Any]:
         """Numbers of operations that are not cleared (pending: without a tensor), and how busy links are."""
         active = len(self._active())
-        done = [each for each in self._scheduled.values() if each.done_at is not None]
+        done = [each for each in self._scheduled if each.done_at is not None]
         failed = sum(each.failed for each in done)
         levels = list(self.topology_optimizer.congestion_levels.values())
         return {
@@ -363,27 +365,30 @@ class BandwidthAwareScheduler:
         """
         self._active()
         changed = {}
-        for name, each in self._scheduled.items():
+        for each in self._scheduled:
             if each.done_at is None:
                 found = self.topology_optimizer.optimize_communication_pattern(
                     each.operation_type, each.tensor_size, each.participants
                 )
                 if found != each.optimization:
-                    changed[name] = each.optimization = found
+                    changed[each.operation_id] = each.optimization = found
         return changed
 
     def clear_completed_operations(self, retention_hours: float = 1.0) -> int:
-        """Forget operations that are done, or failed, and were seen to be so many hours ago; how many."""
+        """Forget operations that are done, or failed, and were seen to be so many hours ago; how many.
+
+        Those without a tensor are forgotten so many hours after they were scheduled, and not counted.
+        """
         self._active()
-        now = time.monotonic()
-        old = [
-            name
-            for name, each in self._scheduled.items()
-            if each.done_at is not None and now - each.done_at >= retention_hours * 3600
+        now, seconds, total = time.monotonic(), retention_hours * 3600, len(self._scheduled)
+        self._scheduled = [
+            each for each in self._scheduled if each.handle is not None or now - each.since < seconds
         ]
-        for name in old:
-            del self._scheduled[name]
-        return len(old)
+        plans = total - len(self._scheduled)
+        self._scheduled = [
+            each for each in self._scheduled if each.done_at is None or now - each.done_at < seconds
+        ]
+        return total - plans - len(self._scheduled)
 
     def shutdown(self) -> None:
         """See :meth:`.CollectiveQueue.shutdown`."""
@@ -392,9 +397,9 @@ class BandwidthAwareScheduler:
 
     def _active(self) -> list[_Scheduled]:
         now = time.monotonic()
-        for each in self._scheduled.values():
+        for each in self._scheduled:
             each.update(now)
-        return [each for each in self._scheduled.values() if each.handle is not None and each.done_at is None]
+        return [each for each in self._scheduled if each.handle is not None and each.done_at is None]
 
 
 def _check_size(world_size: int) -> None:

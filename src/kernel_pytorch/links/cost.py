@@ -66,7 +66,7 @@ def expected_time(
         element_bytes: sent for each element.
         chunk_bytes: no chunk is larger.
         chunks: number of them; default: that of the least expected time.
-        message_us: what each message costs a rank; default: as measured, else not counted.
+        message_us: CPU time that a message costs each of its two ranks; default: as measured, else none.
 
     Raises:
         ValueError: the pattern or the operation does not exist, or a number is out of its range.
@@ -126,7 +126,8 @@ def expected_times(
     if sorted(order) != list(range(len(ranks))):
         raise ValueError(f"order must have the places 0 to {len(ranks) - 1}, each once, got {order}")
     count, carriers = -int(-nbytes // element_bytes), Carriers(links)
-    message_s = (message_us or 0.0) * 1e-6
+    if message_us is not None:
+        carriers.message_s[:] = message_us * 1e-6
     least = max(1, -(-nbytes // chunk_bytes))
     found = []
     # One exchange, whatever the pattern.
@@ -135,8 +136,8 @@ def expected_times(
         totals = _Totals(carriers, element_bytes)
         for step in turns_of(operation, pattern, count, hosts, order, ranks):
             totals.add(step)
-        number = totals.best_chunks(least, count, message_s) if chunks is None else chunks
-        found.append(replace(totals.expected(number, message_s), pattern=pattern))
+        number = totals.best_chunks(least, count) if chunks is None else chunks
+        found.append(replace(totals.expected(number), pattern=pattern))
     return sorted(found, key=_rank_of)
 
 
@@ -160,7 +161,9 @@ def expected(steps: Steps, links: MeasuredLinks, element_bytes: float, chunks: i
     """
     if chunks < 1:
         raise ValueError(f"chunks must be at least 1, got {chunks}")
-    totals = _Totals(Carriers(links), element_bytes)
+    carriers = Carriers(links)
+    carriers.message_s[:] = 0.0
+    totals = _Totals(carriers, element_bytes)
     for step in steps:
         totals.add(turn((t.source, t.target, t.end - t.begin, 1) for t in step))
     return totals.expected(chunks)
@@ -175,7 +178,7 @@ class _Totals:
         self._busy_s: dict[str, Floats] = {}
         self._between = np.zeros((self._hosts, self._hosts))
         self._in_turn_s = self._waiting_s = self._longest_trip_s = 0.0
-        self._messages = self._steps = 0
+        self._messages_s, self._steps = 0.0, 0
 
     def add(self, step: Turn) -> None:
         links, count = self._carriers, self._hosts
@@ -197,26 +200,27 @@ class _Totals:
         trip = float(links.trip_s[step.sources, step.targets].max(initial=0.0))
         self._waiting_s += step.steps * trip
         self._longest_trip_s = max(self._longest_trip_s, trip)
-        ends = [np.bincount(each, step.messages).max(initial=0) for each in (step.sources, step.targets)]
-        self._messages += step.steps * int(max(ends))
+        cost_s = step.messages * links.message_s[a, b]
+        ends = [np.bincount(each, cost_s).max(initial=0.0) for each in (step.sources, step.targets)]
+        self._messages_s += step.steps * float(max(ends))
         self._steps += step.steps
 
-    def best_chunks(self, least: int, count: int, message_s: float) -> int:
+    def best_chunks(self, least: int, count: int) -> int:
         """The fewest, or twice that, and so on: the first within 1 % of the least expected time."""
         numbers = [least]
         while numbers[-1] * 2 <= min(MOST_CHUNKS, count):
             numbers.append(numbers[-1] * 2)
-        times = [self.expected(number, message_s).seconds for number in numbers]
+        times = [self.expected(number).seconds for number in numbers]
         shortest = min((seconds for seconds in times if seconds is not None), default=0.0)
         for number, seconds in zip(numbers, times, strict=True):
             if seconds is not None and seconds <= 1.01 * shortest:
                 return number
         return least
 
-    def expected(self, chunks: int, message_s: float = 0.0) -> Expected:
+    def expected(self, chunks: int) -> Expected:
         busiest = float(max((each.max(initial=0.0) for each in self._busy_s.values()), default=0.0))
         waiting = self._waiting_s + (chunks - 1) * self._longest_trip_s
-        messages = chunks * self._messages * message_s
+        messages = chunks * self._messages_s
         seconds = busiest + (self._in_turn_s - busiest) / chunks + waiting + messages
         known = bool(np.isfinite(seconds))
         return Expected(

@@ -123,9 +123,13 @@ class Carriers:
         count = len(links.hosts)
         self.host_of = np.array(links.host_of)
         self.pair_s = np.full((count, count), np.nan)
+        self.message_s = np.zeros((count, count))
+        """CPU time of one of its ranks; 0 where it was not measured."""
         for link in links.links:
             if link.gbit_s.value:
                 self.pair_s[link.source, link.target] = 8e-9 / link.gbit_s.value
+            if link.message_us is not None:
+                self.message_s[link.source, link.target] = link.message_us.value / 2 * 1e-6
         self.inside_s = self.pair_s.diagonal().copy()
         np.fill_diagonal(self.pair_s, np.nan)
         between = np.where(np.isnan(self.pair_s), np.inf, self.pair_s)

@@ -127,16 +127,17 @@ def regrouped(links: MeasuredLinks, hosts: Hosts) -> MeasuredLinks:
     size = sum(map(len, hosts))
     if size != links.size:
         raise ValueError(f"hosts are of {size} ranks, the links of {links.size}")
-    figures = {(link.source, link.target): link.gbit_s for link in links.links}
+    known = {(link.source, link.target): link for link in links.links}
     found = []
     for source, senders in enumerate(hosts):
         for target, receivers in enumerate(hosts):
             pairs = {(links.host_of[a], links.host_of[b]) for a in senders for b in receivers if a != b}
-            known = [figures[pair] for pair in pairs if pair in figures]
-            if known:
-                slowest = min(known, key=lambda figure: figure.value)
-                found.append(HostLink(source=source, target=target, gbit_s=slowest))
-    return replace(links, hosts=hosts, links=tuple(found))
+            each = [known[pair] for pair in pairs if pair in known]
+            if each:
+                slowest = min(each, key=lambda link: link.gbit_s.value)
+                found.append(replace(slowest, source=source, target=target))
+    # How links are shared, racks and names are those of the found hosts.
+    return replace(links, hosts=hosts, links=tuple(found), shared=(), racks=(), names=())
 
 
 def difference(said: Hosts, found: Hosts) -> str | None:

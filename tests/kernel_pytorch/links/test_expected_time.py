@@ -15,6 +15,7 @@ from made_up_links import exactly, made_up
 from tests.support.worlds import World
 
 from kernel_pytorch.links.collectives import run as run_module
+from kernel_pytorch.links.collectives.groups import Group
 from kernel_pytorch.links.collectives.steps import plan
 from kernel_pytorch.links.cost import PATTERNS, Expected, expected, expected_time, expected_times
 from kernel_pytorch.links.facts import HostLink, Hosts, MeasuredLinks, RankPair
@@ -84,12 +85,21 @@ def sent(group: dist.ProcessGroup, cases: list[tuple[Operation, CommunicationPat
         found[-1][group_dst] += tensor.numel() * tensor.element_size()
         return isend(tensor, group=group, group_dst=group_dst)
 
+    whole = Group(
+        group=group,
+        place=rank,
+        ranks=tuple(range(size)),
+        found=hosts,
+        links=links_between(hosts),
+        order=tuple(place for places in hosts for place in places),
+        seats=tuple(range(size)),
+    )
     for operation, pattern, count in cases:
         edges = [count * place // size for place in range(size + 1)]
-        pieces = plan(operation, pattern, edges, hosts, [place for places in hosts for place in places])
+        pieces = run_module.program(plan(operation, pattern, edges, hosts, whole.order), rank)
         found.append([0] * size)
         with mock.patch.object(dist, "isend", counting):
-            run_module.run(pieces, torch.full((count,), float(rank)), group)
+            run_module.run(pieces, torch.full((count,), float(rank)), whole)
     return found
 
 
@@ -160,6 +170,16 @@ def test_messages_cost_what_is_said():
     free = expected_time(RING, "all_reduce", 4000, links)
     dear = expected_time(RING, "all_reduce", 4000, links, message_us=1000.0)
     assert dear.seconds - free.seconds == pytest.approx(dear.messages_s) == pytest.approx(6e-3)
+
+
+def test_messages_cost_what_was_measured():
+    links = links_between(((0, 1), (2, 3)))
+    across = tuple(
+        replace(link, message_us=exactly(200.0)) if link.source != link.target else link
+        for link in links.links
+    )
+    found = expected_time(RING, "all_reduce", 4000, replace(links, links=across))
+    assert found.messages_s == pytest.approx(6 * 100e-6)  # each step has a message between hosts
 
 
 def test_a_large_ring_is_not_listed_turn_by_turn():

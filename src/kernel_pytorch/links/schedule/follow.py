@@ -71,11 +71,17 @@ class Follower:
             self._end(reason)
             raise GroupError(reason) from error
 
-    def leave(self) -> bool:
-        """Take nothing more; whether it did until now."""
+    def leave(self) -> None:
+        """Take nothing more; return when nothing more can come."""
         with self._changed:
             took, self._over = self._over is None, self._over or "the queue was shut down"
-        return took
+            self._heard_at = time.monotonic()
+            self._changed.notify_all()
+        if took:
+            with suppress(GroupError):
+                self.say(Message(rank=self._rank, leaving=True))
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended)
 
     def follow(self) -> None:
         """Until nothing more can come."""
@@ -99,13 +105,14 @@ class Follower:
             self._end(reason)
 
     def watch(self) -> None:
-        """Until :meth:`follow` ends: see that rank 0 does not keep silent while something is pending."""
+        """Until :meth:`follow` ends: see that rank 0 does not keep silent while it is waited for."""
         with self._changed:
             while not self._ended:
+                waits = bool(self._pending) or self._over is not None
                 left = self._heard_at + self._patience_s - time.monotonic()
-                if self._pending and left <= 0:
+                if waits and left <= 0:
                     break
-                self._changed.wait(left if self._pending else None)
+                self._changed.wait(left if waits else None)
         self._end(f"rank 0 has said nothing for {self._patience_s:.3g} s")
 
     def wake(self, thread: Future[None]) -> None:

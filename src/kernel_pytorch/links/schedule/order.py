@@ -43,19 +43,20 @@ def next_cycle(
     by_host: dict[int, int] = {}
     by_rank: dict[int, int] = {}
     left = heapq.nsmallest(MOST_COMPARED, waiting, key=lambda each: (-each.priority, each.number))
-    chosen = []
-
-    def fits(each: Waiting) -> bool:
-        carried = max((by_rank.get(rank, 0) for rank in each.ranks), default=0)
-        return not carried or carried + each.nbytes <= most_bytes
+    chosen: list[Waiting] = []
+    full: set[int] = set()
 
     def key(each: Waiting) -> tuple[float, float, int]:
         loads = (by_host.get(host, 0) / most_bytes + used.get(host, 0.0) for host in each.hosts)
         return -each.priority, max(loads, default=0.0), each.number
 
-    while left := [each for each in left if fits(each)]:
+    while left:
         first = min(left, key=key)
         left.remove(first)
+        carried = max((by_rank.get(rank, 0) for rank in first.ranks), default=0)
+        if not full.isdisjoint(first.ranks) or (carried and carried + first.nbytes > most_bytes):
+            full.update(first.ranks)  # nothing overtakes it there
+            continue
         chosen.append(first)
         for rank in first.ranks:
             by_rank[rank] = by_rank.get(rank, 0) + max(first.nbytes, 1)

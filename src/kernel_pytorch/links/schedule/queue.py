@@ -172,10 +172,7 @@ class CollectiveQueue:
         self._closed = True
         if self._follower is None:
             return
-        if self._follower.leave():
-            with suppress(GroupError):
-                self._follower.say(Message(rank=self._group.place, leaving=True))
-        self._threads[""].result()
+        self._follower.leave()
         if (answering := self._threads.get(", rank 0")) is not None:
             wait([answering], self._patience_s)
         self._stop()
