@@ -52,7 +52,7 @@ def compressed_training(options: Options) -> list[Table]:
     """Compressed gradients: loss after 200 steps of a small LongNet on 4 ranks, by method."""
     names = options.select(name for name in HOOKS if HOOKS[name] is not None)
     with tempfile.TemporaryDirectory() as folder:
-        train = partial(_rank, folder=folder, names=("plain DDP", *names))
+        train = partial(_rank, folder=folder, names=("plain DDP", *names), text=_text())
         with ProcessPoolExecutor(RANKS, get_context("spawn")) as ranks:
             found, *_ = ranks.map(train, range(RANKS))
     plain = found["plain DDP"]["losses"]
@@ -84,13 +84,14 @@ def compressed_training(options: Options) -> list[Table]:
     ]
 
 
-def _rank(rank: int, folder: str, names: Sequence[str]) -> dict[str, Any]:
+def _rank(rank: int, folder: str, names: Sequence[str], text: bytes) -> dict[str, Any]:
     """Losses by seed and megabytes that a step sends, by method."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     found = {}
     for name in names:
-        runs = [_train(HOOKS[name], seed) for seed in SEEDS]
+        runs = [_train(HOOKS[name], seed, tokens) for seed in SEEDS]
         found[name] = {"losses": [loss for loss, _ in runs], "megabytes": runs[0][1]}
         if rank == 0:
             progress(f"  {name}: {found[name]}")
@@ -98,14 +99,13 @@ def _rank(rank: int, folder: str, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _train(hook: tuple[str, dict[str, Any]] | None, seed: int) -> tuple[float, float | None]:
+def _train(hook: tuple[str, dict[str, Any]] | None, seed: int, text: Tensor) -> tuple[float, float | None]:
     """Loss on held-out text, of rank 0, and megabytes that this rank sent in a step."""
     torch.manual_seed(seed)
     model = LongNetLM(MODEL)
     ddp = DistributedDataParallel(model, bucket_cap_mb=0.25)
     state = None if hook is None else register_comm_hook(ddp, hook[0], seed=seed, **hook[1])
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=2e-3)
-    text = _text()
     held_out, training = text[: len(text) // 10], text[len(text) // 10 :]
     chance = torch.Generator().manual_seed(1000 * seed + dist.get_rank())
     for _ in range(STEPS):
@@ -129,7 +129,5 @@ def _batch(text: Tensor, size: int, chance: torch.Generator) -> Tensor:
     return text[begins + torch.arange(SEQ + 1)]
 
 
-def _text() -> Tensor:
-    files = sorted(Path(REPOSITORY, "src").rglob("*.py"))
-    content = b"".join(path.read_bytes() for path in files)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).long()
+def _text() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(Path(REPOSITORY, "src").rglob("*.py")))
