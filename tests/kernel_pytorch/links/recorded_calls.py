@@ -416,6 +416,10 @@ def agreement(group: dist.ProcessGroup) -> bool:
     plain, _ = collectives(group)
     same, _ = collectives(checked)
     messages(checked)
+    if rank == 0:
+        dist.broadcast(torch.ones(2), 0, group=checked)
+    else:
+        dist.broadcast(torch.zeros(2), 0, group=checked)
     dist.all_reduce(torch.ones([2, 3] if rank else [6]), group=checked)
     sends = [(rank + other) % 3 for other in range(size)]  # a symmetric matrix
     out = torch.empty(sum(sends))

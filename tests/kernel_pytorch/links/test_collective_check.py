@@ -95,3 +95,5 @@ def test_the_odd_rank_is_named_first(size, data):
 def test_equal_calls_from_different_folders_agree(size):
     calls = [msgspec.structs.replace(CALL, site=f"/{place}/train.py:8") for place in range(size)]
     assert differences(calls, range(size)) is None
+    rooted = [msgspec.structs.replace(CALL, root=0, site=f"train.py:{place}") for place in range(size)]
+    assert differences(rooted, range(size)) is None
