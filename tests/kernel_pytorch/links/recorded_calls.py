@@ -297,6 +297,11 @@ def failing(group: dist.ProcessGroup) -> dict[str, Any]:
         dist.all_to_all_single(torch.empty(4), torch.ones(4), [1, 1], [1, 1], group=recorded)
     except (RuntimeError, ValueError) as error:
         found["refused"] = bool(str(error))
+    outputs = [torch.empty(4), *[torch.empty(5) for _ in range(recorded.size() - 1)]]
+    try:
+        dist.all_gather(outputs, torch.ones(4), group=recorded)  # refused before it is posted
+    except (RuntimeError, ValueError) as error:
+        found["uneven"] = bool(str(error))
     # Alone in a group of its own: the connections of a group on which a call has failed are closed.
     short = recorder.wrap(dist.new_group(timeout=timedelta(seconds=1)))
     if rank == 0:

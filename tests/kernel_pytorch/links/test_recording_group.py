@@ -70,8 +70,11 @@ def test_a_failed_call_is_recorded_as_failed(world):
     assert first["refused"]
     assert second["refused"]
     assert first["alone"]
-    assert first["errors"] == [("all_to_all", True, True), ("all_reduce", True, True)]
-    assert second["errors"] == [("all_to_all", True, True)]
+    assert first["uneven"]
+    assert second["uneven"]
+    refused = [("all_to_all", True, True), ("all_gather", True, True)]
+    assert first["errors"] == [*refused, ("all_reduce", True, True)]
+    assert second["errors"] == refused
 
 
 def test_a_handle_tells_where_it_was_posted_and_how_long_it_was_waited_for(world):
