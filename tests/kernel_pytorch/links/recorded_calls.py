@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -284,6 +286,10 @@ def new_groups(group: dist.ProcessGroup) -> dict[str, Any]:
         found["only"] = dist.new_group([0]) is not None
         dist.destroy_process_group(backwards)
         found["gone"] = backwards not in c10d._world.pg_map
+        inner = weakref.ref(backwards.inner)
+        del backwards, resolved
+        gc.collect()
+        found["freed"] = inner() is None
     found["told"] = [(c.operation, c.nbytes) for c in recorder.calls]
     return found
 
@@ -411,7 +417,13 @@ def disagreement(group: dist.ProcessGroup, kind: str) -> dict[str, Any]:
             break
     dist.barrier(group=group)
     failed = [call.error for call in recorder.calls if call.error]
-    return {"error": error, "first": first, "recorded": failed[:1] == [error] if error else not failed}
+    stood = all(call.waited > 0 for call in recorder.calls if call.error is None)
+    return {
+        "stood": stood,
+        "error": error,
+        "first": first,
+        "recorded": failed[:1] == [error] if error else not failed,
+    }
 
 
 def agreement(group: dist.ProcessGroup) -> bool:

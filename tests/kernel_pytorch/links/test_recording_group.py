@@ -61,6 +61,7 @@ def test_new_groups_and_meshes_are_recorded_in_place(world):
         assert found["ranks"] == ([1, 0] if ranks.SORTS else [0, 1])
         assert found["by_name"]
         assert found["gone"]
+        assert found["freed"]
         assert ("all_reduce", 12) in found["told"], rank
         assert ("all_reduce", 8) in found["told"]
 
