@@ -16,6 +16,7 @@ TORCH_ALONE = (
     "kernel_pytorch.links.collectives.run",
     "kernel_pytorch.links.measure",
     "kernel_pytorch.links.profile.group",
+    "kernel_pytorch.links.profile.work",
     "kernel_pytorch.links.profile.world",
     "kernel_pytorch.links.trains",
     "kernel_pytorch.machine.measure",
