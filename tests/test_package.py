@@ -38,6 +38,7 @@ TORCH_ALONE = (
     "kernel_pytorch.links.compress.wire",
     "kernel_pytorch.links.measure",
     "kernel_pytorch.links.profile.group",
+    "kernel_pytorch.links.profile.work",
     "kernel_pytorch.links.profile.world",
     "kernel_pytorch.links.schedule.follow",
     "kernel_pytorch.links.schedule.pieces",

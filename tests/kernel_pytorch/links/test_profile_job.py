@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_pytorch.cli import main
-from kernel_pytorch.links.profile.job import JobCommandError, recorded_launch, recorded_rank
+from kernel_pytorch.links.profile.job import JobCommandError, on_one_node, recorded_launch, recorded_rank
 from kernel_pytorch.links.profile.read import read_folder
 from kernel_pytorch.links.profile.record import CallRecord, EndRecord, StepRecord
 
@@ -78,6 +78,14 @@ def test_torchrun_reads_the_same_from_the_rewritten_command(options, script, arg
     assert {k: v for k, v in vars(after).items() if k not in changed} == {
         k: v for k, v in vars(before).items() if k not in changed
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "one"),
+    [([], True), (["--nnodes=1:1"], True), (["--nnodes", "2"], False), (["--nnodes=1:4"], False)],
+)
+def test_a_job_of_several_nodes_may_find_records(options, one):
+    assert on_one_node(["torchrun", *options, "train.py"]) is one
 
 
 @pytest.mark.parametrize(

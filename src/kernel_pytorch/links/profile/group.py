@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
-from torch.autograd import Variable
 
 from .calls import DESCRIPTIONS, positional
 from .record import GroupRecord
-from .recorder import Backward, GroupCalls, Ongoing, Recorder
+from .recorder import GroupCalls, Recorder
+from .work import RecordedWork, in_backward, reason
 from .world import describe, enter, new_name, second_group
 
 if TYPE_CHECKING:
     from .check import Checker
 
-_in_backward = torch._C._current_graph_task_id
-"""-1 outside of a backward pass."""
-_IN_SOURCE = re.compile(r"^\[\S+:\d+\] ")
 _MESSAGES = ("send", "recv", "recv_anysource")
-
-
-class RecordedWork(dist.Work):
-    """The handle of a call; notes how long threads wait for it."""
-
-    def __init__(self, inner: dist.Work, call: Ongoing, *, on_cpu: bool, waits: bool) -> None:
-        """``waits``: the caller waits at once. Then no thread of the backend has to call Python."""
-        super().__init__()
-        self._inner, self._call = inner, call
-        # A GPU's future is done, and its wait returns, when the call is enqueued: neither tells its end.
-        self._ends_with_wait = on_cpu and waits
-        if on_cpu and not waits:
-            try:
-                inner.get_future().add_done_callback(lambda future: _over(call, future))
-            except RuntimeError:  # gloo's messages and its reduce_scatter have none
-                self._ends_with_wait = True
-
-    def wait(self, *args: Any, **named: Any) -> bool:
-        call, since = self._call, time.perf_counter()
-        call.waiting += 1
-        try:
-            done = self._inner.wait(*args, **named)
-        except RuntimeError as error:
-            call.stood(since)
-            call.waiting -= 1
-            call.failed(reason(error), may_wait=True)
-            raise
-        if self._ends_with_wait and call.record.done is None:
-            call.over()
-        call.stood(since)
-        call.waiting -= 1
-        call.recorder.write_finished()
-        if call.left:
-            call.recorder.write_over(call.record)
-        return done
-
-    def get_future(self) -> Any:
-        """torch waits for futures in C++, unseen; those of a backward pass (DDP's) at its very end."""
-        future = self._inner.get_future()
-        if self._call.backward is None and _in_backward() != -1:
-            self._call.backward = _current_backward()
-            self._call.backward.calls.append((self._call, future))
-        return future
-
-
-def _forward(name: str) -> Callable[..., Any]:
-    def method(self: RecordedWork, *args: Any, **named: Any) -> Any:
-        return getattr(self._inner, name)(*args, **named)
-
-    method.__name__ = name
-    return method
-
-
-for _name in (
-    "_get_duration",
-    "_get_op_type",
-    "_source_rank",
-    "block_current_stream",
-    "exception",
-    "get_future_result",
-    "is_completed",
-    "is_success",
-    "result",
-    "source_rank",
-    "synchronize",
-):
-    if hasattr(dist.Work, _name):
-        setattr(RecordedWork, _name, _forward(_name))
 
 
 class RecordingGroup(dist.ProcessGroup):
@@ -110,8 +36,8 @@ class RecordingGroup(dist.ProcessGroup):
         if inner.bound_device_id is not None:
             self.bound_device_id = inner.bound_device_id
         self.inner, self.recorder, self.calls = inner, recorder, calls
-        self.plain: dist.ProcessGroup = inner
-        """On which calls are not recorded: ``inner``, or this one, if it has taken the place of that."""
+        self.in_place = False
+        """Whether it has taken the place of ``inner``."""
         self.checker: Checker | None = None
         self._name = name
 
@@ -123,6 +49,11 @@ class RecordingGroup(dist.ProcessGroup):
 
     def setGroupName(self, name: str) -> None:  # noqa: N802
         self._name = name
+
+    @property
+    def plain(self) -> dist.ProcessGroup:
+        """On which calls are not recorded; this one, if it has taken the place of that."""
+        return self if self.in_place else self.inner
 
     def get_group_store(self) -> Store:
         return self._store
@@ -138,11 +69,11 @@ def _recorded(method: str) -> Callable[..., Any]:
     def call(self: RecordingGroup, *args: Any, **named: Any) -> Any:
         recorder = self.recorder
         what = describe_call(positional(args, named), named, self.inner.size())
-        backward = _in_backward() != -1
-        ongoing = recorder.post(self.calls, what, in_backward=backward)
+        ongoing = recorder.post(self.calls, what, in_backward=in_backward())
         try:
             if self.checker is not None and not alone:
                 self.checker.check(what, ongoing.record)
+                ongoing.stood(ongoing.record.posted)
             work = getattr(self.inner, method)(*args, **named)
         except Exception as error:
             ongoing.failed(reason(error), may_wait=True)
@@ -160,44 +91,6 @@ def _recorded(method: str) -> Callable[..., Any]:
 for _name in DESCRIPTIONS:
     if hasattr(dist.ProcessGroup, _name):
         setattr(RecordingGroup, _name, _recorded(_name))
-
-
-def _over(call: Ongoing, future: Any) -> None:
-    """In the thread of the backend, which waits until this returns."""
-    try:
-        future.value()
-    except Exception as error:
-        call.over()
-        call.failed(reason(error), may_wait=False)
-    else:
-        call.over()
-
-
-_backwards: dict[int, Backward] = {}
-
-
-def _current_backward() -> Backward:
-    """Of the pass that this thread is in."""
-    task = _in_backward()
-    backward = _backwards.get(task)
-    if backward is None:
-        backward = _backwards[task] = Backward()
-
-        def ended() -> None:
-            # DDP has its own callback, which waits, run after this one: it adds it after its last call.
-            del _backwards[task]
-            backward.ended = time.perf_counter()
-            add(backward.over)
-
-        add = Variable._execution_engine.queue_callback
-        add(ended)
-    return backward
-
-
-def reason(error: BaseException) -> str:
-    """In one line, without where in gloo's source it was raised and what may have been the cause."""
-    line = str(error).partition("\n")[0].partition(". This is typically caused")[0]
-    return _IN_SOURCE.sub("", line) or type(error).__name__
 
 
 def recording(
@@ -233,11 +126,11 @@ def recording(
     rank, size = (inner.rank(), inner.size()) if world is None else (world.rank(), world.size())
     group = RecordingGroup(inner, recorder, recorder.add_group(record, rank, size), name)
     enter(group, inner, name, in_place=in_place, ranks=ranks)
-    if in_place:
-        group.plain = group
+    group.in_place = in_place
     if check:
         from .check import Checker
 
         group.checker = Checker(second_group(group, f"{name}/check", ranks, timeout), ranks)
-    recorder.wrapped[inner] = group
+    if not in_place:  # else torch alone decides how long the group lives
+        recorder.wrapped[inner] = group
     return group

@@ -53,6 +53,13 @@ def recorded_launch(command: Sequence[str], folder: Path, *, check: bool) -> lis
     return [*launcher, *([] if args.module else ["-m"]), *own, _MAIN, *ours]
 
 
+def on_one_node(command: Sequence[str]) -> bool:
+    """Whether a torchrun command starts all ranks of its job."""
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser().parse_args(_launcher(command)[1]).nnodes in ("1", "1:1")
+
+
 def _place_of_script(options: Sequence[str], script: str) -> int:
     """Where in torchrun's arguments the script is: those up to it are a whole command."""
     from torch.distributed.run import get_args_parser

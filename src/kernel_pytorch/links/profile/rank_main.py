@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .batches import keep_batches
 from .recorder import Recorder
 
 _GROUPS = "torch.distributed.distributed_c10d"
@@ -136,6 +137,7 @@ def record_groups(module: types.ModuleType, replace: Callable[[Any, Sequence[int
         return replace(made, names.get_process_group_ranks(made), None)
 
     names._new_process_group_helper, names.split_group = new_group, split_group
+    keep_batches(names)
 
 
 def run_script(name: str, arguments: Sequence[str]) -> None:
