@@ -334,6 +334,29 @@ def test_a_rank_that_died_is_named(ranks, data):
     assert "there are no records of it" in finding.text
 
 
+@pytest.mark.parametrize("error", [None, "ValueError: no more data"])
+def test_a_rank_that_died_among_equal_calls(error):
+    """Its calls are those that the others began with; nothing says that it went on after a skipped one."""
+    run = killed(made_up_run(steps=10, marked=False), 2, 6)
+    if error:
+        run[2].records.append(EndRecord(at=0.0, error=error))
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("missing_rank", (2,))]
+    assert finding.text.endswith("; or it skipped one of the 7 equal calls before")
+
+
+def test_a_rank_that_stopped_within_a_step():
+    """After the second of three calls on different lines, of which the last is the same but for its line."""
+    lines = Line(site="a.py:1"), Line(site="b.py:2", nbytes=64), Line(site="c.py:3")
+    run = killed(made_up_run(*lines, steps=10), 2, 3 * 8 + 2)
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("missing_rank", (2,))]
+    assert finding.text.startswith(
+        "rank 2 never came to all_reduce 25 MB (c.py:3) of step 9; its last call was "
+    )
+    assert finding.text.endswith("all_reduce 64 B (b.py:2) of step 9")
+
+
 def test_what_a_rank_ended_with_is_told():
     run = killed(made_up_run(steps=4), 2, 3)
     run[2].records.append(EndRecord(at=0.0, error="ValueError: no more data"))
