@@ -111,6 +111,7 @@ def test_a_rank_that_is_a_little_late_to_each_call():
     (finding,) = findings(run)
     assert kinds([finding]) == [("late_rank", (2,))]
     assert finding.ms_per_step == pytest.approx(0.8 * 40, rel=0.3)
+    assert " ms late to 40 calls together, most to all_reduce 25 MB (train.py:88): " in finding.text
     assert findings(made_up_run(Line(compute_ms=6, moving_ms=1, times=40), noise=0.1, steps=25)) == []
 
 
@@ -150,6 +151,12 @@ def test_clocks_that_are_seconds_apart_change_nothing(seed, apart):
         ]
 
     assert told([0.0] * 4) == told([5.0 * number for number in range(4)]) == told(apart) != []
+
+
+def test_a_few_steps_may_be_chance():
+    """That one of 4 ranks is the last one at one of 3 lines in each of 6 steps."""
+    assert findings(made_up_run(*LINES, late_ms={2: 50.0}, steps=6)) == []
+    assert kinds(findings(made_up_run(*LINES, late_ms={2: 50.0}, steps=12))) == [("late_rank", (2,))]
 
 
 GROUPS = {"left": (0, 1), "right": (2, 3), "third": (4, 5)}
