@@ -48,6 +48,19 @@ def test_a_machine_that_is_busy_for_a_while_makes_no_finding(seed):
     assert findings(run) == []
 
 
+def test_what_does_not_hold_throughout_is_no_finding():
+    """31 of 40 steps are more than chance, but a neighbour may come after a fourth of the run."""
+    run = made_up_run(*LINES, late_ms=lambda step, rank: 40.0 * (rank == 1 and step > 9), steps=40)
+    assert findings(run) == []
+
+
+def test_lateness_that_varies_as_much_as_it_is_long_is_no_finding():
+    """As of the process that gets least of CPUs that have too much to do: always late, never alike."""
+    late = np.random.default_rng(0).uniform(12, 60, 41)
+    run = made_up_run(*LINES, late_ms=lambda step, rank: late[step] * (rank == 1), noise=0.01, steps=40)
+    assert findings(run) == []
+
+
 def test_work_that_varies_makes_no_finding():
     """Another rank is the last one each time: nobody can be named."""
     last = np.random.default_rng(0).integers(4, size=41)
