@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -284,6 +286,10 @@ def new_groups(group: dist.ProcessGroup) -> dict[str, Any]:
         found["only"] = dist.new_group([0]) is not None
         dist.destroy_process_group(backwards)
         found["gone"] = backwards not in c10d._world.pg_map
+        inner = weakref.ref(backwards.inner)
+        del backwards, resolved
+        gc.collect()
+        found["freed"] = inner() is None
     found["told"] = [(c.operation, c.nbytes) for c in recorder.calls]
     return found
 
@@ -297,6 +303,11 @@ def failing(group: dist.ProcessGroup) -> dict[str, Any]:
         dist.all_to_all_single(torch.empty(4), torch.ones(4), [1, 1], [1, 1], group=recorded)
     except (RuntimeError, ValueError) as error:
         found["refused"] = bool(str(error))
+    outputs = [torch.empty(4), *[torch.empty(5) for _ in range(recorded.size() - 1)]]
+    try:
+        dist.all_gather(outputs, torch.ones(4), group=recorded)  # refused before it is posted
+    except (RuntimeError, ValueError) as error:
+        found["uneven"] = bool(str(error))
     # Alone in a group of its own: the connections of a group on which a call has failed are closed.
     short = recorder.wrap(dist.new_group(timeout=timedelta(seconds=1)))
     if rank == 0:
@@ -406,7 +417,13 @@ def disagreement(group: dist.ProcessGroup, kind: str) -> dict[str, Any]:
             break
     dist.barrier(group=group)
     failed = [call.error for call in recorder.calls if call.error]
-    return {"error": error, "first": first, "recorded": failed[:1] == [error] if error else not failed}
+    stood = all(call.waited > 0 for call in recorder.calls if call.error is None)
+    return {
+        "stood": stood,
+        "error": error,
+        "first": first,
+        "recorded": failed[:1] == [error] if error else not failed,
+    }
 
 
 def agreement(group: dist.ProcessGroup) -> bool:
@@ -416,6 +433,10 @@ def agreement(group: dist.ProcessGroup) -> bool:
     plain, _ = collectives(group)
     same, _ = collectives(checked)
     messages(checked)
+    if rank == 0:
+        dist.broadcast(torch.ones(2), 0, group=checked)
+    else:
+        dist.broadcast(torch.zeros(2), 0, group=checked)
     dist.all_reduce(torch.ones([2, 3] if rank else [6]), group=checked)
     sends = [(rank + other) % 3 for other in range(size)]  # a symmetric matrix
     out = torch.empty(sum(sends))

@@ -38,6 +38,7 @@ def test_all_ranks_hear_who_differs_in_what(world, kind, told):
     assert told in error
     assert "ranks 0 2: all_reduce sum of 4 float32" in error or kind == "root"
     assert all(each["recorded"] for each in found)
+    assert all(each["stood"] for each in found)  # to agree is to wait
     if kind == "site":  # the skipped call, and the one after it
         assert f"recorded_calls.py:{first}" in error
         assert f"recorded_calls.py:{first + 1}" in error
@@ -95,3 +96,5 @@ def test_the_odd_rank_is_named_first(size, data):
 def test_equal_calls_from_different_folders_agree(size):
     calls = [msgspec.structs.replace(CALL, site=f"/{place}/train.py:8") for place in range(size)]
     assert differences(calls, range(size)) is None
+    rooted = [msgspec.structs.replace(CALL, root=0, site=f"train.py:{place}") for place in range(size)]
+    assert differences(rooted, range(size)) is None

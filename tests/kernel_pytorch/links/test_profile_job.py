@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_pytorch.cli import main
-from kernel_pytorch.links.profile.job import JobCommandError, recorded_launch, recorded_rank
+from kernel_pytorch.links.profile.job import JobCommandError, on_one_node, recorded_launch, recorded_rank
 from kernel_pytorch.links.profile.read import read_folder
 from kernel_pytorch.links.profile.record import CallRecord, EndRecord, StepRecord
 
@@ -81,6 +81,14 @@ def test_torchrun_reads_the_same_from_the_rewritten_command(options, script, arg
 
 
 @pytest.mark.parametrize(
+    ("options", "one"),
+    [([], True), (["--nnodes=1:1"], True), (["--nnodes", "2"], False), (["--nnodes=1:4"], False)],
+)
+def test_a_job_of_several_nodes_may_find_records(options, one):
+    assert on_one_node(["torchrun", *options, "train.py"]) is one
+
+
+@pytest.mark.parametrize(
     "command", [[], ["python", "train.py"], ["mpirun", "train.py"], ["torchrun", "--no-python", "ls"]]
 )
 def test_other_commands_are_refused(command):
@@ -111,7 +119,8 @@ def test_no_script_is_a_mistake():
 SCRIPT = """
 import sys, os, __main__
 class Mine: pass
-print(sys.argv, __name__, os.path.abspath(__file__), sys.path[0], __main__.Mine is Mine, "torch" in sys.modules)
+print(sys.argv, __name__, os.path.abspath(__file__), sys.path[0])
+print(__main__.Mine is Mine, "torch" in sys.modules)
 what = sys.argv[1]
 if what == "text": sys.exit("a reason")
 if what == "status": sys.exit(5)
@@ -224,7 +233,7 @@ def test_a_folder_can_be_read_after_a_signal(tmp_path, number):
         assert process.wait(60) == (137 if number == signal.SIGKILL else 7)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     (each,), notes = read_folder(folder)
     assert notes == []
     calls = [record for record in each.records if isinstance(record, CallRecord)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import recorded_calls as ranks
 from worlds import World
 
+from kernel_pytorch.links.profile.batches import keep_batches
 from kernel_pytorch.links.profile.record import CallRecord, OverRecord, rank_file, settled
 
 
@@ -58,6 +61,7 @@ def test_new_groups_and_meshes_are_recorded_in_place(world):
         assert found["ranks"] == ([1, 0] if ranks.SORTS else [0, 1])
         assert found["by_name"]
         assert found["gone"]
+        assert found["freed"]
         assert ("all_reduce", 12) in found["told"], rank
         assert ("all_reduce", 8) in found["told"]
 
@@ -67,8 +71,11 @@ def test_a_failed_call_is_recorded_as_failed(world):
     assert first["refused"]
     assert second["refused"]
     assert first["alone"]
-    assert first["errors"] == [("all_to_all", True, True), ("all_reduce", True, True)]
-    assert second["errors"] == [("all_to_all", True, True)]
+    assert first["uneven"]
+    assert second["uneven"]
+    refused = [("all_to_all", True, True), ("all_gather", True, True)]
+    assert first["errors"] == [*refused, ("all_reduce", True, True)]
+    assert second["errors"] == refused
 
 
 def test_a_handle_tells_where_it_was_posted_and_how_long_it_was_waited_for(world):
@@ -128,3 +135,48 @@ def test_no_group_to_wrap_is_an_error():
         Recorder().wrap()
     with pytest.raises(RuntimeError, match="wrap a process group first"):
         _ = Recorder().records
+
+
+class Backend:
+    """As NCCL, if ``supports_coalescing``."""
+
+    def __init__(self, supports_coalescing: bool) -> None:
+        self.supports_coalescing = supports_coalescing
+
+
+@pytest.mark.parametrize("gathers", [True, False])
+def test_messages_go_in_one_batch_where_the_backend_can(gathers):
+    """A stand-in for torch: no NCCL here."""
+    log: list[object] = []
+
+    @contextmanager
+    def coalescing(group, device, async_ops):
+        log.append(("begin", device, async_ops))
+        yield SimpleNamespace(works=["one"])
+        log.append("end")
+
+    def isend(tensor, *, group, tag, group_dst):
+        log.append(("send", tag, group_dst))
+
+    def irecv(tensor, *, group, tag, group_src):
+        log.append(("recv", tag, group_src))
+
+    names = SimpleNamespace(
+        batch_isend_irecv=lambda ops: ["plain"], _coalescing_manager=coalescing, isend=isend, irecv=irecv
+    )
+    keep_batches(names)
+    kept = names.batch_isend_irecv
+    keep_batches(names)
+    assert names.batch_isend_irecv is kept
+    inner = SimpleNamespace(_get_backend=lambda device: Backend(gathers))
+    group, tensor = SimpleNamespace(inner=inner), SimpleNamespace(device="cuda")
+    ops = [
+        SimpleNamespace(op=op, tensor=tensor, group=group, tag=7, group_peer=peer)
+        for op, peer in ((isend, 1), (irecv, 2))
+    ]
+    if gathers:
+        assert names.batch_isend_irecv(ops) == ["one"]
+        assert log == [("begin", "cuda", True), ("send", 7, 1), ("recv", 7, 2), "end"]
+    else:
+        assert names.batch_isend_irecv(ops) == ["plain"]
+        assert log == []

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from ...links.profile.job import (
         JobCommandError,
         is_launch,
+        on_one_node,
         recorded_launch,
         recorded_rank,
         report_of,
@@ -60,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
 
     folder, command = Path(args.output).absolute(), args.user_command
     inside = "TORCHELASTIC_RUN_ID" in os.environ and not is_launch(command)
-    if not inside:
-        _need_new(folder)
     try:
         recorded = (recorded_rank if inside else recorded_launch)(command, folder, check=args.check)
     except JobCommandError as error:
         raise CommandError(str(error)) from error
+    if not inside and any(folder.glob("*.jsonl")) and on_one_node(command):  # a second node finds the first's
+        raise CommandError(f"--output {folder} has the records of another job: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if inside:
         sys.stdout.flush()
@@ -73,9 +74,3 @@ def run(args: argparse.Namespace) -> int:
     status = run_command(recorded)
     print(report_of(folder))
     return status
-
-
-def _need_new(folder: Path) -> None:
-    """Records of two jobs in one folder would be taken for one. A node that joins later finds the first's."""
-    if any(folder.glob("*.jsonl")) and "--node-rank" not in sys.argv:
-        raise CommandError(f"--output {folder} has the records of another job: choose a new folder")

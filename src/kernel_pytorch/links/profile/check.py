@@ -99,7 +99,11 @@ def differences(calls: Sequence[Intent], ranks: Sequence[int]) -> str | None:
         ranks: in the job, by place in the group.
     """
     fields = ("operation", "reduce", "dtype", "sizes", "root", "step")
-    keys = [(*(repr(getattr(call, field)) for field in fields), _short(call.site)) for call in calls]
+    # Where there is a root, right programs call from different lines: the root's, and that of the others.
+    keys = [
+        (*(repr(getattr(call, field)) for field in fields), _short(call.site) if call.root is None else "")
+        for call in calls
+    ]
     counted = Counter(keys).most_common()
     if len(counted) > 1:
         parts = []

@@ -110,8 +110,8 @@ class RecordingGroup(dist.ProcessGroup):
         if inner.bound_device_id is not None:
             self.bound_device_id = inner.bound_device_id
         self.inner, self.recorder, self.calls = inner, recorder, calls
-        self.plain: dist.ProcessGroup = inner
-        """On which calls are not recorded: ``inner``, or this one, if it has taken the place of that."""
+        self.in_place = False
+        """Whether it has taken the place of ``inner``."""
         self.checker: Checker | None = None
         self._name = name
 
@@ -123,6 +123,11 @@ class RecordingGroup(dist.ProcessGroup):
 
     def setGroupName(self, name: str) -> None:  # noqa: N802
         self._name = name
+
+    @property
+    def plain(self) -> dist.ProcessGroup:
+        """On which calls are not recorded; this one, if it has taken the place of that."""
+        return self if self.in_place else self.inner
 
     def get_group_store(self) -> Store:
         return self._store
@@ -143,6 +148,7 @@ def _recorded(method: str) -> Callable[..., Any]:
         try:
             if self.checker is not None and not alone:
                 self.checker.check(what, ongoing.record)
+                ongoing.stood(ongoing.record.posted)
             work = getattr(self.inner, method)(*args, **named)
         except Exception as error:
             ongoing.failed(reason(error), may_wait=True)
@@ -233,11 +239,11 @@ def recording(
     rank, size = (inner.rank(), inner.size()) if world is None else (world.rank(), world.size())
     group = RecordingGroup(inner, recorder, recorder.add_group(record, rank, size), name)
     enter(group, inner, name, in_place=in_place, ranks=ranks)
-    if in_place:
-        group.plain = group
+    group.in_place = in_place
     if check:
         from .check import Checker
 
         group.checker = Checker(second_group(group, f"{name}/check", ranks, timeout), ranks)
-    recorder.wrapped[inner] = group
+    if not in_place:  # else torch alone decides how long the group lives
+        recorder.wrapped[inner] = group
     return group

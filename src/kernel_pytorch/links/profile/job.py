@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -41,6 +41,8 @@ def recorded_launch(command: Sequence[str], folder: Path, *, check: bool) -> lis
     if args.no_python:
         raise JobCommandError("--no-python starts what cannot be recorded", "leave it out")
     kind = "module" if args.module else "script"
+    at = _place_of_script(options, args.training_script)
+    own = [option for option in options[:at] if option not in ("--run-path", "--run_path")]
     ours = [
         str(folder),
         "check" if check else "plain",
@@ -48,9 +50,27 @@ def recorded_launch(command: Sequence[str], folder: Path, *, check: bool) -> lis
         args.training_script,
         *args.training_script_args,
     ]
-    own = options[: len(options) - 1 - len(args.training_script_args)]
-    own = [option for option in own if option not in ("--run-path", "--run_path")]
     return [*launcher, *([] if args.module else ["-m"]), *own, _MAIN, *ours]
+
+
+def on_one_node(command: Sequence[str]) -> bool:
+    """Whether a torchrun command starts all ranks of its job."""
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser().parse_args(_launcher(command)[1]).nnodes in ("1", "1:1")
+
+
+def _place_of_script(options: Sequence[str], script: str) -> int:
+    """Where in torchrun's arguments the script is: those up to it are a whole command."""
+    from torch.distributed.run import get_args_parser
+
+    for at, option in enumerate(options):
+        if option == script:
+            with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), suppress(SystemExit):
+                args = get_args_parser().parse_args(list(options[: at + 1]))
+                if args.training_script == script:
+                    return at
+    raise AssertionError(f"{script} is not in {options}")
 
 
 def recorded_rank(command: Sequence[str], folder: Path, *, check: bool) -> list[str]:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .batches import keep_batches
 from .recorder import Recorder
 
 _GROUPS = "torch.distributed.distributed_c10d"
@@ -136,23 +137,25 @@ def record_groups(module: types.ModuleType, replace: Callable[[Any, Sequence[int
         return replace(made, names.get_process_group_ranks(made), None)
 
     names._new_process_group_helper, names.split_group = new_group, split_group
+    keep_batches(names)
 
 
 def run_script(name: str, arguments: Sequence[str]) -> None:
     """What ``python NAME ARGUMENTS`` does."""
+    path = os.path.abspath(name)
     try:
-        with io.open_code(os.path.abspath(name)) as file:
+        with io.open_code(path) as file:
             source = file.read()
     except OSError as error:
         print(f"{sys.executable}: can't open file {name!r}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     main = types.ModuleType("__main__")
-    main.__file__ = name
+    main.__file__ = path
     main.__dict__["__builtins__"] = sys.modules["builtins"]
     sys.modules["__main__"] = main
     sys.argv[:] = [name, *arguments]
     sys.path[0] = os.path.dirname(os.path.realpath(name))
-    exec(compile(source, name, "exec"), main.__dict__)
+    exec(compile(source, path, "exec"), main.__dict__)
 
 
 def run_module(name: str, arguments: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store, _register_process_group, _unregister_process_group
 from torch.distributed import distributed_c10d as c10d
 
+from .batches import keep_batches
+
 Backends = list[tuple[torch.device, Any, Any]]
 
 
@@ -61,6 +63,8 @@ def enter(
         world.tags_to_pg.setdefault(f"ptd:{name}", []).append(group)
     _register_process_group(cast(Any, name), group)
     world.pg_group_ranks[group] = {rank: place for place, rank in enumerate(ranks)}
+    keep_batches(c10d)
+    dist.batch_isend_irecv = c10d.batch_isend_irecv
 
 
 def second_group(
