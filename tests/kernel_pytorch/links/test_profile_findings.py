@@ -48,6 +48,19 @@ def test_a_machine_that_is_busy_for_a_while_makes_no_finding(seed):
     assert findings(run) == []
 
 
+def test_what_does_not_hold_throughout_is_no_finding():
+    """31 of 40 steps are more than chance, but a neighbour may come after a fourth of the run."""
+    run = made_up_run(*LINES, late_ms=lambda step, rank: 40.0 * (rank == 1 and step > 9), steps=40)
+    assert findings(run) == []
+
+
+def test_lateness_that_varies_as_much_as_it_is_long_is_no_finding():
+    """As of the process that gets least of CPUs that have too much to do: always late, never alike."""
+    late = np.random.default_rng(0).uniform(12, 60, 41)
+    run = made_up_run(*LINES, late_ms=lambda step, rank: late[step] * (rank == 1), noise=0.01, steps=40)
+    assert findings(run) == []
+
+
 def test_work_that_varies_makes_no_finding():
     """Another rank is the last one each time: nobody can be named."""
     last = np.random.default_rng(0).integers(4, size=41)
@@ -111,6 +124,7 @@ def test_a_rank_that_is_a_little_late_to_each_call():
     (finding,) = findings(run)
     assert kinds([finding]) == [("late_rank", (2,))]
     assert finding.ms_per_step == pytest.approx(0.8 * 40, rel=0.3)
+    assert " ms late to 40 calls together, most to all_reduce 25 MB (train.py:88): " in finding.text
     assert findings(made_up_run(Line(compute_ms=6, moving_ms=1, times=40), noise=0.1, steps=25)) == []
 
 
@@ -150,6 +164,12 @@ def test_clocks_that_are_seconds_apart_change_nothing(seed, apart):
         ]
 
     assert told([0.0] * 4) == told([5.0 * number for number in range(4)]) == told(apart) != []
+
+
+def test_a_few_steps_may_be_chance():
+    """That one of 4 ranks is the last one at one of 3 lines in each of 6 steps."""
+    assert findings(made_up_run(*LINES, late_ms={2: 50.0}, steps=6)) == []
+    assert kinds(findings(made_up_run(*LINES, late_ms={2: 50.0}, steps=12))) == [("late_rank", (2,))]
 
 
 GROUPS = {"left": (0, 1), "right": (2, 3), "third": (4, 5)}
@@ -332,6 +352,29 @@ def test_a_rank_that_died_is_named(ranks, data):
     (finding,) = findings(without)
     assert kinds([finding]) == [("missing_rank", (rank,))]
     assert "there are no records of it" in finding.text
+
+
+@pytest.mark.parametrize("error", [None, "ValueError: no more data"])
+def test_a_rank_that_died_among_equal_calls(error):
+    """Its calls are those that the others began with; nothing says that it went on after a skipped one."""
+    run = killed(made_up_run(steps=10, marked=False), 2, 6)
+    if error:
+        run[2].records.append(EndRecord(at=0.0, error=error))
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("missing_rank", (2,))]
+    assert finding.text.endswith("; or it skipped one of the 7 equal calls before")
+
+
+def test_a_rank_that_stopped_within_a_step():
+    """After the second of three calls on different lines, of which the last is the same but for its line."""
+    lines = Line(site="a.py:1"), Line(site="b.py:2", nbytes=64), Line(site="c.py:3")
+    run = killed(made_up_run(*lines, steps=10), 2, 3 * 8 + 2)
+    (finding,) = findings(run)
+    assert kinds([finding]) == [("missing_rank", (2,))]
+    assert finding.text.startswith(
+        "rank 2 never came to all_reduce 25 MB (c.py:3) of step 9; its last call was "
+    )
+    assert finding.text.endswith("all_reduce 64 B (b.py:2) of step 9")
 
 
 def test_what_a_rank_ended_with_is_told():

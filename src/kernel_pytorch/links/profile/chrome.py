@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .clocks import Offset
-from .disagree import described
 from .join import Collective, Run, named, named_ranks
 from .record import CallRecord
 
@@ -133,9 +132,10 @@ class _Rank:
 
 
 def _arguments(call: CallRecord) -> dict[str, Any]:
-    return {
-        "call": described(call),
-        "site": call.site,
+    """What is known of a call."""
+    found = {
+        "site": call.site or None,
+        "step": call.step or None,
         "reduce": call.reduce,
         "shape": call.shape,
         "dtype": call.dtype,
@@ -144,3 +144,4 @@ def _arguments(call: CallRecord) -> dict[str, Any]:
         "peer": call.peer,
         "error": call.error,
     }
+    return {name: value for name, value in found.items() if value is not None}

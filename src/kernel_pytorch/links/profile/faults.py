@@ -58,8 +58,9 @@ class _GroupCalls:
         counts = Counter(self._counts.values())
         self._usual = max(counts, key=lambda n: (counts[n], n), default=0)
         """Number of calls of most ranks."""
-        skips = [self._skip(rank) for rank in self._counts]
-        self._skips = [skip for skip in skips if skip is not None]
+        skips = [skip for rank in self._counts if (skip := self._skip(rank)) is not None]
+        self._skips = [skip for skip in skips if not self._may_have_stopped(skip)]
+        self._unclear = {skip.rank: skip for skip in skips if skip not in self._skips}
 
     def skipped(self) -> Iterator[Finding]:
         """Calls that a rank left out, if that explains all that follows."""
@@ -82,6 +83,8 @@ class _GroupCalls:
         if each is not None and not self._most(each, absent):
             for rank in absent:
                 text = f"rank {rank} never came to {described(each.first)}; {self._last_of(rank)}"
+                if (skip := self._unclear.get(rank)) is not None:
+                    text += f"; or it skipped one of the {skip.last - skip.first + 1} equal calls before"
                 yield rank, self._finding("missing_rank", (rank,), each.first, text)
 
     def alone(self) -> Iterator[Finding]:
@@ -146,7 +149,15 @@ class _GroupCalls:
             before, after = _common(mine, theirs), _common(mine[::-1], theirs[::-1])
             if after and before + after >= own:
                 return _Skip(rank, own - after, before, usual - own)
+            if before == own:
+                return None
         return None
+
+    def _may_have_stopped(self, skip: _Skip) -> bool:
+        """Whether a rank may as well have made equal calls up to its end, and not come to the last ones."""
+        end = self._run.ends.get(skip.rank)
+        left_in_good_order = end is not None and end.error is None
+        return skip.last == self._counts[skip.rank] and not left_in_good_order
 
     def _skip_at_the_end(self, rank: int) -> _Skip | None:
         """A rank that hangs in the call that comes after the one in which the others hang skipped that."""

@@ -26,6 +26,8 @@ class _Series:
     """[calls, ranks], after the first rank."""
     stood_ms: _Numbers
     """[calls, ranks]: how long each rank stood in calls to wait in this step."""
+    summed: int = 1
+    """Calls of a step that are added up here; ``key`` is the one to which ranks come most unevenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ def _sum(series: Sequence[_Series]) -> _Series | None:
         collectives=[firsts[step] for step in steps],
         arrivals_ms=np.array([totals[step] for step in steps]),
         stood_ms=np.array([stood[step] for step in steps]),
+        summed=len(series),
     )
 
 
@@ -170,6 +173,8 @@ def _finding(run: Run, waits: Sequence[_Wait]) -> Finding:
     call = dearest.first.calls[dearest.ranks[0]]
     key = dearest.series.key
     what = key.text + (f" and {len(waits) - 1} more" if len(waits) > 1 else "")
+    if dearest.series.summed > 1:
+        what = f"{dearest.series.summed} calls together, most to {key.text}"
     who, come = named_ranks(dearest.ranks), "come" if len(dearest.ranks) > 1 else "comes"
     cost = f"{dearest.cost_ms:.3g} ms of each call" if per_step is None else f"{per_step:.3g} ms of each step"
     if dearest.kind == "late_rank":
