@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kernel_pytorch.links.profile.recorder import Recorder
 from tests.support.worlds import World
 from torch.distributed import ProcessGroup
+
+from kernel_pytorch.links.profile.recorder import Recorder
 
 from . import ranks, training
 from .patterns import alternating

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kernel_pytorch.links.profile.exchange import collect
-from kernel_pytorch.links.profile.findings import findings
-from kernel_pytorch.links.profile.recorder import Recorder
 from torch.distributed import ProcessGroup
 
 from kernel_pytorch.links.measure import measure_links
+from kernel_pytorch.links.profile.exchange import collect
+from kernel_pytorch.links.profile.findings import findings
+from kernel_pytorch.links.profile.recorder import Recorder
 
 from .rows import Case, Rows
 from .worlds import in_worlds

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kernel_pytorch.links.schedule.queue import CollectiveQueue
 from torch.distributed import ProcessGroup
 
 from kernel_pytorch.links.measure import measure_links
+from kernel_pytorch.links.schedule.queue import CollectiveQueue
 
 from .patterns import alternating
 from .ranks import STATE, Meeting
