@@ -14,6 +14,7 @@ SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
     "kernel_pytorch.links.collectives.carry",
+    "kernel_pytorch.links.collectives.choosing",
     "kernel_pytorch.links.collectives.collectives",
     "kernel_pytorch.links.collectives.dense",
     "kernel_pytorch.links.collectives.device",

@@ -28,6 +28,7 @@ def tables(trials: Sequence[Trial]) -> list[Table]:
         of_target = [trial for trial in jobs if trial["target"] == target]
         if of_target:
             found.append(_recovery(target, of_target))
+    jobs = [trial for trial in jobs if _injected(trial)]
     if jobs:
         found.append(_asked(jobs, trials))
     for target, what in (("local", "plain torchrun"), ("slurm", "a batch script written by hand")):
@@ -39,6 +40,8 @@ def tables(trials: Sequence[Trial]) -> list[Table]:
 
 def _recovery(target: str, trials: Sequence[Trial]) -> Table:
     rows = []
+    without = [trial for trial in trials if not _injected(trial)]
+    trials = [trial for trial in trials if _injected(trial)]
     for name, fault in FAULTS.items():
         of_fault = [trial for trial in trials if trial["fault"] == name]
         if not of_fault:
@@ -79,10 +82,19 @@ def _recovery(target: str, trials: Sequence[Trial]) -> Table:
         f" Times are of the {len(_idle(good))} recovered trials before which the load average was below "
         f"{IDLE_LOAD}; beside the others, tests ran."
     )
+    if without:
+        loads = ", ".join(f"{trial['load']:.0f}" for trial in without)
+        note += " Not counted, since the job did not get as far as its fault: "
+        note += f"{len(without)}, at a load of {loads}."
     machines = sorted({trial["machine"] for trial in trials if "machine" in trial})
     if len(machines) > 1:
         note += f" Machines: {', '.join(machines)}."
     return Table(title=f"Faults, target {target}", columns=columns, rows=rows, note=note)
+
+
+def _injected(trial: Trial) -> bool:
+    """Whether the job got as far as its fault."""
+    return bool(trial.get("injected", True))
 
 
 def _asked(jobs: Sequence[Trial], trials: Sequence[Trial]) -> Table:

@@ -96,6 +96,8 @@ def run_trial(
         found["recovered"] = end["state"] == wanted and found["difference"] is not None
     except AssertionError as error:
         found |= {"recovered": False, "error": str(error).partition("\n")[0]}
+        if isinstance(error, NoFaultError):
+            found["injected"] = False
     except Exception:
         found |= {"recovered": False, "error": traceback.format_exc()[-1000:]}
     finally:
@@ -107,6 +109,10 @@ def run_trial(
             kill(*job.processes())
         shutil.rmtree(run, ignore_errors=True)
     return found
+
+
+class NoFaultError(AssertionError):
+    """The job did not get as far as the step of the fault, as on a machine that is too busy."""
 
 
 @contextmanager
@@ -127,15 +133,19 @@ def _exported(environment: Mapping[str, str]) -> Iterator[None]:
 def _observe(
     job: Running, fault: Fault, run: Path, cluster: SlurmCluster | None, draw: random.Random
 ) -> Trial:
-    first = job.step(1, ranks=WORLD)
+    try:
+        first = job.step(1, ranks=WORLD)
+        if not fault.at_time_limit:
+            job.step(EVERY + draw.randrange(4, EVERY - 6), ranks=WORLD)
+    except AssertionError as error:
+        raise NoFaultError(str(error)) from error
     pids = {rank: beat.pid for rank, beat in first.items()}
     start_s = max(beat.time_s - _started_s(beat.pid) for beat in first.values())
-    if not fault.at_time_limit:
-        job.step(EVERY + draw.randrange(4, EVERY - 6), ranks=WORLD)
     old = set(pids.values())
     folders = {Path(environment_of(pid)["KERNEL_PYTORCH_BEATS"]) for pid in old}
     case = Case(job=job, run=run, cluster=cluster, pids=pids, beats=tuple(folders), draw=draw)
     before = job.beats()
+    attempts = len(resumed_at(run))  # those before this one did not get as far as a step
     began = time.time()
     began = fault.inject(case) or began
     reached, saved = _furthest(before.values())
@@ -158,7 +168,7 @@ def _observe(
     if fault.at_time_limit:
         job.jobs.cancel(job.id)
     job.end()
-    resumed = resumed_at(run)
+    resumed = resumed_at(run)[attempts:]
     left = [
         record["left"]
         for attempt in job.folder.attempt_numbers()

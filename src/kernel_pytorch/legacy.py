@@ -10,7 +10,10 @@ _SCALE = "kernel_pytorch.distributed_scale"
 
 # Old module -> the modules that have its contents now.
 MOVED = {
-    f"{_SCALE}.communication_optimization": (f"{_SCALE}.communication_primitives",),
+    f"{_SCALE}.communication_optimization": (
+        f"{_SCALE}.communication_primitives",
+        f"{_SCALE}.network_optimization",
+    ),
     f"{_SCALE}.hardware_adaptation": (
         f"{_SCALE}.hardware_discovery",
         f"{_SCALE}.thermal_power_management",

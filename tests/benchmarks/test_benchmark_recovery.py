@@ -58,6 +58,13 @@ def test_times_are_those_of_an_idle_machine():
     assert (worker[0], worker[-1]) == ("3.0 s", "1")
 
 
+def test_a_job_that_did_not_get_as_far_as_its_fault_is_told_and_not_counted():
+    found = tables([trial("hang"), trial("hang", recovered=False, injected=False, load=12.6)])
+    assert rows(found, "Faults, target local")["all"][0] == "1 / 1"
+    assert found[0].note.endswith("did not get as far as its fault: 1, at a load of 13.")
+    assert rows(found, "Figures")["recovered / trials, all faults"][0] == "1.000"
+
+
 def test_what_was_asked_for_is_met_or_missed():
     found = tables(
         [

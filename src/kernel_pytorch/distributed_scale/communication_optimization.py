@@ -2,5 +2,6 @@
 
 from ..legacy import warn_moved as _warn_moved
 from .communication_primitives import *  # noqa: F403
+from .network_optimization import *  # noqa: F403
 
 _warn_moved(__name__)

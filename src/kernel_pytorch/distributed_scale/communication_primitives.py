@@ -120,8 +120,8 @@ class AdvancedCollectiveOps:
                 has too few places; both a topology and links.
             GroupError: the ranks disagree, or one did not answer within the timeout: it is named.
         """
-        from ..links.collectives.carry import Settings
         from ..links.collectives.collectives import Collectives
+        from ..links.collectives.settings import Settings
 
         self.world_size, self.rank = world_size, rank
         self.config = config or CollectiveOpConfig()

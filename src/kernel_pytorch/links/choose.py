@@ -35,7 +35,7 @@ class Chooser:
     """For each call: :attr:`due` and then :meth:`agreed`, :meth:`next`, the call, :meth:`took`."""
 
     def __init__(self, expected_s: Mapping[CommunicationPattern, float | None]) -> None:
-        """``expected_s``: seconds that each pattern is expected to take, the same on all ranks; where that is not
+        """``expected_s``: seconds that each pattern is expected to take, the same on all ranks; if not
         known, the most promising first.
 
         Raises:

@@ -21,6 +21,8 @@ SHIMS = {
         "create_collective_ops",
         "create_default_topology",
         "register_comm_hook",
+        "NetworkTopologyOptimizer",
+        "create_topology_optimizer",
     ],
     "kernel_pytorch.distributed_scale.hardware_adaptation": [
         "HardwareVendor",

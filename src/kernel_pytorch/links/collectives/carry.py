@@ -6,44 +6,23 @@ On the one thread that posts on the group.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ...groups import Pending
-from ..choose import Choice, Chooser
 from ..compress.codec import Codec, codec_for
-from ..facts import MeasuredLinks
 from ..methods import CommunicationPattern, CompressionMethod, Operation
 from . import flat
+from .choosing import Choosing, worth_it
 from .counters import Call, Counters, bucket
 from .groups import Group
 from .plans import Planned, Plans, Shape
 from .run import Sent, Wire, run
+from .settings import Settings
 
 PATTERNS = tuple(pattern for pattern in CommunicationPattern if pattern is not CommunicationPattern.ADAPTIVE)
-_WORTH = 0.9
-"""Of the expected time without compression: what it must be below for ADAPTIVE to compress."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to carry out what is not said call by call."""
-
-    pattern: CommunicationPattern = CommunicationPattern.ADAPTIVE
-    compression: CompressionMethod = CompressionMethod.NONE
-    """Of all-reduces that sum floats of 32 bits or more. ADAPTIVE: BF16 or nothing, by expected time."""
-    chunk_bytes: int = 64 << 20
-    """Of the largest chunk."""
-    overlap: bool = True
-    """Whether a chunk begins before the one before is done."""
-    hierarchical: bool = True
-    """Whether ADAPTIVE may choose HIERARCHICAL."""
-    compress_below_gbit_s: float = 100.0
-    """ADAPTIVE compresses nothing where the slowest link between hosts has this rate or more."""
 
 
 class Carrier:
@@ -53,7 +32,7 @@ class Carrier:
         self.group, self.settings, self.counters = group, settings, Counters()
         self._codecs: dict[CompressionMethod, Codec] = {}
         self._plans = Plans(group, settings.chunk_bytes, settings.overlap)
-        self._choosers: dict[tuple[object, ...], _Choosing] = {}
+        self._choosers: dict[tuple[object, ...], Choosing] = {}
 
     def regroup(self, group: Group) -> None:
         """Go on with another group, or other links: what was chosen is chosen anew."""
@@ -68,6 +47,7 @@ class Carrier:
         edges: Sequence[int],
         op: str = "sum",
         pattern: CommunicationPattern | None = None,
+        why: str | None = None,
     ) -> None:
         """Carry out a collective on a flat vector, of which place p owns ``edges[p]`` to ``edges[p + 1]``.
 
@@ -75,6 +55,7 @@ class Carrier:
             operation: not ALL_TO_ALL.
             op: sum, max, min or product.
             pattern: default: that of the settings.
+            why: the reason that is counted; default: that of the choice.
 
         Raises:
             GroupError: a rank failed or did not answer.
@@ -99,7 +80,7 @@ class Carrier:
                 nbytes=values.nbytes,
                 pattern=choice.pattern,
                 compression=compression,
-                reason=f"{choice.reason}{choosing.note}",
+                reason=why or f"{choice.reason}{choosing.note}",
                 seconds=seconds,
                 expected_s=planned.expected_s,
                 sent_bytes=sent.to_all,
@@ -146,7 +127,7 @@ class Carrier:
         edges: Sequence[int],
         op: str,
         pattern: CommunicationPattern,
-    ) -> _Choosing:
+    ) -> Choosing:
         wanted = self.settings.compression
         if operation is not Operation.ALL_REDUCE or op != "sum":
             wanted = CompressionMethod.NONE
@@ -155,17 +136,21 @@ class Carrier:
         patterns = [pattern] if pattern is not CommunicationPattern.ADAPTIVE else self._candidates(False)
         raw = self._expected(operation, patterns, values, edges, CompressionMethod.NONE)
         if wanted is CompressionMethod.NONE:
-            return _Choosing(raw, CompressionMethod.NONE)
+            return Choosing(raw, CompressionMethod.NONE)
+        only = "as asked for"
         method = CompressionMethod.BF16 if wanted is CompressionMethod.ADAPTIVE else wanted
         if pattern is CommunicationPattern.ADAPTIVE:
             patterns = self._candidates(True)
+            only = "of what is compressed it sends the least between hosts"
         if not patterns:
-            return _Choosing(raw, CompressionMethod.NONE, "; not compressed: all ranks are on one host")
+            return Choosing(raw, CompressionMethod.NONE, "; not compressed: all ranks are on one host")
         encoded = self._expected(operation, patterns, values, edges, method)
         if wanted is not CompressionMethod.ADAPTIVE:
-            return _Choosing(encoded, method)
-        worth, why = _worth(raw, encoded, self.group.links, self.settings.compress_below_gbit_s)
-        return _Choosing(encoded, method, why) if worth else _Choosing(raw, CompressionMethod.NONE, why)
+            return Choosing(encoded, method, only=only)
+        worth, why = worth_it(raw, encoded, self.group.links, self.settings.compress_below_gbit_s)
+        if worth:
+            return Choosing(encoded, method, why, only)
+        return Choosing(raw, CompressionMethod.NONE, why)
 
     def _candidates(self, compressed: bool) -> list[CommunicationPattern]:
         if compressed:
@@ -176,7 +161,9 @@ class Carrier:
             return [hierarchical if self.settings.hierarchical else CommunicationPattern.RING]
         # Where nothing is known, the first is used while the others' times are agreed on.
         several = len(self.group.links.hosts) > 1
-        patterns = sorted(PATTERNS, key=lambda p: (p is CommunicationPattern.HIERARCHICAL) != several)
+        patterns: list[CommunicationPattern] = sorted(
+            PATTERNS, key=lambda p: (p is CommunicationPattern.HIERARCHICAL) != several
+        )
         if not self.settings.hierarchical:
             patterns.remove(CommunicationPattern.HIERARCHICAL)
         return patterns
@@ -254,58 +241,3 @@ class Carrier:
         if method not in self._codecs:
             self._codecs[method] = codec_for(method, seed=self.group.place)
         return self._codecs[method]
-
-
-class _Choosing:
-    """A chooser, and the agreement that is on its way."""
-
-    def __init__(
-        self,
-        expected_s: Mapping[CommunicationPattern, float | None],
-        compression: CompressionMethod,
-        note: str = "",
-    ) -> None:
-        self.compression, self.note = compression, note
-        self._chooser = Chooser(expected_s)
-        self._asked = len(expected_s) == 1
-        self._only = next(iter(expected_s))
-        self._agreement: tuple[dist.Work, Tensor] | None = None
-
-    def next(self) -> Choice:
-        if self._asked:
-            return Choice(pattern=self._only, reason="as asked for")
-        if self._chooser.due:
-            assert self._agreement is not None
-            work, times = self._agreement
-            work.wait()
-            self._chooser.agreed(times.tolist())
-            self._agreement = None
-        return self._chooser.next()
-
-    def took(self, seconds: float, group: Group, device: torch.device) -> None:
-        times = None if self._asked else self._chooser.took(seconds)
-        if times is None:
-            return
-        mine = torch.tensor(times, device=device)
-        work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=group.group, async_op=True)
-        assert work is not None
-        self._agreement = work, mine
-
-
-def _worth(
-    raw: Mapping[CommunicationPattern, float | None],
-    encoded: Mapping[CommunicationPattern, float | None],
-    links: MeasuredLinks,
-    below_gbit_s: float,
-) -> tuple[bool, str]:
-    """Whether to compress, and why, to be added to a reason."""
-    without = [seconds for seconds in raw.values() if seconds is not None]
-    with_it = [seconds for seconds in encoded.values() if seconds is not None]
-    if not without or not with_it:
-        return False, "; not compressed: the links are not known"
-    between = [link.gbit_s.value for link in links.links if link.source != link.target]
-    if min(between, default=below_gbit_s) >= below_gbit_s:
-        return False, f"; not compressed: links between hosts have {below_gbit_s:g} Gbit/s or more"
-    told = f"{min(with_it) * 1e3:.3g} ms expected, {min(without) * 1e3:.3g} ms without"
-    worth = min(with_it) < _WORTH * min(without)
-    return worth, f"; compressed: {told}" if worth else f"; not compressed: {told}"

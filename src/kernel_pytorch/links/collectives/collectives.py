@@ -17,12 +17,13 @@ from ..measure import _home, measure_links
 from ..methods import CommunicationPattern, CompressionMethod, Operation
 from ..schedule.worker import Worker
 from . import gather
-from .carry import Carrier, Settings
+from .carry import Carrier
 from .counters import Call
 from .dense import check, check_op, check_writable, flat, write_back
 from .device import Ready
 from .groups import Group, alone, make_group, names_of, ordered
 from .handle import Handle
+from .settings import Settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -51,7 +51,7 @@ class Counters:
     def add(self, call: Call) -> None:
         """Count a call."""
         size = bucket(call.nbytes)
-        key = call.operation, call.dtype, size, call.pattern, call.compression
+        key = call.operation, call.dtype, size, call.pattern, call.compression, call.reason
         with self._lock:
             found = self._sums.setdefault(key, _Sum(last=call))
             found.last = self.last = call
@@ -67,7 +67,8 @@ class Counters:
                 self._measured_s += call.seconds
 
     def stats(self) -> dict[str, Any]:
-        """Sums over all calls, and ``choices``: one entry by operation, dtype, size, pattern and compression.
+        """Sums over all calls, and ``choices``: one entry by operation, dtype, size, pattern, compression and
+        reason.
 
         ``expected_s`` and ``measured_s`` are sums over the calls whose time was expected; None if there were
         none.

@@ -175,5 +175,11 @@ def _told(carrier: Carrier, mine: list[int], device: torch.device) -> list[list[
     values = torch.zeros(size * count, dtype=torch.int64, device=device)
     values[place * count : (place + 1) * count] = torch.tensor(mine)
     edges = range(0, size * count + 1, count)
-    carrier.carry(Operation.ALL_GATHER, values, edges, pattern=CommunicationPattern.HIERARCHICAL)
+    carrier.carry(
+        Operation.ALL_GATHER,
+        values,
+        edges,
+        pattern=CommunicationPattern.HIERARCHICAL,
+        why="the ranks tell each other their shapes",
+    )
     return [list(map(int, row)) for row in values.view(size, count).tolist()]

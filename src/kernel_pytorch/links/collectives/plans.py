@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..cost import expected
+from ..cost import expected_times
 from ..facts import Figure, Hosts, MeasuredLinks, host_of
 from ..methods import CommunicationPattern, Operation
+from ..topology import regrouped
 from .groups import Group
 from .run import Program, Sent, program
-from .steps import Steps, plan
+from .steps import plan
 
-_LEAST_CHUNK_BYTES = 1 << 18
 _UNKNOWN_CHUNK_BYTES = 1 << 20
-_CHUNKS = (1, 2, 4, 8, 16, 32, 64)
-_STEP_S = 1e-4
-"""What a step of a chunk costs the CPU, about: the reason to have no more chunks than the links need."""
+"""Where the links are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +70,37 @@ class Plans:
         return tuple((place,) for place in range(self._group.size))
 
     def _of(self, shape: Shape) -> Planned:
-        encoded = shape.wire_bytes is not None
+        encoded, order = shape.wire_bytes is not None, self._group.order
         hosts = self._hosts(shape.pattern) if encoded else self._group.links.hosts
         # Each encoded part goes straight to who sums it: it would lose more at each stop.
         pattern = CommunicationPattern.HIERARCHICAL if encoded else shape.pattern
-
-        order = self._group.order
-        (whole,) = plan(shape.operation, pattern, shape.edges, hosts, order) or [[]]
-        links = self._group.links
-        if shape.wire_bytes is not None:
-            links = _faster(links, shape.element_bytes / shape.wire_bytes)
-        chunks, seconds = self._chunks(whole, links, shape)
+        chunks, seconds = self._chunks(shape, pattern, hosts)
         pieces = plan(shape.operation, pattern, shape.edges, hosts, order, chunks)
         return Planned(program=program(pieces, self._group.place, overlap=self._overlap), expected_s=seconds)
 
-    def _chunks(self, steps: Steps, links: MeasuredLinks, shape: Shape) -> tuple[int, float | None]:
+    def _chunks(self, shape: Shape, pattern: CommunicationPattern, hosts: Hosts) -> tuple[int, float | None]:
         """How many, and the seconds that they are expected to take."""
-        if shape.whole:
-            return 1, expected(steps, links, shape.element_bytes).seconds
+        links = self._group.links
+        if shape.wire_bytes is not None:
+            links = _faster(links, shape.element_bytes / shape.wire_bytes)
+            if hosts != links.hosts:
+                links = regrouped(links, hosts)
         nbytes = shape.edges[-1] * shape.element_bytes
-        least = max(1, -(-nbytes // self._chunk_bytes))
-        allowed = [max(c, least) for c in _CHUNKS if c == 1 or nbytes // c >= _LEAST_CHUNK_BYTES]
-        if expected(steps, links, shape.element_bytes).seconds is None:
-            wanted = nbytes // _UNKNOWN_CHUNK_BYTES
-            return max((c for c in allowed if c <= max(wanted, least)), default=least), None
-        found = []
-        for chunks in allowed:
-            overlapping = chunks if self._overlap else 1
-            seconds = expected(steps, links, shape.element_bytes, overlapping).seconds
-            found.append(((seconds or 0.0) + _STEP_S * chunks * len(steps), chunks))
-        seconds, chunks = min(found)
-        return chunks, seconds
+        (found,) = expected_times(
+            shape.operation,
+            nbytes,
+            links,
+            patterns=[pattern],
+            order=self._group.order,
+            element_bytes=shape.element_bytes,
+            chunk_bytes=max(nbytes, 1) if shape.whole else self._chunk_bytes,
+            chunks=1 if shape.whole or not self._overlap else None,
+        )
+        if shape.whole:
+            return 1, found.seconds
+        least = -(-nbytes // self._chunk_bytes)
+        wanted = nbytes // _UNKNOWN_CHUNK_BYTES if found.seconds is None else found.chunks
+        return max(wanted, least, 1), found.seconds
 
 
 def _faster(links: MeasuredLinks, times: float) -> MeasuredLinks:
