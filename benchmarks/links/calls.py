@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from kernel_pytorch.links.collectives.carry import Settings
 from kernel_pytorch.links.collectives.collectives import Collectives
+from kernel_pytorch.links.collectives.settings import Settings
 from kernel_pytorch.links.measure import measure_links
 from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from kernel_pytorch.links.profile import rank_main
 from kernel_pytorch.links.profile.job import report_of
@@ -103,7 +103,7 @@ def run(trial: Trial, *, check: bool) -> dict[str, Any]:
     """Run the script on four ranks; what is found, and whether that is right."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"])
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         words = [trial.fault, *map(str, (trial.culprit, trial.step, trial.call, trial.steps))]
         arguments = [folder, "check" if check else "plain", "script", str(SCRIPT), *words]

@@ -15,9 +15,9 @@ from .worlds import in_worlds, meeting
 
 CALLS = 100
 CALLS_BF16 = 30
-FEW = 5
+FEW = 3
 """Rounds of all fixed patterns, to find the best one."""
-PLAIN_S = 20.0
+PLAIN_S = 15.0
 """What plain calls may take in all: they are made in as many of the rounds as this allows."""
 SLICE_S = 60.0
 """How long ranks may run before they say something."""

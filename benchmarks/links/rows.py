@@ -68,11 +68,13 @@ def last_of_each(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def commit() -> str | None:
-    """What is measured; None outside of a checkout, and where something is not committed."""
-    asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    return None if done.returncode or "dirty" in done.stdout else done.stdout.strip()
+def commit(repository: Path = REPOSITORY) -> str | None:
+    """What is measured; None outside of a checkout, and where something but results is not committed."""
+    git = ["git", "-C", str(repository)]
+    changes = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"]
+    changed = subprocess.run(changes, capture_output=True, text=True)
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return None if changed.returncode or head.returncode or changed.stdout else head.stdout.strip()
 
 
 def _words(case: Case) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from benchmarks.links import ranks
 from benchmarks.links.cells import ratio
 from benchmarks.links.patterns import alternating, with_plain
-from benchmarks.links.rows import Rows, last_of_each, read
+from benchmarks.links.rows import Rows, commit, last_of_each, read
 from benchmarks.links.tables import tables
 
 
@@ -34,6 +35,26 @@ def test_what_is_there_of_this_commit_is_not_measured_again(tmp_path: Path) -> N
     assert {"machine", "commit", "load", "at", "quick"} <= row.keys()
 
 
+def test_results_are_no_change_of_what_is_measured(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert commit(tmp_path) is None
+    results, source = tmp_path / "benchmarks" / "results" / "rows.jsonl", tmp_path / "source.py"
+    results.parent.mkdir(parents=True)
+    for path in (results, source):
+        path.write_text("1\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    head = git("rev-parse", "--short", "HEAD")
+    results.write_text("2\n")
+    assert commit(tmp_path) == head
+    source.write_text("2\n")
+    assert commit(tmp_path) is None
+
+
 def test_the_last_row_of_a_case_counts() -> None:
     found = last_of_each(
         [
@@ -50,7 +71,7 @@ def test_no_call_always_follows_the_same_one() -> None:
 
 
 def test_plain_calls_are_made_in_as_many_rounds_as_there_is_time_for() -> None:
-    often, rarely = with_plain(["a", "b"], 10, 0.01), with_plain(["a", "b"], 10, 2.0)
+    often, rarely = with_plain(["a", "b"], 10, 0.01), with_plain(["a", "b"], 10, 1.5)
     assert [sorted(names) for names in often] == [["a", "b", "plain", "plain again"]] * 10
     assert [len(names) for names in rarely] == [2, 4] * 5
     assert all({"a", "b"} <= set(names) for names in rarely)
