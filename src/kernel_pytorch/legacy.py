@@ -13,6 +13,7 @@ MOVED = {
     f"{_SCALE}.communication_optimization": (
         f"{_SCALE}.communication_primitives",
         f"{_SCALE}.network_optimization",
+        f"{_SCALE}.communication_profiling",
     ),
     f"{_SCALE}.hardware_adaptation": (
         f"{_SCALE}.hardware_discovery",

@@ -23,6 +23,11 @@ SHIMS = {
         "register_comm_hook",
         "NetworkTopologyOptimizer",
         "create_topology_optimizer",
+        "BandwidthAwareScheduler",
+        "create_bandwidth_scheduler",
+        "create_adaptive_scheduler",
+        "CommunicationProfiler",
+        "create_communication_profiler",
     ],
     "kernel_pytorch.distributed_scale.hardware_adaptation": [
         "HardwareVendor",
