@@ -33,10 +33,12 @@ WRITTEN = {
     "loss.png",
     "metrics.jsonl",
     "native.json",
+    "profile.json",
     "records/attempt-N/rank-R.json",
     "script.json",
     "script.sh",
     "topology.svg",
+    "trace.json",
     "trace.jsonl",
     "train.py",
 }
