@@ -456,6 +456,9 @@ def test_a_lost_record_is_no_missing_call():
     run = made_up_run(steps=12)
     run[1].records = [r for r in run[1].records if not isinstance(r, CallRecord) or r.number not in (5, 11)]
     assert findings(run) == []
+    run = made_up_run(steps=12, marked=False)
+    del run[1].records[-2]  # nor is the last one of equal calls, which the others are done with
+    assert findings(run) == []
 
 
 def test_what_makes_a_job_wrong_comes_before_what_makes_it_slow():
