@@ -133,6 +133,11 @@ def test_ranks_that_are_late_together_are_one_finding():
     assert kinds([finding]) == [("late_rank", (1, 3))]
 
 
+def test_a_late_rank_is_late_although_the_others_do_not_come_together():
+    (finding,) = findings(made_up_run(*LINES, late_ms={1: 24.0, 2: 50.0, 3: 26.0}, noise=0.05))
+    assert kinds([finding]) == [("late_rank", (2,))]
+
+
 @pytest.mark.parametrize("late", [{0: 0, 1: 20, 2: 40, 3: 60}, {0: 0, 1: 50, 2: 50, 3: 50}])
 def test_uneven_work(late):
     """What counts is what an even distribution would save: the last one against the mean."""
@@ -450,6 +455,9 @@ def test_a_job_that_was_killed_as_a_whole_is_healthy():
 def test_a_lost_record_is_no_missing_call():
     run = made_up_run(steps=12)
     run[1].records = [r for r in run[1].records if not isinstance(r, CallRecord) or r.number not in (5, 11)]
+    assert findings(run) == []
+    run = made_up_run(steps=12, marked=False)
+    del run[1].records[-2]  # nor is the last one of equal calls, which the others are done with
     assert findings(run) == []
 
 

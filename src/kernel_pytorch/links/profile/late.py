@@ -13,6 +13,9 @@ from ...watch.health.evidence import Evidence, HealthState
 from .finding import LEAST_MS, SHARE, Finding, at, consistent
 from .join import Collective, Key, Run, named, named_ranks
 
+_GAP = 0.4
+"""Of the spread of the ranks' arrivals: what is between late ranks and the others."""
+
 _Numbers = npt.NDArray[np.float64]
 
 
@@ -133,12 +136,13 @@ def _wait(series: _Series, comparisons: int) -> _Wait | None:
     medians = np.median(arrivals, axis=0)
     order = np.argsort(medians, kind="stable")
     gaps = np.diff(medians[order])
-    cut = int(gaps.argmax()) + 1
-    if gaps[cut - 1] < np.ptp(medians) / 2:  # no two sets of ranks, but a slope
-        cut = len(order) - 1
-        late = len(order) == 2
-    else:
-        late = len(order) - cut <= len(order) / 2
+    least_others = (len(order) + 1) // 2  # more than half of the ranks cannot be late
+    cut = least_others + int(gaps[least_others - 1 :].argmax())
+    late = gaps[cut - 1] >= _GAP * np.ptp(medians)
+    if not late:
+        cut = int(gaps.argmax()) + 1
+        if gaps[cut - 1] < _GAP * np.ptp(medians):  # a slope
+            cut = len(order) - 1
     last = np.isin(np.arange(len(ranks)), order[cut:])
     others = np.median(arrivals[:, ~last], axis=1) if late else arrivals.mean(axis=1)
     behind = np.median(arrivals[:, last], axis=1) - others
