@@ -131,6 +131,8 @@ def test_a_baseline(profiler):
         "broadcast": "stable",
     }
     assert found["overall_performance_change"] == "stable"
+    mixed = {**stats, "allreduce": {"avg_duration_ms": 0.1}}  # one that degraded decides
+    assert profiler.compare_with_baseline(mixed)["overall_performance_change"] == "degraded"
     # As an older version left it: a mean without an interval.
     older = {
         "allreduce": {"avg_duration_ms": 0.1, "count": 9},
