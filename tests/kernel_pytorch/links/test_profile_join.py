@@ -68,7 +68,7 @@ def test_a_small_call_that_overtakes_counts_from_its_own_beginning():
     ],
 )
 def test_bandwidths(operation, factor):
-    """algbw = bytes / time; busbw = algbw * factor, of 4 ranks: nccl-tests, doc/PERFORMANCE.md."""
+    """algbw = bytes / time; busbw = algbw * factor, of 4 ranks: nccl-tests, PERFORMANCE."""
     line = Line(operation=operation, nbytes=10_000_000, moving_ms=10)
     for each in join(made_up_run(line, steps=2, noise=0)).collectives:
         assert bus_factor(operation, 4) == factor
