@@ -215,7 +215,7 @@ def scheduled(group):
             ValueError, match=r"tensor_size is 7, and tensor has 4 bytes|operation must be one of"
         ):
             scheduler.schedule_communication(*arguments, tensor=torch.ones(1))
-    with pytest.raises(ValueError, match="world_size is 8, and the process group has 4 ranks"):
+    with pytest.raises(ValueError, match="world_size is 8, the process group has 4 ranks"):
         create_bandwidth_scheduler()
     scheduler.shutdown()
     return waits, right, counts["completed"], cleared
@@ -234,7 +234,7 @@ def test_measured_links_replace_the_model(world, tmp_path):
     assert hosts == ((0, 1), (2, 3))  # the topology is believed, though all ranks share this machine
     assert told == "the topology has ranks 0 1 | 2 3 on nodes of their own, found were 0 1 2 3"
     assert (topology.node_count, topology.gpus_per_node, topology.topology_type) == (2, 2, "measured")
-    assert message == "world_size is 3, and the process group has 4 ranks"
+    assert message == "world_size is 3, the process group has 4 ranks"
     assert [each[4] for each in answers] == [0, 1, 2, 3]
     assert answer["basis"] in ("measured", "saved")
     assert all(each[5] == answer for each in answers)
