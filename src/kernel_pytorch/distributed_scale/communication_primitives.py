@@ -70,6 +70,7 @@ class CommunicationMetrics:
 
     operation: str | None = None
     pattern: CommunicationPattern | None = None
+    """None: also of an all-to-all, which has none."""
     compression: CompressionMethod = CompressionMethod.NONE
     reason: str | None = None
     """For the pattern and the compression."""

@@ -170,7 +170,11 @@ def _stats(matrix: npt.NDArray[np.float64], name: str) -> dict[str, float | None
 def create_topology_optimizer(
     world_size: int, node_count: int | None = None, gpus_per_node: int | None = None
 ) -> NetworkTopologyOptimizer:
-    """An optimizer on this rank. With a number of nodes, or of ranks on each, a topology of them is given."""
+    """An optimizer on this rank. With a number of nodes, or of ranks on each, a topology of them is given.
+
+    Raises:
+        ValueError: a number is not positive, or there are more ranks than places.
+    """
     rank = 0
     if in_process_group():
         import torch.distributed as dist
@@ -178,6 +182,9 @@ def create_topology_optimizer(
         rank = dist.get_rank()
     topology = None
     if node_count is not None or gpus_per_node is not None:
+        for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         gpus_per_node = gpus_per_node or -(-world_size // (node_count or 1))
         node_count = node_count or -(-world_size // gpus_per_node)
         topology = NetworkTopology(node_count, gpus_per_node)
@@ -221,6 +228,8 @@ class BandwidthAwareScheduler:
     def __init__(self, topology_optimizer: NetworkTopologyOptimizer) -> None:
         """See :class:`.CollectiveQueue`.
 
+        Hosts are those of the optimizer's topology, given or measured before this; else they are found.
+
         Raises:
             GroupError: the ranks disagree, or one did not answer.
             ValueError: the process group has another number of ranks than the optimizer.
@@ -232,7 +241,12 @@ class BandwidthAwareScheduler:
             from ..links.schedule.queue import CollectiveQueue
 
             _check_size(topology_optimizer.world_size)
-            self._queue = CollectiveQueue(links=topology_optimizer.links)
+            links = topology_optimizer.links
+            self._queue = CollectiveQueue(links=None if links.basis == "default" else links)
+            group = self._queue.group
+            told = difference(group.links.hosts, group.found)
+            if told is not None and group.place == 0:
+                logger.warning("%s; the topology is believed", told)
 
     def schedule_communication(
         self,

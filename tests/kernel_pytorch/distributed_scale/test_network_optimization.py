@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from kernel_pytorch.distributed_scale import (
     create_adaptive_scheduler,
     create_bandwidth_scheduler,
     create_topology_optimizer,
+    network_optimization,
 )
-from kernel_pytorch.links.cost import PATTERNS, expected_time
-from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.cost import expected_time
+from kernel_pytorch.links.hosts import RankHome
+from kernel_pytorch.links.methods import PATTERNS, CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.schedule import queue as queue_module
 from kernel_pytorch.links.topology import NetworkTopology
 
 
@@ -128,6 +132,30 @@ def test_bad_input():
         NetworkTopologyOptimizer(2, 2)
     with pytest.raises(RuntimeError, match=r"call torch.distributed.init_process_group first"):
         NetworkTopologyOptimizer(2, 0).measure()
+    with pytest.raises(ValueError, match="node_count must be positive, got 0"):
+        create_topology_optimizer(8, 0)
+    with pytest.raises(ValueError, match="tensor_size must not be negative, got -4"):
+        NetworkTopologyOptimizer(2, 0).optimize_communication_pattern("all_reduce", -4, [0, 1])
+
+
+def of_which_hosts(group):
+    """Hosts of a queue, by default and with a topology that says others than there are."""
+    alone = RankHome(boot_id=str(group.rank()), network_namespace="")
+    with mock.patch.object(queue_module, "home_of_this_rank", return_value=alone):
+        found = create_adaptive_scheduler()
+        with mock.patch.object(network_optimization.logger, "warning") as warned:
+            given = create_bandwidth_scheduler(4, 2, 2)
+    hosts = [scheduler._queue.group.links.hosts for scheduler in (found, given)]
+    for scheduler in (found, given):
+        scheduler.shutdown()
+    return hosts, [call.args[1] for call in warned.call_args_list]
+
+
+def test_hosts_of_a_scheduler_are_given_or_found(world):
+    (hosts, told), *others = world.results(of_which_hosts)
+    assert hosts == [((0,), (1,), (2,), (3,)), ((0, 1), (2, 3))]
+    assert told == ["the topology has ranks 0 1 | 2 3 on nodes of their own, found were 0 | 1 | 2 | 3"]
+    assert others == [(hosts, [])] * 3
 
 
 def test_a_scheduler_without_tensors_only_says_what_to_expect():

@@ -17,9 +17,9 @@ from tests.support.worlds import World
 from kernel_pytorch.links.collectives import run as run_module
 from kernel_pytorch.links.collectives.groups import Group
 from kernel_pytorch.links.collectives.steps import plan
-from kernel_pytorch.links.cost import PATTERNS, Expected, expected, expected_time, expected_times
+from kernel_pytorch.links.cost import Expected, expected, expected_time, expected_times
 from kernel_pytorch.links.facts import HostLink, Hosts, MeasuredLinks, RankPair
-from kernel_pytorch.links.methods import CommunicationPattern, Operation
+from kernel_pytorch.links.methods import PATTERNS, CommunicationPattern, Operation
 from kernel_pytorch.links.topology import NetworkTopology, links_of
 
 PLANNED = (Operation.ALL_REDUCE, Operation.ALL_GATHER, Operation.REDUCE_SCATTER)

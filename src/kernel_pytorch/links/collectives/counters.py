@@ -17,7 +17,8 @@ class Call:
     dtype: str
     nbytes: int
     """Of the whole vector that it is about: of an all-gather its output, of a reduce-scatter its input."""
-    pattern: CommunicationPattern
+    pattern: CommunicationPattern | None
+    """None: of an all-to-all, in which each rank sends to each."""
     compression: CompressionMethod
     reason: str
     """For the pattern and the compression."""
@@ -106,7 +107,7 @@ class Counters:
                         "operation": found.last.operation.value,
                         "dtype": found.last.dtype,
                         "up_to_bytes": bucket(found.last.nbytes),
-                        "pattern": found.last.pattern.value,
+                        "pattern": found.last.pattern and found.last.pattern.value,
                         "compression": found.last.compression.value,
                         "reason": found.last.reason,
                         "calls": found.calls,
