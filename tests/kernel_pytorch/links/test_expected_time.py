@@ -198,7 +198,7 @@ def test_a_large_ring_is_not_listed_turn_by_turn():
         ({"participants": [0, 4]}, r"participants must be some of the ranks 0 to 3, each once, got \[0, 4\]"),
         ({"participants": [1, 1]}, r"each once, got \[1, 1\]"),
         ({"order": [0, 1]}, "order must have the places 0 to 3, each once"),
-        ({"pattern": "star"}, "'star' is not a valid CommunicationPattern"),
+        ({"pattern": "star"}, "CommunicationPattern must be one of .*, got 'star'"),
     ],
 )
 def test_bad_input(wrong: dict[str, object], message: str):
