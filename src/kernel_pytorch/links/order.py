@@ -98,9 +98,10 @@ class _Cost:
             self._out_s[host] = min((self._pair_s[host, other] for other in others), default=0.0)
             self._in_s[host] = min((self._pair_s[other, host] for other in others), default=0.0)
 
-    def on_host(self, assignment: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def on_host(self, assignment: npt.NDArray[np.int64]) -> Bytes:
         """[P, H]: 1 where a place is on a host."""
-        return (assignment[:, None] == np.arange(len(self._out_s))).astype(np.float64)
+        on: Bytes = (assignment[:, None] == np.arange(len(self._out_s))).astype(np.float64)
+        return on
 
     def score(self, assignment: npt.NDArray[np.int64]) -> _Score:
         """Seconds of the busiest link, and bytes between hosts."""
@@ -163,7 +164,7 @@ class _Exchanges:
 
 
 def _exchanged(cost: _Cost, start: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Exchange two places as long as that makes the assignment better, or trials are left."""
+    """Exchange two places as long as that makes the assignment better and trials are left."""
     found, left = _Exchanges(cost, start), MOST_EXCHANGES
     improved = True
     while improved:

@@ -16,6 +16,7 @@ from ..errors import CommandError
 from ..shell import add_json, print_json
 from .local import start
 from .ranks import need_torch
+from .report import number
 
 if TYPE_CHECKING:
     from .ranks import Ranks
@@ -149,15 +150,15 @@ def _lines(timed: Sequence[TimedCollective]) -> Iterator[str]:
     for each in timed:
         expected = error = ""
         if each.expected_s is not None:
-            expected = _number(each.expected_s * 1e3)
+            expected = number(each.expected_s * 1e3)
             error = f"{each.expected_s / each.seconds - 1:+.0%}"
         line = _line(
             each.operation.value,
             _size(each.nbytes),
             each.pattern.value if each.pattern else "direct",
-            _number(each.seconds * 1e3),
-            _number(each.algbw_gbyte_s),
-            _number(each.busbw_gbyte_s),
+            number(each.seconds * 1e3),
+            number(each.algbw_gbyte_s),
+            number(each.busbw_gbyte_s),
             expected,
             error,
         )
@@ -170,13 +171,8 @@ def _line(operation: str, size: str, pattern: str, *columns: str) -> str:
     return f"{left}  {ms:>8}  {algbw:>10}  {busbw:>10}  {expected:>11}  {error:>6}"
 
 
-def _number(value: float) -> str:
-    """To three digits."""
-    return f"{float(f'{value:.3g}'):g}"
-
-
 def _size(nbytes: int) -> str:
     for unit, scale in (("MB", 1 << 20), ("KB", 1 << 10)):
         if nbytes >= scale:
-            return f"{_number(nbytes / scale)} {unit}"
+            return f"{number(nbytes / scale)} {unit}"
     return f"{nbytes} B"

@@ -83,10 +83,10 @@ def _link(links: MeasuredLinks, link: HostLink) -> str:
     parts = [f"{_interval(link.gbit_s)} Gbit/s"]
     trip = links.host_round_trip_us(link.source, link.target)
     if trip is not None:
-        parts.append(f"round trip {_number(trip.value / 1e3)} ms")
+        parts.append(f"round trip {number(trip.value / 1e3)} ms")
     if link.message_us is not None:
-        byte = "" if link.byte_ns is None else f" and {_number(link.byte_ns.value)} ns a byte"
-        parts.append(f"CPU {_number(link.message_us.value)} us a message{byte}")
+        byte = "" if link.byte_ns is None else f" and {number(link.byte_ns.value)} ns a byte"
+        parts.append(f"CPU {number(link.message_us.value)} us a message{byte}")
     return "  ".join(parts)
 
 
@@ -118,10 +118,10 @@ def _pair(links: MeasuredLinks, source: int, target: int) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    return f"{_number(figure.value)} ({_number(figure.low)} to {_number(figure.high)})"
+    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """To three digits."""
     return f"{float(f'{value:.3g}'):g}"
 
