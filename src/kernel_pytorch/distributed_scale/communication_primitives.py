@@ -41,7 +41,7 @@ class CollectiveOpConfig:
     """How collectives are carried out.
 
     Raises:
-        ValueError: a name that is none, or a number that is not positive.
+        ValueError: an unknown name, or a number that is not positive.
     """
 
     pattern: CommunicationPattern = CommunicationPattern.ADAPTIVE

@@ -275,6 +275,7 @@ class BandwidthAwareScheduler:
         Raises:
             GroupError: the queue is broken or shut down.
             RuntimeError: a tensor, and no process group.
+            TypeError: as there.
             ValueError: as there, or ``tensor`` has another size.
         """
         operation = operation_of(operation_type)
@@ -293,8 +294,11 @@ class BandwidthAwareScheduler:
                     "a tensor needs a process group: call torch.distributed.init_process_group before the "
                     "scheduler is made"
                 )
-            if tensor.numel() * tensor.element_size() != tensor_size:
-                nbytes = tensor.numel() * tensor.element_size()
+            from ..links.collectives.dense import check
+
+            check(tensor)
+            nbytes = tensor.numel() * tensor.element_size()
+            if nbytes != tensor_size:
                 raise ValueError(f"tensor_size is {tensor_size}, and tensor has {nbytes} bytes")
             handle = self._queue.submit(
                 operation, tensor, name=operation_id, participants=participants, priority=priority

@@ -243,6 +243,8 @@ def scheduled(group):
             ValueError, match=r"tensor_size is 7, and tensor has 4 bytes|operation must be one of"
         ):
             scheduler.schedule_communication(*arguments, tensor=torch.ones(1))
+    with pytest.raises(TypeError, match="tensor must be a tensor, got list"):
+        scheduler.schedule_communication("z", "allreduce", all_ranks, 4, tensor=[1.0])
     with pytest.raises(ValueError, match="world_size is 8, and the process group has 4 ranks"):
         create_bandwidth_scheduler()
     scheduler.shutdown()

@@ -217,6 +217,20 @@ def test_what_is_sent(four: World):
     assert of("hierarchical", "quantized_8bit")[0][1] == 2 * count * eighth
 
 
+def compressed_on_one_host(group):
+    settings = Settings(compression=CompressionMethod.BF16)
+    collectives = Collectives(links=made_up((tuple(range(4)),), {}), settings=settings)
+    exact = torch.tensor([1 + 2**-20])
+    collectives.all_reduce(exact, "mean", pattern=CommunicationPattern.HIERARCHICAL).result()
+    return exact.tolist(), collectives.last.compression, collectives.last.reason
+
+
+def test_what_stays_on_a_host_is_not_said_to_be_compressed(four: World):
+    reason = "as asked for; not compressed: all ranks are on one host"
+    wanted = [1 + 2**-20], CompressionMethod.NONE, reason
+    assert four.results(compressed_on_one_host) == [wanted] * 4
+
+
 def int8_sums(group):
     """The mean of many, and whether all ranks have the same."""
     collectives = made(4, compression=CompressionMethod.QUANTIZED_8BIT, chunk_bytes=1 << 12)

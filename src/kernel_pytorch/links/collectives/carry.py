@@ -140,6 +140,8 @@ class Carrier:
         if pattern is CommunicationPattern.ADAPTIVE:
             patterns = self._candidates(True)
             only = "of what is compressed it sends the least between hosts"
+        elif pattern is CommunicationPattern.HIERARCHICAL and len(self.group.links.hosts) == 1:
+            patterns = []
         if not patterns:
             return Choosing(raw, CompressionMethod.NONE, "; not compressed: all ranks are on one host")
         encoded = self._expected(operation, patterns, values, edges, method)
