@@ -21,6 +21,7 @@ from kernel_pytorch.groups import GroupError
 from kernel_pytorch.links.collectives import carry as carry_module
 from kernel_pytorch.links.collectives import groups as groups_module
 from kernel_pytorch.links.collectives.collectives import Collectives
+from kernel_pytorch.links.collectives.counters import Call, Counters
 from kernel_pytorch.links.collectives.groups import timeout_of
 from kernel_pytorch.links.collectives.run import program
 from kernel_pytorch.links.collectives.settings import Settings
@@ -401,6 +402,27 @@ def test_ranks_choose_alike(four: World):
     assert others == [first] * 3
     assert {pattern for pattern, _, _ in first} == {"ring", "tree", "butterfly", "hierarchical"}
     assert sum(calls for _, calls, _ in first) == 150
+
+
+def test_reasons_with_other_times_are_counted_together():
+    counters = Counters()
+    for number in range(1000):
+        counters.add(
+            Call(
+                operation=Operation.ALL_REDUCE,
+                dtype="float32",
+                nbytes=1000,
+                pattern=CommunicationPattern.RING,
+                compression=CompressionMethod.NONE,
+                reason=f"tried: ring takes {number} ms" if number % 2 else "as asked for",
+                seconds=1.0,
+                expected_s=None,
+                sent_bytes=10,
+                sent_between_hosts_bytes=0,
+            )
+        )
+    found = [(each["reason"], each["calls"]) for each in counters.stats()["choices"]]
+    assert found == [("as asked for", 500), ("tried: ring takes 999 ms", 500)]
 
 
 def measured(group):

@@ -72,8 +72,8 @@ class Counters:
 
     def add(self, call: Call) -> None:
         """Count a call."""
-        size = bucket(call.nbytes)
-        key = call.operation, call.dtype, size, call.pattern, call.compression, call.reason
+        size, kind = bucket(call.nbytes), call.reason.partition(":")[0]  # times follow, new ones each time
+        key = call.operation, call.dtype, size, call.pattern, call.compression, kind
         with self._lock:
             found = self._sums.setdefault(key, _Sum(last=call))
             found.last = self.last = call
@@ -90,7 +90,7 @@ class Counters:
 
     def stats(self) -> dict[str, Any]:
         """Sums over all calls, and ``choices``: one entry by operation, dtype, size, pattern, compression and
-        reason.
+        kind of reason, with the last such reason.
 
         ``expected_s`` and ``measured_s`` are sums over the calls whose time was expected; None if there were
         none.
