@@ -29,6 +29,7 @@ WRITTEN = {
     "end.json",
     "example.py",
     "gpt2.json",
+    "hang.json",
     "job.json",
     "loss.png",
     "metrics.jsonl",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..groups import in_process_group
 from ..links.facts import MeasuredLinks
 from ..links.methods import CommunicationPattern, CompressionMethod
+from ..links.place import check_place, need_group
 from ..links.topology import NetworkTopology, difference, links_of, topology_of
 
 if TYPE_CHECKING:
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.nn.parallel import DistributedDataParallel
 
+    from ..links.collectives.collectives import Collectives
     from ..links.collectives.handle import Handle
+    from ..links.collectives.settings import Settings
     from ..links.compress.hook_state import HookState
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "register_comm_hook",
 ]
 
-logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -59,9 +59,24 @@ class CollectiveOpConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", CommunicationPattern(self.pattern))
         object.__setattr__(self, "compression", CompressionMethod(self.compression))
-        for name in ("chunk_size_mb", "bandwidth_threshold_gbps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        wrong = [
+            name for name in ("chunk_size_mb", "bandwidth_threshold_gbps") if not getattr(self, name) > 0
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} must be positive, got {getattr(self, wrong[0])}")
+
+    def settings(self) -> Settings:
+        """For :class:`.Collectives`."""
+        from ..links.collectives.settings import Settings
+
+        return Settings(
+            pattern=self.pattern,
+            compression=self.compression,
+            chunk_bytes=max(1, int(self.chunk_size_mb * (1 << 20))),
+            overlap=self.overlap_computation,
+            hierarchical=self.use_hierarchical,
+            compress_below_gbit_s=self.bandwidth_threshold_gbps,
+        )
 
 
 @dataclass(frozen=True)
@@ -121,50 +136,15 @@ class AdvancedCollectiveOps:
                 has too few places; both a topology and links.
             GroupError: the ranks disagree, or one did not answer within the timeout: it is named.
         """
-        from ..links.collectives.collectives import Collectives
-        from ..links.collectives.settings import Settings
-
-        self.world_size, self.rank = world_size, rank
-        self.config = config or CollectiveOpConfig()
-        if world_size > 1 and not in_process_group():
-            raise RuntimeError(
-                f"collectives of {world_size} ranks need a process group: "
-                "call torch.distributed.init_process_group first"
-            )
-
-        def known() -> MeasuredLinks | None:
-            self._check(process_group)
-            if topology is not None and links is not None:
-                raise ValueError("give a topology or links, not both")
-            return links if topology is None else links_of(topology, world_size)
-
-        settings = Settings(
-            pattern=self.config.pattern,
-            compression=self.config.compression,
-            chunk_bytes=max(1, int(self.config.chunk_size_mb * (1 << 20))),
-            overlap=self.config.overlap_computation,
-            hierarchical=self.config.use_hierarchical,
-            compress_below_gbit_s=self.config.bandwidth_threshold_gbps,
-        )
-        self._collectives = Collectives(process_group, links=known, settings=settings)
+        self.world_size, self.rank, self.config = world_size, rank, config or CollectiveOpConfig()
+        self._collectives = _collectives(self, topology, links, process_group)
         group = self._collectives.group
         self.topology = topology or topology_of(group.links)
-        self.topology_difference = difference(group.links.hosts, group.found)
+
+    @property
+    def topology_difference(self) -> str | None:
         """In what way the topology's nodes are not the hosts that were found; None: they are."""
-        if self.topology_difference is not None and group.place == 0:
-            logger.warning("%s; the topology is believed", self.topology_difference)
-
-    def _check(self, process_group: ProcessGroup | None) -> None:
-        """Refuse a size or rank that is not that of the group."""
-        size, rank = 1, 0
-        if in_process_group():
-            import torch.distributed as dist
-
-            size, rank = dist.get_world_size(process_group), dist.get_rank(process_group)
-        if self.world_size != size:
-            raise ValueError(f"world_size is {self.world_size}, the process group has {size} ranks")
-        if self.rank != rank:
-            raise ValueError(f"rank is {self.rank}, this process has rank {rank} in the process group")
+        return difference(self.links.hosts, self._collectives.group.found)
 
     @property
     def communication_groups(self) -> dict[str, list[int]]:
@@ -298,16 +278,9 @@ class AdvancedCollectiveOps:
         Raises:
             As :meth:`.Collectives.all_gather`; ValueError: a scalar.
         """
-        import torch
+        from ..links.collectives.gather import joined, with_rows
 
-        if isinstance(tensor, torch.Tensor) and tensor.dim() == 0:
-            raise ValueError("tensor must have rows, got a scalar")
-        handle = self._collectives.all_gather(tensor, pattern=_pattern(pattern))
-
-        async def joined() -> Tensor:
-            return torch.cat(await handle.awaited())
-
-        return joined()
+        return joined(self._collectives.all_gather(with_rows(tensor), pattern=_pattern(pattern)))
 
     def compress_tensor(
         self, tensor: Tensor, method: CompressionMethod | str, **options: Any
@@ -365,6 +338,25 @@ def register_comm_hook(
     from ..links.compress.hooks import register_comm_hook
 
     return register_comm_hook(ddp, method, **options)
+
+
+def _collectives(
+    ops: AdvancedCollectiveOps,
+    topology: NetworkTopology | None,
+    links: MeasuredLinks | None,
+    process_group: ProcessGroup | None,
+) -> Collectives:
+    """Of a group that is as ``ops`` says; a topology is believed, and the difference told."""
+    from ..links.collectives.collectives import Collectives
+
+    def known() -> MeasuredLinks | None:
+        check_place(ops.world_size, ops.rank, process_group)
+        if topology is not None and links is not None:
+            raise ValueError("give a topology or links, not both")
+        return links if topology is None else links_of(topology, ops.world_size)
+
+    need_group(ops.world_size, f"making collectives of {ops.world_size} ranks", process_group)
+    return Collectives(process_group, links=known, settings=ops.config.settings())
 
 
 def _pattern(pattern: CommunicationPattern | str | None) -> CommunicationPattern | None:

@@ -118,7 +118,7 @@ class CommunicationProfiler:
         """Write the report as JSON and, of collected ranks, a Chrome trace and an HTML page next to it.
 
         Args:
-            path: of the JSON file; "p.json" goes with "p.trace.json" and "p.html".
+            path: of the JSON file; the trace and the page have its name, with other endings.
             include_history: whether the JSON file has :attr:`operation_history`.
 
         Returns:

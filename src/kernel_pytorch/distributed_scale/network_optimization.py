@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..groups import in_process_group
 from ..links.advice import advice, operation_of
 from ..links.facts import MeasuredLinks
 from ..links.methods import CompressionMethod
 from ..links.order import RankOrder, rank_order
+from ..links.place import check_place, need_group, size_and_rank
 from ..links.rates import bandwidth_matrix, checked_utilisation, latency_matrix, left
+from ..links.schedule.scheduled import Schedule
 from ..links.topology import (
     NetworkTopology,
     default_topology,
-    difference,
     links_of,
     regrouped,
     topology_of,
+    warn_of_difference,
 )
 
 if TYPE_CHECKING:
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
     from torch.distributed import ProcessGroup
-
-    from ..links.collectives.handle import Handle
-    from ..links.schedule.queue import CollectiveQueue
 
 __all__ = [
     "BandwidthAwareScheduler",
@@ -40,8 +35,6 @@ __all__ = [
     "create_topology_optimizer",
 ]
 
-logger = logging.getLogger(__name__)
-
 
 class NetworkTopologyOptimizer:
     """What is known of the links between ranks, and what it says of collectives.
@@ -49,22 +42,20 @@ class NetworkTopologyOptimizer:
     Until :meth:`measure` it is the given topology, or a default one, and answers say so by their ``basis``.
     """
 
+    _utilisation: dict[tuple[int, int], float]
+    difference: str | None
+    """In what way the given topology has other hosts than :meth:`measure` found."""
+
     def __init__(self, world_size: int, rank: int, topology: NetworkTopology | None = None) -> None:
         """``rank`` is this process's; ``topology`` need not be full.
 
         Raises:
             ValueError: no such rank, or more ranks than the topology has places.
         """
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1, got rank {rank} of {world_size}")
-        self.world_size, self.rank, self._topology = world_size, rank, topology
+        self.world_size, self.rank, self._topology = world_size, _checked(rank, world_size), topology
         self.discovered_topology = topology or default_topology(world_size)
-        self.difference: str | None = None
-        """In what way the given topology has other hosts than :meth:`measure` found."""
-        self._links = links_of(
-            self.discovered_topology, world_size, "default" if topology is None else "given"
-        )
-        self._utilisation: dict[tuple[int, int], float] = {}
+        self._links = links_of(self.discovered_topology, world_size, "given" if topology else "default")
+        self._utilisation, self.difference = {}, None
 
     @property
     def links(self) -> MeasuredLinks:
@@ -93,28 +84,19 @@ class NetworkTopologyOptimizer:
             RuntimeError: there is no process group.
             ValueError: the group has another number of ranks.
         """
-        if self.world_size == 1:
-            return self.links
-        if process_group is None and not in_process_group():
-            raise RuntimeError(
-                "measuring needs a process group: call torch.distributed.init_process_group first"
-            )
-        import torch.distributed as dist
+        need_group(self.world_size, "measuring", process_group)
+        check_place(self.world_size, process_group=process_group)
+        if self.world_size > 1:
+            from ..links.saved import measure_or_saved
 
-        from ..links.saved import measure_or_saved
-
-        size = dist.get_world_size(process_group)
-        if size != self.world_size:
-            raise ValueError(f"world_size is {self.world_size}, and the process group has {size} ranks")
-        found = measure_or_saved(process_group, seconds=seconds)
-        if self._topology is not None:
-            hosts = self._topology.hosts(size)
-            self.difference = difference(hosts, found.hosts)
-            if self.difference is not None:
-                logger.warning("%s; the topology is believed", self.difference)
-                found = regrouped(found, hosts)
-        self._links, self.discovered_topology = found, topology_of(found)
+            self._measured(measure_or_saved(process_group, seconds=seconds))
         return self.links
+
+    def _measured(self, found: MeasuredLinks) -> None:
+        hosts = found.hosts if self._topology is None else self._topology.hosts(self.world_size)
+        self.difference = warn_of_difference(hosts, found.hosts)
+        self._links = regrouped(found, hosts)
+        self.discovered_topology = topology_of(self._links)
 
     def optimize_communication_pattern(
         self,
@@ -167,6 +149,12 @@ def _stats(matrix: npt.NDArray[np.float64], name: str) -> dict[str, float | None
     }
 
 
+def _checked(rank: int, world_size: int) -> int:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1, got rank {rank} of {world_size}")
+    return rank
+
+
 def create_topology_optimizer(
     world_size: int, node_count: int | None = None, gpus_per_node: int | None = None
 ) -> NetworkTopologyOptimizer:
@@ -175,48 +163,14 @@ def create_topology_optimizer(
     Raises:
         ValueError: a number is not positive, or there are more ranks than places.
     """
-    rank = 0
-    if in_process_group():
-        import torch.distributed as dist
-
-        rank = dist.get_rank()
-    topology = None
-    if node_count is not None or gpus_per_node is not None:
-        for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        gpus_per_node = gpus_per_node or -(-world_size // (node_count or 1))
-        node_count = node_count or -(-world_size // gpus_per_node)
-        topology = NetworkTopology(node_count, gpus_per_node)
-    return NetworkTopologyOptimizer(world_size, rank, topology)
-
-
-@dataclass
-class _Scheduled:
-    operation_id: str
-    operation_type: str
-    participants: list[int]
-    tensor_size: int
-    priority: float
-    optimization: dict[str, Any]
-    handle: Handle[Tensor] | None
-    since: float
-    done_at: float | None = None
-    """When it was first seen to be done."""
-
-    def update(self, now: float) -> None:
-        if self.done_at is None and self.handle is not None and self.handle.is_completed():
-            self.done_at = now
-
-    @property
-    def failed(self) -> bool:
-        if self.done_at is None or self.handle is None:
-            return False
-        try:
-            self.handle.wait(0)
-        except Exception:  # who has the handle gets it
-            return True
-        return False
+    for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if node_count is None and gpus_per_node is None:
+        return NetworkTopologyOptimizer(world_size, size_and_rank()[1])
+    each = gpus_per_node or -(-world_size // (node_count or 1))
+    topology = NetworkTopology(node_count or -(-world_size // each), each)
+    return NetworkTopologyOptimizer(world_size, size_and_rank()[1], topology)
 
 
 class BandwidthAwareScheduler:
@@ -235,18 +189,11 @@ class BandwidthAwareScheduler:
             ValueError: the process group has another number of ranks than the optimizer.
         """
         self.topology_optimizer = topology_optimizer
-        self._queue: CollectiveQueue | None = None
-        self._scheduled: list[_Scheduled] = []
-        if in_process_group() or topology_optimizer.world_size == 1:
-            from ..links.schedule.queue import CollectiveQueue
-
-            _check_size(topology_optimizer.world_size)
-            links = topology_optimizer.links
-            self._queue = CollectiveQueue(links=None if links.basis == "default" else links)
-            group = self._queue.group
-            told = difference(group.links.hosts, group.found)
-            if told is not None and group.place == 0:
-                logger.warning("%s; the topology is believed", told)
+        self._schedule = Schedule(
+            topology_optimizer.world_size,
+            topology_optimizer.links,
+            topology_optimizer.optimize_communication_pattern,
+        )
 
     def schedule_communication(
         self,
@@ -278,48 +225,9 @@ class BandwidthAwareScheduler:
             TypeError: as there.
             ValueError: as there, or ``tensor`` has another size.
         """
-        operation = operation_of(operation_type)
-        optimization = self.topology_optimizer.optimize_communication_pattern(
-            operation_type, tensor_size, participants
+        return self._schedule.submit(
+            operation_id, operation_type, participants, tensor_size, priority, tensor
         )
-        before = [
-            each.optimization["expected_time_ms"]
-            for each in self._active()
-            if each.priority >= priority and not set(each.participants).isdisjoint(participants)
-        ]
-        handle = None
-        if tensor is not None:
-            if self._queue is None:
-                raise RuntimeError(
-                    "a tensor needs a process group: call torch.distributed.init_process_group before the "
-                    "scheduler is made"
-                )
-            from ..links.collectives.dense import check
-
-            check(tensor)
-            nbytes = tensor.numel() * tensor.element_size()
-            if nbytes != tensor_size:
-                raise ValueError(f"tensor_size is {tensor_size}, and tensor has {nbytes} bytes")
-            handle = self._queue.submit(
-                operation, tensor, name=operation_id, participants=participants, priority=priority
-            )
-        self._scheduled.append(
-            _Scheduled(
-                operation_id=operation_id,
-                operation_type=operation_type,
-                participants=list(participants),
-                tensor_size=tensor_size,
-                priority=priority,
-                optimization=optimization,
-                handle=handle,
-                since=time.monotonic(),
-            )
-        )
-        return {
-            "schedule_time_ms": None if None in before else float(sum(before)),
-            "optimization": optimization,
-            "handle": handle,
-        }
 
     def update_bandwidth_utilization(self, link: tuple[int, int], utilisation: float) -> None:
         """Tell what others use of the link between the hosts of two ranks, from 0 to 1.
@@ -329,43 +237,17 @@ class BandwidthAwareScheduler:
             ValueError: as of :meth:`.NetworkTopologyOptimizer.update_congestion_levels`.
         """
         self.topology_optimizer.update_congestion_levels({link: utilisation})
-        if self._queue is not None:
-            used: dict[int, float] = {}
-            for pair, share in self.topology_optimizer.congestion_levels.items():
-                for rank in pair:
-                    host = self._queue.group.host_of[rank]
-                    used[host] = max(used.get(host, 0.0), share)
-            self._queue.busy(used)
+        self._schedule.busy(self.topology_optimizer.congestion_levels)
 
     def get_active_communications(self) -> list[dict[str, Any]]:
         """What was submitted with a tensor, and is not done."""
-        return [
-            {
-                "operation_id": each.operation_id,
-                "operation_type": each.operation_type,
-                "participants": each.participants,
-                "tensor_size": each.tensor_size,
-                "priority": each.priority,
-                "expected_time_ms": each.optimization["expected_time_ms"],
-                "age_ms": (time.monotonic() - each.since) * 1e3,
-            }
-            for each in self._active()
-        ]
+        return self._schedule.active()
 
     def get_scheduling_stats(self) -> dict[str, Any]:
         """Numbers of operations that are not cleared (pending: without a tensor), and how busy links are."""
-        active = len(self._active())
-        done = [each for each in self._scheduled if each.done_at is not None]
-        failed = sum(each.failed for each in done)
         levels = list(self.topology_optimizer.congestion_levels.values())
         return {
-            "operations": {
-                "total_scheduled": len(self._scheduled),
-                "pending": len(self._scheduled) - active - len(done),
-                "active": active,
-                "completed": len(done) - failed,
-                "failed": failed,
-            },
+            "operations": self._schedule.counts(),
             "bandwidth_utilization": {
                 "average": sum(levels) / len(levels) if levels else 0.0,
                 "peak": max(levels, default=0.0),
@@ -381,52 +263,18 @@ class BandwidthAwareScheduler:
         Returns:
             By id, the ``optimization`` of those for which it has changed.
         """
-        self._active()
-        changed = {}
-        for each in self._scheduled:
-            if each.done_at is None:
-                found = self.topology_optimizer.optimize_communication_pattern(
-                    each.operation_type, each.tensor_size, each.participants
-                )
-                if found != each.optimization:
-                    changed[each.operation_id] = each.optimization = found
-        return changed
+        return self._schedule.advised_anew()
 
     def clear_completed_operations(self, retention_hours: float = 1.0) -> int:
         """Forget operations that are done, or failed, and were seen to be so many hours ago; how many.
 
         Those without a tensor are forgotten so many hours after they were scheduled, and not counted.
         """
-        self._active()
-        now, seconds, total = time.monotonic(), retention_hours * 3600, len(self._scheduled)
-        self._scheduled = [
-            each for each in self._scheduled if each.handle is not None or now - each.since < seconds
-        ]
-        plans = total - len(self._scheduled)
-        self._scheduled = [
-            each for each in self._scheduled if each.done_at is None or now - each.done_at < seconds
-        ]
-        return total - plans - len(self._scheduled)
+        return self._schedule.forget(retention_hours)
 
     def shutdown(self) -> None:
         """See :meth:`.CollectiveQueue.shutdown`."""
-        if self._queue is not None:
-            self._queue.shutdown()
-
-    def _active(self) -> list[_Scheduled]:
-        now = time.monotonic()
-        for each in self._scheduled:
-            each.update(now)
-        return [each for each in self._scheduled if each.handle is not None and each.done_at is None]
-
-
-def _check_size(world_size: int) -> None:
-    if in_process_group():
-        import torch.distributed as dist
-
-        size = dist.get_world_size()
-        if size != world_size:
-            raise ValueError(f"world_size is {world_size}, and the process group has {size} ranks")
+        self._schedule.shutdown()
 
 
 def create_bandwidth_scheduler(
@@ -438,9 +286,4 @@ def create_bandwidth_scheduler(
 
 def create_adaptive_scheduler() -> BandwidthAwareScheduler:
     """A scheduler of the process group, or of one rank."""
-    world_size = 1
-    if in_process_group():
-        import torch.distributed as dist
-
-        world_size = dist.get_world_size()
-    return BandwidthAwareScheduler(create_topology_optimizer(world_size))
+    return BandwidthAwareScheduler(create_topology_optimizer(size_and_rank()[0]))

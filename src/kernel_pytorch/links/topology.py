@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .facts import Figure, HostLink, Hosts, MeasuredLinks, RankPair
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ def regrouped(links: MeasuredLinks, hosts: Hosts) -> MeasuredLinks:
     Raises:
         ValueError: the hosts are of another number of ranks.
     """
+    if hosts == links.hosts:
+        return links
     size = sum(map(len, hosts))
     if size != links.size:
         raise ValueError(f"hosts are of {size} ranks, the links of {links.size}")
@@ -138,6 +143,14 @@ def regrouped(links: MeasuredLinks, hosts: Hosts) -> MeasuredLinks:
                 found.append(replace(slowest, source=source, target=target))
     # How links are shared, racks and names are those of the found hosts.
     return replace(links, hosts=hosts, links=tuple(found), shared=(), racks=(), names=())
+
+
+def warn_of_difference(said: Hosts, found: Hosts) -> str | None:
+    """:func:`difference`, logged as a warning if there is one."""
+    differs = difference(said, found)
+    if differs is not None:
+        logger.warning("%s; the topology is believed", differs)
+    return differs
 
 
 def difference(said: Hosts, found: Hosts) -> str | None:

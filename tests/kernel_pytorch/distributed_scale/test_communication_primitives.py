@@ -159,7 +159,7 @@ def test_what_does_not_fit_the_group_is_refused(world: World):
 
 
 def test_without_a_group():
-    with pytest.raises(RuntimeError, match=r"4 ranks need a process group: .*init_process_group"):
+    with pytest.raises(RuntimeError, match=r"4 ranks needs a process group: .*init_process_group"):
         AdvancedCollectiveOps(4, 0)
     ops = AdvancedCollectiveOps(1, 0, create_default_topology())
     tensor = torch.ones(3)

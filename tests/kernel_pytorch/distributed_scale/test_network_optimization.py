@@ -17,13 +17,13 @@ from kernel_pytorch.distributed_scale import (
     create_adaptive_scheduler,
     create_bandwidth_scheduler,
     create_topology_optimizer,
-    network_optimization,
 )
 from kernel_pytorch.links.cost import expected_time
 from kernel_pytorch.links.hosts import RankHome
 from kernel_pytorch.links.methods import PATTERNS, CommunicationPattern, CompressionMethod
 from kernel_pytorch.links.schedule import queue as queue_module
 from kernel_pytorch.links.topology import NetworkTopology
+from kernel_pytorch.links.topology import logger as topology_logger
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +140,14 @@ def test_bad_input():
 
 def of_which_hosts(group):
     """Hosts of a queue, by default and with a topology that says others than there are."""
-    alone = RankHome(boot_id=str(group.rank()), network_namespace="")
-    with mock.patch.object(queue_module, "home_of_this_rank", return_value=alone):
-        found = create_adaptive_scheduler()
-        with mock.patch.object(network_optimization.logger, "warning") as warned:
-            given = create_bandwidth_scheduler(4, 2, 2)
-    hosts = [scheduler._queue.group.links.hosts for scheduler in (found, given)]
-    for scheduler in (found, given):
+    alone = RankHome(boot_id=str(group.rank()), network_namespace="1")
+    with (
+        mock.patch.object(queue_module, "home_of_this_rank", return_value=alone),
+        mock.patch.object(topology_logger, "warning") as warned,
+    ):
+        schedulers = create_adaptive_scheduler(), create_bandwidth_scheduler(4, 2, 2)
+    hosts = [scheduler._schedule._queue.group.links.hosts for scheduler in schedulers]
+    for scheduler in schedulers:
         scheduler.shutdown()
     return hosts, [call.args[1] for call in warned.call_args_list]
 
@@ -245,7 +246,7 @@ def scheduled(group):
             scheduler.schedule_communication(*arguments, tensor=torch.ones(1))
     with pytest.raises(TypeError, match="tensor must be a tensor, got list"):
         scheduler.schedule_communication("z", "allreduce", all_ranks, 4, tensor=[1.0])
-    with pytest.raises(ValueError, match="world_size is 8, and the process group has 4 ranks"):
+    with pytest.raises(ValueError, match="world_size is 8, the process group has 4 ranks"):
         create_bandwidth_scheduler()
     scheduler.shutdown()
     return waits, right, counts["completed"], cleared
@@ -264,7 +265,7 @@ def test_measured_links_replace_the_model(world, tmp_path):
     assert hosts == ((0, 1), (2, 3))  # the topology is believed, though all ranks share this machine
     assert told == "the topology has ranks 0 1 | 2 3 on nodes of their own, found were 0 1 2 3"
     assert (topology.node_count, topology.gpus_per_node, topology.topology_type) == (2, 2, "measured")
-    assert message == "world_size is 3, and the process group has 4 ranks"
+    assert message == "world_size is 3, the process group has 4 ranks"
     assert [each[4] for each in answers] == [0, 1, 2, 3]
     assert answer["basis"] in ("measured", "saved")
     assert all(each[5] == answer for each in answers)

@@ -236,9 +236,7 @@ class Collectives:
         def measure() -> MeasuredLinks:
             parent = self._parent or dist.group.WORLD
             assert parent is not None
-            links = measure_links(parent, seconds=seconds)
-            if links.hosts != self.group.links.hosts:
-                links = regrouped(links, self.group.links.hosts)
+            links = regrouped(measure_links(parent, seconds=seconds), self.group.links.hosts)
             self._carrier.regroup(ordered(replace(self.group, links=links), parent))
             return links
 

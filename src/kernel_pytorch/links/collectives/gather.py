@@ -14,6 +14,7 @@ from ..methods import CommunicationPattern, Operation
 from .carry import Carrier
 from .dense import check, check_writable, flat
 from .groups import Group
+from .handle import Handle
 from .steps import split
 
 _MOST_DIMENSIONS = 16
@@ -100,6 +101,22 @@ def placed(found: list[Tensor], out: Sequence[Tensor] | None) -> list[Tensor]:
     for target, source in zip(out, found, strict=True):
         target.detach().copy_(source)
     return list(out)
+
+
+def with_rows(tensor: Tensor) -> Tensor:
+    """The tensor, if it has a first dimension.
+
+    Raises:
+        ValueError: it is a scalar.
+    """
+    if isinstance(tensor, Tensor) and tensor.dim() == 0:
+        raise ValueError("tensor must have rows, got a scalar")
+    return tensor
+
+
+async def joined(handle: Handle[list[Tensor]]) -> Tensor:
+    """What an all-gather collects, one after the other along the first dimension."""
+    return torch.cat(await handle.awaited())
 
 
 def all_gather(

@@ -16,6 +16,7 @@ from ...groups import agree
 from ..facts import Hosts, MeasuredLinks
 from ..hosts import RankHome, group_by_host
 from ..order import rank_order
+from ..topology import warn_of_difference
 from .flat import keeps_order
 
 
@@ -118,6 +119,8 @@ def make_group(
         order=tuple(range(len(ranks))),
         seats=tuple(range(len(ranks))),
     )
+    if unordered.place == 0:
+        warn_of_difference(unordered.links.hosts, found)
     if len(ranks) == 1:
         return unordered
     return ordered(unordered, parent)
