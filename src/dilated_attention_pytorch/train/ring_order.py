@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from kernel_pytorch.links.facts import MeasuredLinks
-from kernel_pytorch.links.hosts import RankHome, group_by_host
+from kernel_pytorch.links.hosts import group_by_host
+from kernel_pytorch.links.measure import home_of_this_rank
 from kernel_pytorch.links.order import rank_order
-from kernel_pytorch.machine.files import Files
 from kernel_pytorch.placement.host_traffic import busiest_link
 
 from ..models import LongNetConfig
@@ -59,7 +59,7 @@ def choose_ring_order(
     """
     if part.num_context == 1:
         return None
-    hosts = group_by_host(ranks.gather(_home()))
+    hosts = group_by_host(ranks.gather(home_of_this_rank()))
     if len(hosts) == 1:
         return None
     traffic = _traffic_of_step(part, config, options)
@@ -92,11 +92,3 @@ def _traffic_of_step(
     forward = ring_traffic(ring, options.seq_len, *heads, head_dim, dtype, part.num_context, True).numpy()
     gradients = forward.T * (torch.float32.itemsize / dtype.itemsize)
     return np.kron(np.eye(part.num_data), (3 if options.recompute else 2) * forward + gradients)
-
-
-def _home() -> RankHome:
-    files = Files()
-    return RankHome(
-        boot_id=files.text("proc/sys/kernel/random/boot_id"),
-        network_namespace=files.link_name("proc/self/ns/net"),
-    )

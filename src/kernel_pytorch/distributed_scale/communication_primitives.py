@@ -41,7 +41,7 @@ class CollectiveOpConfig:
     """How collectives are carried out.
 
     Raises:
-        ValueError: a name that is none, or a number that is not positive.
+        ValueError: an unknown name, or a number that is not positive.
     """
 
     pattern: CommunicationPattern = CommunicationPattern.ADAPTIVE
@@ -85,6 +85,7 @@ class CommunicationMetrics:
 
     operation: str | None = None
     pattern: CommunicationPattern | None = None
+    """None: also of an all-to-all, which has none."""
     compression: CompressionMethod = CompressionMethod.NONE
     reason: str | None = None
     """For the pattern and the compression."""

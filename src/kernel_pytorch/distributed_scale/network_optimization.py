@@ -158,7 +158,14 @@ def _checked(rank: int, world_size: int) -> int:
 def create_topology_optimizer(
     world_size: int, node_count: int | None = None, gpus_per_node: int | None = None
 ) -> NetworkTopologyOptimizer:
-    """An optimizer on this rank. With a number of nodes, or of ranks on each, a topology of them is given."""
+    """An optimizer on this rank. With a number of nodes, or of ranks on each, a topology of them is given.
+
+    Raises:
+        ValueError: a number is not positive, or there are more ranks than places.
+    """
+    for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     if node_count is None and gpus_per_node is None:
         return NetworkTopologyOptimizer(world_size, size_and_rank()[1])
     each = gpus_per_node or -(-world_size // (node_count or 1))
@@ -174,6 +181,8 @@ class BandwidthAwareScheduler:
 
     def __init__(self, topology_optimizer: NetworkTopologyOptimizer) -> None:
         """See :class:`.CollectiveQueue`.
+
+        Hosts are those of the optimizer's topology, given or measured before this; else they are found.
 
         Raises:
             GroupError: the ranks disagree, or one did not answer.
@@ -213,6 +222,7 @@ class BandwidthAwareScheduler:
         Raises:
             GroupError: the queue is broken or shut down.
             RuntimeError: a tensor, and no process group.
+            TypeError: as there.
             ValueError: as there, or ``tensor`` has another size.
         """
         return self._schedule.submit(

@@ -55,6 +55,8 @@ def advice(
     """
     if compression not in (CompressionMethod.NONE, CompressionMethod.ADAPTIVE):
         raise ValueError(f"compression must be none or adaptive, got {compression}")
+    if tensor_size < 0:
+        raise ValueError(f"tensor_size must not be negative, got {tensor_size}")
     size = links.size if participants is None else len(participants)
     nbytes = whole_vector(operation, tensor_size, size)
     method, found = (

@@ -10,9 +10,8 @@ import numpy as np
 from .collectives.steps import Steps
 from .facts import MeasuredLinks
 from .loads import Carriers, Floats, Turn, turn, turns_of
-from .methods import CommunicationPattern, Operation
+from .methods import PATTERNS, CommunicationPattern, Operation
 
-PATTERNS = tuple(each for each in CommunicationPattern if each is not CommunicationPattern.ADAPTIVE)
 MOST_CHUNKS = 64
 """More are only cut where a chunk would else be too large."""
 

@@ -90,14 +90,6 @@ class MeasuredLinks:
         """Rate from a host to a host, or inside one; None: not measured."""
         return self._rates.get((source, target))
 
-    def cpu_us(self, source: int, target: int, nbytes: float) -> float | None:
-        """CPU time of both ends for a message from a host to a host, or inside one; None: not measured."""
-        for link in self.links:
-            if (link.source, link.target) == (source, target) and link.message_us is not None:
-                byte_ns = 0.0 if link.byte_ns is None else link.byte_ns.value
-                return link.message_us.value + nbytes * byte_ns * 1e-3
-        return None
-
     def host_round_trip_us(self, a: int, b: int) -> Figure | None:
         """The shortest between ranks of two hosts, or of one; None: not measured."""
         hosts = sorted((a, b))

@@ -53,8 +53,7 @@ def measure_links(
         GroupError: a rank failed or did not answer within the group's timeout.
         ValueError: ``seconds`` is not positive, or the group has one rank.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds must be positive, got {seconds}")
+    check_seconds(seconds)
     group = process_group or dist.group.WORLD
     if dist.get_world_size(group) < 2:
         raise ValueError("a group of one rank has no links")
@@ -84,13 +83,24 @@ def measure_links(
     return links_of(hosts, names, [each.samples for each in told], told[0].seconds)
 
 
+def check_seconds(seconds: float) -> None:
+    """Refuse no time at all.
+
+    Raises:
+        ValueError: ``seconds`` is not positive.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+
+
 def homes_of(group: ProcessGroup | None) -> list[RankHome]:
     """Where each rank runs. All ranks call this."""
-    answers = tell_all(lambda: msgspec.json.encode(_home()), group, what="say where it runs")
+    answers = tell_all(lambda: msgspec.json.encode(home_of_this_rank()), group, what="say where it runs")
     return [msgspec.json.decode(answer, type=RankHome) for answer in answers]
 
 
-def _home() -> RankHome:
+def home_of_this_rank() -> RankHome:
+    """Where this process runs."""
     files = Files()
     return RankHome(
         boot_id=files.text("proc/sys/kernel/random/boot_id"),

@@ -5,7 +5,14 @@ from __future__ import annotations
 from enum import Enum
 
 
-class CommunicationPattern(str, Enum):
+class _Named(str, Enum):
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        names = ", ".join(each.value for each in cls)
+        raise ValueError(f"{cls.__name__} must be one of {names}, got {value!r}")
+
+
+class CommunicationPattern(_Named):
     """Who sends to whom in a collective."""
 
     RING = "ring"
@@ -16,7 +23,11 @@ class CommunicationPattern(str, Enum):
     """Whichever of the others is the fastest, by expectation and then by the times of real calls."""
 
 
-class CompressionMethod(str, Enum):
+PATTERNS = tuple(each for each in CommunicationPattern if each is not CommunicationPattern.ADAPTIVE)
+"""Those that are carried out."""
+
+
+class CompressionMethod(_Named):
     """What a tensor is sent as."""
 
     NONE = "none"
@@ -29,7 +40,7 @@ class CompressionMethod(str, Enum):
     """BF16 where it is expected to be faster, else nothing."""
 
 
-class Operation(str, Enum):
+class Operation(_Named):
     """A collective operation, by torch's name."""
 
     ALL_REDUCE = "all_reduce"

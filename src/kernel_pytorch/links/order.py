@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from .facts import MeasuredLinks
 
 MOST_ASSIGNMENTS = 20_000
 """All assignments of places to hosts are tried if they are no more."""
+MOST_EXCHANGES = 20_000
+"""Else so many exchanges of two places are tried at most, from each of two starts."""
 
 Bytes = npt.NDArray[np.float64]
 _Score = tuple[float, float]
@@ -55,21 +58,25 @@ def rank_order(links: MeasuredLinks, traffic: npt.ArrayLike | None = None) -> Ra
     cost = _Cost(links, traffic)
     given = np.array(links.host_of)
     exact = _assignments(links) <= MOST_ASSIGNMENTS
-    best = given
-    if exact:
-        for assignment in _all(tuple(map(len, links.hosts))):
-            best = cost.better(best, np.array(assignment))
-    else:
-        for start in (given, np.sort(given)):
-            best = cost.better(best, _exchanged(cost, start))
+    tried = (
+        map(np.array, _all(tuple(map(len, links.hosts))))
+        if exact
+        else (_exchanged(cost, start) for start in (given, np.sort(given)))
+    )
+    before = cost.score(given)
+    best, score = given, before
+    for assignment in tried:
+        new = cost.score(assignment)
+        if _less(new, score):
+            best, score = assignment, new
     waiting = [list(ranks) for ranks in links.hosts]
     known = cost.known
     return RankOrder(
         ranks=tuple(waiting[host].pop(0) for host in best),
-        busiest_link_s=cost.score(best)[0] if known else None,
-        before_s=cost.score(given)[0] if known else None,
-        crossing_bytes=cost.score(best)[1],
-        before_bytes=cost.score(given)[1],
+        busiest_link_s=score[0] if known else None,
+        before_s=before[0] if known else None,
+        crossing_bytes=score[1],
+        before_bytes=before[1],
         exact=exact,
     )
 
@@ -91,10 +98,19 @@ class _Cost:
             self._out_s[host] = min((self._pair_s[host, other] for other in others), default=0.0)
             self._in_s[host] = min((self._pair_s[other, host] for other in others), default=0.0)
 
+    def on_host(self, assignment: npt.NDArray[np.int64]) -> Bytes:
+        """[P, H]: 1 where a place is on a host."""
+        on: Bytes = (assignment[:, None] == np.arange(len(self._out_s))).astype(np.float64)
+        return on
+
     def score(self, assignment: npt.NDArray[np.int64]) -> _Score:
         """Seconds of the busiest link, and bytes between hosts."""
-        on = assignment[:, None] == np.arange(len(self._out_s))
-        between = on.T.astype(float) @ self.traffic @ on
+        on = self.on_host(assignment)
+        return self.score_of(on.T @ self.traffic @ on)
+
+    def score_of(self, carried: Bytes) -> _Score:
+        """The same, of the bytes from host to host, [H, H]."""
+        between = carried.copy()
         np.fill_diagonal(between, 0.0)
         busiest = max(
             (between * self._pair_s).max(initial=0.0),
@@ -102,9 +118,6 @@ class _Cost:
             (between.sum(axis=0) * self._in_s).max(initial=0.0),
         )
         return float(busiest), float(between.sum())
-
-    def better(self, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return new if _less(self.score(new), self.score(old)) else old
 
 
 def _less(new: _Score, old: _Score) -> bool:
@@ -115,24 +128,61 @@ def _less(new: _Score, old: _Score) -> bool:
     return False
 
 
+class _Exchanges:
+    """An assignment, and the scores of those in which two places are exchanged."""
+
+    def __init__(self, cost: _Cost, assignment: npt.NDArray[np.int64]) -> None:
+        self._cost = cost
+        self.assignment: npt.NDArray[np.int64] = assignment.copy()
+        self._add_up()
+
+    def _add_up(self) -> None:
+        on = self._cost.on_host(self.assignment)
+        # [P, H]: what each place sends to each host, and receives from it.
+        self._sent, self._received = self._cost.traffic @ on, self._cost.traffic.T @ on
+        self._carried = on.T @ self._sent
+        self.score = self._cost.score_of(self._carried)
+
+    def score_with(self, i: int, j: int) -> _Score:
+        """If two places were exchanged; within rounding."""
+        a, b, traffic = self.assignment[i], self.assignment[j], self._cost.traffic
+        sent, received = self._sent[i] - self._sent[j], self._received[i] - self._received[j]
+        carried = self._carried.copy()
+        carried[b] += sent
+        carried[a] -= sent
+        carried[:, b] += received
+        carried[:, a] -= received
+        # What i and j send each other has moved at both ends.
+        both = traffic[i, i] + traffic[j, j] - traffic[i, j] - traffic[j, i]
+        carried[[a, b], [a, b]] += both
+        carried[[a, b], [b, a]] -= both
+        return self._cost.score_of(carried)
+
+    def exchange(self, i: int, j: int) -> None:
+        self.assignment[[i, j]] = self.assignment[[j, i]]
+        self._add_up()
+
+
 def _exchanged(cost: _Cost, start: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Exchange two places as long as that makes the assignment better."""
-    best: npt.NDArray[np.int64] = start.copy()
-    score = cost.score(start)
+    """Exchange two places as long as that makes the assignment better and trials are left."""
+    found, left = _Exchanges(cost, start), MOST_EXCHANGES
     improved = True
     while improved:
         improved = False
-        for i in range(len(best)):
-            for j in range(i + 1, len(best)):
-                if best[i] == best[j]:
-                    continue
-                best[i], best[j] = best[j], best[i]
-                new = cost.score(best)
-                if _less(new, score):
-                    score, improved = new, True
-                else:
-                    best[i], best[j] = best[j], best[i]
-    return best
+        for i, j in combinations(range(len(start)), 2):
+            if found.assignment[i] == found.assignment[j]:
+                continue
+            if left == 0:
+                return found.assignment
+            left -= 1
+            before = found.score
+            if _less(found.score_with(i, j), before):
+                found.exchange(i, j)
+                if _less(found.score, before):
+                    improved = True
+                else:  # it was rounding
+                    found.exchange(i, j)
+    return found.assignment
 
 
 def _assignments(links: MeasuredLinks) -> int:

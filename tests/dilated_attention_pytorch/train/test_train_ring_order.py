@@ -101,7 +101,8 @@ import os, sys
 from dilated_attention_pytorch.cli import main
 from dilated_attention_pytorch.train import ring_order
 from kernel_pytorch.links.hosts import RankHome
-ring_order._home = lambda: RankHome(boot_id="abab"[int(os.environ["RANK"])], network_namespace="1")
+host = "abab"[int(os.environ["RANK"])]
+ring_order.home_of_this_rank = lambda: RankHome(boot_id=host, network_namespace="1")
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 

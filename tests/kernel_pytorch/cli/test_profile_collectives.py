@@ -12,7 +12,7 @@ import pytest
 
 from kernel_pytorch.cli import main
 from kernel_pytorch.cli.profile.collectives import CollectivesReport
-from kernel_pytorch.links.cost import PATTERNS
+from kernel_pytorch.links.methods import PATTERNS
 
 PROFILE = [sys.executable, "-m", "kernel_pytorch.cli", "profile", "collectives"]
 

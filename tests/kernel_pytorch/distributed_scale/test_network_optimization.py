@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from kernel_pytorch.distributed_scale import (
     create_bandwidth_scheduler,
     create_topology_optimizer,
 )
-from kernel_pytorch.links.cost import PATTERNS, expected_time
-from kernel_pytorch.links.methods import CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.cost import expected_time
+from kernel_pytorch.links.hosts import RankHome
+from kernel_pytorch.links.methods import PATTERNS, CommunicationPattern, CompressionMethod
+from kernel_pytorch.links.schedule import queue as queue_module
 from kernel_pytorch.links.topology import NetworkTopology
+from kernel_pytorch.links.topology import logger as topology_logger
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +132,31 @@ def test_bad_input():
         NetworkTopologyOptimizer(2, 2)
     with pytest.raises(RuntimeError, match=r"call torch.distributed.init_process_group first"):
         NetworkTopologyOptimizer(2, 0).measure()
+    with pytest.raises(ValueError, match="node_count must be positive, got 0"):
+        create_topology_optimizer(8, 0)
+    with pytest.raises(ValueError, match="tensor_size must not be negative, got -4"):
+        NetworkTopologyOptimizer(2, 0).optimize_communication_pattern("all_reduce", -4, [0, 1])
+
+
+def of_which_hosts(group):
+    """Hosts of a queue, by default and with a topology that says others than there are."""
+    alone = RankHome(boot_id=str(group.rank()), network_namespace="1")
+    with (
+        mock.patch.object(queue_module, "home_of_this_rank", return_value=alone),
+        mock.patch.object(topology_logger, "warning") as warned,
+    ):
+        schedulers = create_adaptive_scheduler(), create_bandwidth_scheduler(4, 2, 2)
+    hosts = [scheduler._schedule._queue.group.links.hosts for scheduler in schedulers]
+    for scheduler in schedulers:
+        scheduler.shutdown()
+    return hosts, [call.args[1] for call in warned.call_args_list]
+
+
+def test_hosts_of_a_scheduler_are_given_or_found(world):
+    (hosts, told), *others = world.results(of_which_hosts)
+    assert hosts == [((0,), (1,), (2,), (3,)), ((0, 1), (2, 3))]
+    assert told == ["the topology has ranks 0 1 | 2 3 on nodes of their own, found were 0 | 1 | 2 | 3"]
+    assert others == [(hosts, [])] * 3
 
 
 def test_a_scheduler_without_tensors_only_says_what_to_expect():
@@ -215,6 +244,8 @@ def scheduled(group):
             ValueError, match=r"tensor_size is 7, and tensor has 4 bytes|operation must be one of"
         ):
             scheduler.schedule_communication(*arguments, tensor=torch.ones(1))
+    with pytest.raises(TypeError, match="tensor must be a tensor, got list"):
+        scheduler.schedule_communication("z", "allreduce", all_ranks, 4, tensor=[1.0])
     with pytest.raises(ValueError, match="world_size is 8, the process group has 4 ranks"):
         create_bandwidth_scheduler()
     scheduler.shutdown()

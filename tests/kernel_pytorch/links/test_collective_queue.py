@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -11,6 +12,7 @@ import time
 from datetime import timedelta
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -230,18 +232,28 @@ def bad_input(group: dist.ProcessGroup) -> list[str]:
         {"tensor": torch.ones(3), "operation": "reduce_scatter"},
         {"tensor": torch.ones(2).to_sparse()},
         {"tensor": torch.ones(1).expand(5)},
+        {"name": 7},
+        {"priority": math.inf},
+        {"priority": math.nan},
     ):
         arguments = {"operation": "all_reduce", "tensor": torch.ones(4), "name": "x"} | wrong
         with pytest.raises((ValueError, TypeError)) as error:
             queue.submit(arguments.pop("operation"), arguments.pop("tensor"), **arguments)
         errors.append(str(error.value))
+    for used in ({0: math.nan}, {0: 1.5}, {4: 0.5}):
+        with pytest.raises(ValueError, match="shares from 0 to 1 of hosts from 0 to 0"):
+            queue.busy(used)
+    # Of NumPy's numbers too; and the queue goes on.
+    everyone, urgent = np.arange(SIZE), np.float64(2)
+    handle = queue.submit("all_reduce", torch.ones(1), name="x", participants=everyone, priority=urgent)
+    assert float(handle.result(30)) == SIZE
     queue.shutdown()
     return errors
 
 
 def test_bad_input_is_told_at_once(world: World):
     for errors in world.results(bad_input):
-        assert len(errors) == 8
+        assert len(errors) == 11
         assert all("\n" not in error for error in errors)
     with pytest.raises(ValueError, match="chunk_bytes must be positive, got 0"):
         CollectiveQueue(chunk_bytes=0)

@@ -8,6 +8,7 @@ import operator
 import os
 from collections.abc import Iterator
 from itertools import pairwise, product
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from tests.support.worlds import World
 from torch import Tensor
 
 from kernel_pytorch.groups import GroupError
+from kernel_pytorch.links.collectives import carry as carry_module
+from kernel_pytorch.links.collectives import groups as groups_module
 from kernel_pytorch.links.collectives.collectives import Collectives
+from kernel_pytorch.links.collectives.counters import Call, Counters
 from kernel_pytorch.links.collectives.groups import timeout_of
 from kernel_pytorch.links.collectives.run import program
 from kernel_pytorch.links.collectives.settings import Settings
@@ -214,6 +218,20 @@ def test_what_is_sent(four: World):
     assert of("hierarchical", "quantized_8bit")[0][1] == 2 * count * eighth
 
 
+def compressed_on_one_host(group):
+    settings = Settings(compression=CompressionMethod.BF16)
+    collectives = Collectives(links=made_up((tuple(range(4)),), {}), settings=settings)
+    exact = torch.tensor([1 + 2**-20])
+    collectives.all_reduce(exact, "mean", pattern=CommunicationPattern.HIERARCHICAL).result()
+    return exact.tolist(), collectives.last.compression, collectives.last.reason
+
+
+def test_what_stays_on_a_host_is_not_said_to_be_compressed(four: World):
+    reason = "as asked for; not compressed: all ranks are on one host"
+    wanted = [1 + 2**-20], CompressionMethod.NONE, reason
+    assert four.results(compressed_on_one_host) == [wanted] * 4
+
+
 def int8_sums(group):
     """The mean of many, and whether all ranks have the same."""
     collectives = made(4, compression=CompressionMethod.QUANTIZED_8BIT, chunk_bytes=1 << 12)
@@ -323,6 +341,8 @@ def refused(group):
         (lambda: collectives.reduce_scatter(vector, "sum", [4]), ValueError, "for each of 4 ranks"),
         (lambda: collectives.reduce_scatter(vector, "sum", [3, 0, 0, 0]), ValueError, "sum to the rows"),
         (lambda: collectives.all_to_all(torch.ones(3)), ValueError, "cannot share equally"),
+        (lambda: collectives.all_to_all(vector, [2] * 4), ValueError, r"must have 1 for this rank.*\[2, 2"),
+        (lambda: collectives.measure(seconds=0), ValueError, "seconds must be positive, got 0"),
         (lambda: collectives.all_gather(vector, [vector]), ValueError, "a tensor for each rank, 4, got 1"),
         (lambda: collectives.all_gather(vector, [torch.ones(3)] * 4), ValueError, "this rank's shape"),
         (lambda: collectives.all_gather(vector, [vector.int()] * 4), ValueError, "the dtype of tensor"),
@@ -384,6 +404,27 @@ def test_ranks_choose_alike(four: World):
     assert sum(calls for _, calls, _ in first) == 150
 
 
+def test_reasons_with_other_times_are_counted_together():
+    counters = Counters()
+    for number in range(1000):
+        counters.add(
+            Call(
+                operation=Operation.ALL_REDUCE,
+                dtype="float32",
+                nbytes=1000,
+                pattern=CommunicationPattern.RING,
+                compression=CompressionMethod.NONE,
+                reason=f"tried: ring takes {number} ms" if number % 2 else "as asked for",
+                seconds=1.0,
+                expected_s=None,
+                sent_bytes=10,
+                sent_between_hosts_bytes=0,
+            )
+        )
+    found = [(each["reason"], each["calls"]) for each in counters.stats()["choices"]]
+    assert found == [("as asked for", 500), ("tried: ring takes 999 ms", 500)]
+
+
 def measured(group):
     collectives = Collectives()
     before = collectives.group.links
@@ -396,6 +437,50 @@ def measured(group):
 
 def test_measured_links_are_what_is_chosen_by(four: World):
     assert four.results(measured) == [("default", "measured", True, 4.0, True)] * 4
+
+
+def measured_of_given_hosts(group):
+    """By hosts that are no hosts, before and after measuring."""
+    collectives = made(4)
+    collectives.measure(seconds=0.3)
+    collectives.all_to_all(torch.ones(4)).result()
+    return (
+        collectives.group.links.hosts,
+        collectives.group.order,
+        collectives.stats()["choices"][-1]["pattern"],
+    )
+
+
+def test_given_hosts_are_believed_after_measuring_too(four: World):
+    assert four.results(measured_of_given_hosts) == [(HOSTS[4], (0, 2, 1, 3), None)] * 4
+
+
+def ring_without_order(group):
+    """As with a PyTorch that sorts the ranks of groups."""
+    with mock.patch.object(groups_module, "keeps_order", return_value=False):
+        collectives = made(4, chunk_bytes=1 << 20)
+    tensor = torch.full((8,), float(dist.get_rank(group)))
+    collectives.all_reduce(tensor, pattern=CommunicationPattern.RING).result()
+    with mock.patch.object(carry_module, "run", side_effect=carry_module.run) as own:
+        collectives.all_reduce(torch.ones(8), pattern=CommunicationPattern.RING).result()
+    return tensor.tolist(), collectives.group.order, collectives.group.seats, own.call_count
+
+
+def test_a_ring_is_in_the_order_of_the_links_where_groups_are_not(four: World):
+    order, seats = (0, 2, 1, 3), (0, 1, 2, 3)
+    assert four.results(ring_without_order) == [([6.0] * 8, order, seats, 1)] * 4
+
+
+def one_asks_for_feedback(group):
+    topk = dist.get_rank(group) == 1
+    with pytest.raises((ValueError, GroupError)) as raised:
+        Collectives(settings=Settings(compression=CompressionMethod.TOPK if topk else CompressionMethod.NONE))
+    return str(raised.value)
+
+
+def test_what_one_rank_cannot_make_the_others_are_told(four: World):
+    found = four.results(one_asks_for_feedback)
+    assert all("rank 1 of 4 cannot make its collectives: ValueError: " in found[rank] for rank in (0, 2, 3))
 
 
 def made_by_all_but_one(group):

@@ -236,6 +236,7 @@ def test_a_codec_warns_once_of_overflow(caplog: pytest.LogCaptureFixture):
             {},
         ),
         (TypeError, "topk takes a tensor of floats, got torch.bool", torch.ones(2).bool(), TOPK, {}),
+        (TypeError, "tensor must be a tensor, got list", [1.0], NONE, {}),
         (TypeError, "tensor must be dense .* torch.sparse_coo", torch.eye(2).to_sparse(), NONE, {}),
         (TypeError, "hold numbers, got torch.strided on meta", torch.ones(2, device="meta"), BF16, {}),
         (TypeError, "bf16 has no option ratio; it has none", torch.ones(2), BF16, {"ratio": 0.1}),
@@ -244,7 +245,7 @@ def test_a_codec_warns_once_of_overflow(caplog: pytest.LogCaptureFixture):
     ],
 )
 def test_refused(
-    error: type[Exception], message: str, tensor: Tensor, method: CompressionMethod, options: dict[str, float]
+    error: type[Exception], message: str, tensor: object, method: CompressionMethod, options: dict[str, float]
 ):
     with pytest.raises(error, match=message):
         compress(tensor, method, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -90,6 +91,30 @@ def test_many_ranks_are_put_in_order_by_exchange():
     found = rank_order(made_up(hosts, 1.0))
     assert not found.exact
     assert (found.crossing_bytes, found.before_bytes) == (4, 32)
+
+
+@given(problems(), st.integers(0, 7), st.integers(0, 7))
+def test_an_exchange_is_scored_as_the_assignment_that_it_makes(
+    problem: tuple[MeasuredLinks, np.ndarray], i: int, j: int
+):
+    links, traffic = problem
+    cost, given_to = order._Cost(links, traffic), np.array(links.host_of)
+    i, j = i % links.size, j % links.size
+    exchanged = given_to.copy()
+    exchanged[[i, j]] = exchanged[[j, i]]
+    found = order._Exchanges(cost, given_to).score_with(i, j)
+    assert found == pytest.approx(cost.score(exchanged))
+
+
+def test_an_order_of_very_many_ranks_is_found_with_bounded_work():
+    hosts = tuple(tuple(range(host, 160, 20)) for host in range(20))
+    with (
+        mock.patch.object(order, "MOST_EXCHANGES", 100),
+        mock.patch.object(order._Exchanges, "score_with", return_value=(1e9, 1e9)) as tried,
+    ):
+        found = rank_order(made_up(hosts, 1.0))
+    assert tried.call_count == 200
+    assert (found.exact, found.crossing_bytes) == (False, 20)
 
 
 def test_without_rates_hosts_count_as_equally_far_apart():

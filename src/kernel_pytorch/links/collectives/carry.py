@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...groups import Pending
 from ..compress.codec import Codec, codec_for
-from ..methods import CommunicationPattern, CompressionMethod, Operation
+from ..methods import PATTERNS, CommunicationPattern, CompressionMethod, Operation
 from . import flat
 from .choosing import Choosing, worth_it
 from .counters import Call, Counters, bucket
@@ -21,8 +21,6 @@ from .groups import Group
 from .plans import Planned, Plans, Shape
 from .run import Sent, Wire, run
 from .settings import Settings
-
-PATTERNS = tuple(pattern for pattern in CommunicationPattern if pattern is not CommunicationPattern.ADAPTIVE)
 
 
 class Carrier:
@@ -110,7 +108,7 @@ class Carrier:
                 operation=Operation.ALL_TO_ALL,
                 dtype=str(sends[mine].dtype).removeprefix("torch."),
                 nbytes=sum(tensor.nbytes for tensor in sends),
-                pattern=CommunicationPattern.HIERARCHICAL,
+                pattern=None,
                 compression=CompressionMethod.NONE,
                 reason="each rank sends to each",
                 seconds=time.perf_counter() - begin,
@@ -142,6 +140,8 @@ class Carrier:
         if pattern is CommunicationPattern.ADAPTIVE:
             patterns = self._candidates(True)
             only = "of what is compressed it sends the least between hosts"
+        elif pattern is CommunicationPattern.HIERARCHICAL and len(self.group.links.hosts) == 1:
+            patterns = []
         if not patterns:
             return Choosing(raw, CompressionMethod.NONE, "; not compressed: all ranks are on one host")
         encoded = self._expected(operation, patterns, values, edges, method)
@@ -233,6 +233,7 @@ class Carrier:
         return (
             operation is Operation.ALL_REDUCE
             and pattern is CommunicationPattern.RING
+            and self.group.in_order
             and compression is CompressionMethod.NONE
             and flat.can_reduce(values.dtype, values.device)
         )

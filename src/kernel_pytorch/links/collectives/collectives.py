@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...groups import GroupError, in_process_group
 from ..facts import MeasuredLinks
-from ..measure import _home, measure_links
+from ..measure import check_seconds, home_of_this_rank, measure_links
 from ..methods import CommunicationPattern, CompressionMethod, Operation
 from ..schedule.worker import Worker
+from ..topology import regrouped
 from . import gather
 from .carry import Carrier
 from .counters import Call
@@ -61,14 +62,17 @@ class Collectives:
             ValueError: links of another number of ranks, or a compression that needs error feedback.
         """
         settings = settings or Settings()
-        if settings.compression in _WITH_FEEDBACK:
-            raise ValueError(
-                f"compression {settings.compression.value} needs error feedback, which a call has not: "
-                "use register_comm_hook"
-            )
-        known = links if callable(links) else lambda: links
+
+        def known() -> MeasuredLinks | None:
+            if settings.compression in _WITH_FEEDBACK:
+                raise ValueError(
+                    f"compression {settings.compression.value} needs error feedback, which a call has not: "
+                    "use register_comm_hook"
+                )
+            return links() if callable(links) else links
+
         if in_process_group():
-            group = make_group(process_group, known, _home, {"settings": repr(settings)})
+            group = make_group(process_group, known, home_of_this_rank, {"settings": repr(settings)})
         else:
             group = alone(known())
         self._parent = process_group
@@ -206,6 +210,11 @@ class Collectives:
         check(tensor)
         sizes = gather.shares_of(tensor, input_sizes, self.group.size)
         gather.check_sizes(output_sizes, self.group.size, "output_sizes")
+        own = sizes[self.group.place]
+        if output_sizes is not None and output_sizes[self.group.place] != own:
+            raise ValueError(
+                f"output_sizes must have {own} for this rank, as input_sizes have, got {list(output_sizes)}"
+            )
         return self._submit(
             Operation.ALL_TO_ALL,
             tensor,
@@ -216,16 +225,18 @@ class Collectives:
     def measure(self, seconds: float = 3.0) -> MeasuredLinks:
         """Measure the links, on which choices are based from now on. All ranks call this and wait for it.
 
-        Nothing else may use the process group that this was made from meanwhile.
+        Nothing else may use the process group that this was made from meanwhile. Hosts that were given are
+        still believed: the links are those between them (:func:`..topology.regrouped`).
 
         Raises:
             As :func:`..measure.measure_links`.
         """
+        check_seconds(seconds)
 
         def measure() -> MeasuredLinks:
             parent = self._parent or dist.group.WORLD
             assert parent is not None
-            links = measure_links(parent, seconds=seconds)
+            links = regrouped(measure_links(parent, seconds=seconds), self.group.links.hosts)
             self._carrier.regroup(ordered(replace(self.group, links=links), parent))
             return links
 

@@ -17,7 +17,8 @@ class Call:
     dtype: str
     nbytes: int
     """Of the whole vector that it is about: of an all-gather its output, of a reduce-scatter its input."""
-    pattern: CommunicationPattern
+    pattern: CommunicationPattern | None
+    """None: of an all-to-all, in which each rank sends to each."""
     compression: CompressionMethod
     reason: str
     """For the pattern and the compression."""
@@ -71,8 +72,8 @@ class Counters:
 
     def add(self, call: Call) -> None:
         """Count a call."""
-        size = bucket(call.nbytes)
-        key = call.operation, call.dtype, size, call.pattern, call.compression, call.reason
+        size, kind = bucket(call.nbytes), call.reason.partition(":")[0]  # times follow, new ones each time
+        key = call.operation, call.dtype, size, call.pattern, call.compression, kind
         with self._lock:
             found = self._sums.setdefault(key, _Sum(last=call))
             found.last = self.last = call
@@ -89,7 +90,7 @@ class Counters:
 
     def stats(self) -> dict[str, Any]:
         """Sums over all calls, and ``choices``: one entry by operation, dtype, size, pattern, compression and
-        reason.
+        kind of reason, with the last such reason.
 
         ``expected_s`` and ``measured_s`` are sums over the calls whose time was expected; None if there were
         none.
@@ -106,7 +107,7 @@ class Counters:
                         "operation": found.last.operation.value,
                         "dtype": found.last.dtype,
                         "up_to_bytes": bucket(found.last.nbytes),
-                        "pattern": found.last.pattern.value,
+                        "pattern": found.last.pattern and found.last.pattern.value,
                         "compression": found.last.compression.value,
                         "reason": found.last.reason,
                         "calls": found.calls,

@@ -44,6 +44,11 @@ class Group:
         return len(self.ranks)
 
     @property
+    def in_order(self) -> bool:
+        """Whether the ranks of :attr:`group` are in :attr:`order`, and so torch's ring."""
+        return [self.seats[place] for place in self.order] == list(range(self.size))
+
+    @property
     def host_of(self) -> tuple[int, ...]:
         """By place."""
         return self.links.host_of

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from ...groups import GroupError, tell_all
 from ..choose import COMPARED_EVERY, Chooser
-from ..cost import PATTERNS, expected_time, expected_times
-from ..methods import CommunicationPattern, Operation
+from ..cost import expected_time, expected_times
+from ..methods import PATTERNS, CommunicationPattern, Operation
 from ..profile.join import bus_factor
 from .collectives import Collectives
 from .counters import TimedCollective

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from ...groups import GroupError, agree
+from ..collectives.groups import timeout_of
 from ..methods import CompressionMethod
 from ..schedule.worker import Worker
 from .codec import CODED, codec_for
@@ -63,7 +63,7 @@ class HookState:
         if process_group is None:
             self._group = dist.new_group(
                 ranks,
-                timeout=_timeout(ddp.process_group),
+                timeout=timeout_of(ddp.process_group),
                 # Only if it must be: the ranks may give the group different names if they are in different
                 # numbers of groups.
                 use_local_synchronization=len(ranks) < dist.get_world_size(),
@@ -195,12 +195,3 @@ class HookState:
 def _digest(named: Sequence[tuple[str, Tensor]]) -> str:
     text = repr([(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in named])
     return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _timeout(group: ProcessGroup) -> timedelta | None:
-    """The group's timeout; None: torch's default."""
-    for device in group._device_types:
-        options = getattr(group._get_backend(device), "options", None)
-        if options is not None:
-            return timedelta(seconds=options._timeout.total_seconds())
-    return None

@@ -46,12 +46,14 @@ def compress(tensor: Tensor, method: CompressionMethod, **options: Any) -> tuple
         The payload, uint8 ``[nbytes]``, and the metadata: numbers, strings and lists for :func:`decompress`.
 
     Raises:
-        TypeError: the tensor is sparse or on meta, not of floats with a method that rounds, or an option is
-            none of the method's.
+        TypeError: no tensor, one that is sparse or on meta, one of no floats with a method that rounds, or an
+            option is none of the method's.
         ValueError: an option has no such value.
         OverflowError: a finite number is beyond the type that it would be sent as.
     """
     method = CompressionMethod(method)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor must be a tensor, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise TypeError(f"tensor must be dense and hold numbers, got {tensor.layout} on {tensor.device}")
     chosen = _checked(method, options)

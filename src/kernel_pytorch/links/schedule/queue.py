@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -17,7 +19,7 @@ from ..collectives.groups import Group, alone, make_group, timeout_of
 from ..collectives.handle import Handle
 from ..cost import expected_time
 from ..facts import MeasuredLinks
-from ..measure import _home
+from ..measure import home_of_this_rank
 from ..methods import CommunicationPattern, Operation
 from .channel import Answers, Desk, Said, Store
 from .follow import Follower, coordinate
@@ -61,7 +63,7 @@ class CollectiveQueue:
             raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
         if process_group is not None or in_process_group():
             same = {"chunk_bytes": chunk_bytes}
-            self._group = make_group(process_group, lambda: links, _home, same)
+            self._group = make_group(process_group, lambda: links, home_of_this_rank, same)
         else:
             self._group = alone(links)
         self.chunk_bytes = chunk_bytes
@@ -127,10 +129,15 @@ class CollectiveQueue:
 
         Raises:
             GroupError: the queue is broken or shut down.
-            TypeError: a tensor that cannot be sent, or reduced.
-            ValueError: no such operation, or this rank is no participant of it.
+            TypeError: a tensor that cannot be sent, or reduced; ``name`` is no string.
+            ValueError: no such operation, this rank is no participant of it, or ``priority`` is not finite.
         """
         operation, ranks = Operation(operation), self._ranks(participants)
+        # Rank 0 must be able to read what it is told.
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
+        if not math.isfinite(priority):
+            raise ValueError(f"priority must be finite, got {priority}")
         piecewise = Piecewise(operation, tensor, op, among(self._group, ranks))
         if self._closed:
             raise GroupError(f"{operation.value} {name!r} cannot be submitted: the queue was shut down")
@@ -149,7 +156,7 @@ class CollectiveQueue:
                 shape=tuple(tensor.shape),
                 nbytes=piecewise.nbytes,
                 ranks=ranks,
-                priority=priority,
+                priority=float(priority),
             )
 
         return Handle(self._follower.submit(describe, piecewise))
@@ -159,9 +166,14 @@ class CollectiveQueue:
 
         Raises:
             GroupError: the queue is broken or shut down.
+            ValueError: no such host, or a share that is not from 0 to 1.
         """
+        told = [(operator.index(host), float(share)) for host, share in used.items()]
+        count = len(self._group.links.hosts)
+        if not all(0 <= host < count and 0 <= share <= 1 for host, share in told):
+            raise ValueError(f"used must have shares from 0 to 1 of hosts from 0 to {count - 1}, got {used}")
         if self._follower is not None:
-            self._follower.say(Message(rank=self._group.place, used=list(used.items())))
+            self._follower.say(Message(rank=self._group.place, used=told))
 
     def shutdown(self) -> None:
         """Take nothing more, and wait until all that this rank submitted is done or has failed.
@@ -179,7 +191,7 @@ class CollectiveQueue:
 
     def _ranks(self, participants: Sequence[int] | None) -> tuple[int, ...]:
         size, place = self._group.size, self._group.place
-        ranks = tuple(range(size) if participants is None else sorted(set(participants)))
+        ranks = tuple(range(size) if participants is None else sorted(set(map(operator.index, participants))))
         if not ranks or not all(0 <= rank < size for rank in ranks):
             raise ValueError(f"participants must be some of the ranks 0 to {size - 1}, got {participants}")
         if place not in ranks:

@@ -64,7 +64,7 @@ class Schedule:
 
         Args:
             world_size: number of ranks.
-            links: between them.
+            links: between them; with the basis default, the queue finds the hosts.
             advise: what is best for an operation, a size in bytes and participants.
 
         Raises:
@@ -76,7 +76,7 @@ class Schedule:
             from .queue import CollectiveQueue
 
             check_place(world_size)
-            self._queue = CollectiveQueue(links=links)
+            self._queue = CollectiveQueue(links=None if links.basis == "default" else links)
 
     def submit(
         self,
@@ -102,6 +102,9 @@ class Schedule:
                     "a tensor needs a process group: call torch.distributed.init_process_group before the "
                     "scheduler is made"
                 )
+            from ..collectives.dense import check
+
+            check(tensor)
             nbytes = tensor.numel() * tensor.element_size()
             if nbytes != tensor_size:
                 raise ValueError(f"tensor_size is {tensor_size}, and tensor has {nbytes} bytes")
