@@ -533,6 +533,9 @@ def test_recommendations_are_those_of_the_cost_model():
         for order in permutations(range(4))
     )
     assert advice.expected_ms == pytest.approx(1e3 * best)
+    slow = join(made_up_run(Line(nbytes=16 << 20, moving_ms=9000.0), noise=0))  # for another reason
+    (advice,) = recommendations(slow, links)
+    assert advice.gain_ms_per_step == pytest.approx(advice.expected_now_ms - advice.expected_ms)
     one_host = with_round_trips(made_up(((0, 1, 2, 3),), {(0, 0): 10.0}))
     assert recommendations(run, one_host) == []
     assert recommendations(join(made_up_run(Line(operation="broadcast"))), links) == []
