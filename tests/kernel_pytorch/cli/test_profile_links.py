@@ -205,7 +205,7 @@ def test_the_report():
     ]
     assert basis == "  basis     measured now, one pair of hosts at a time, in 2.9 s"
     numbers = re.fullmatch(
-        r"  order     0 2 1 3 sends 50% of the bytes between hosts of 0 1 2 3 in a ring; "
+        r"  order     0 2 1 3 sends 50% as many bytes between hosts as 0 1 2 3 in a ring; "
         r"all_reduce of 16 MB: (\d+) ms instead of (\d+) ms expected",
         order,
     )

@@ -37,4 +37,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    print(os.path.basename(__file__), "is done", flush=True)
+    print(f"{os.path.basename(__file__)} is done\n", end="", flush=True)  # in one piece

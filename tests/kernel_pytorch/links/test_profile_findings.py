@@ -344,6 +344,45 @@ def test_a_skip_after_which_the_next_call_cannot_be_carried_out():
     assert finding.text == "rank 1 skipped all_reduce 25 MB (train.py:88) of step 9"
 
 
+def hanging_at(run, number):
+    """All ranks hang in their call of a number, as they do where calls cannot be carried out as one."""
+    for rank in run:
+        rank.records = [r for r in rank.records if not isinstance(r, CallRecord) or r.number <= number]
+        calls_of(rank)[-1].done, calls_of(rank)[-1].error = None, "Timed out"
+    return run
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["steps", "no steps"])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_a_skip_after_which_all_have_equally_many_calls(ranks, rank, marked):
+    """Four equal calls and a small one in each step; the small one meets the last of the four."""
+    lines = Line(times=4), Line(site="b.py:1", nbytes=4)
+    run = made_up_run(*lines, ranks=ranks, steps=8, marked=marked)
+    (finding,) = findings(hanging_at(with_skip(run, rank, 5 * 4 + 2), 5 * 4 + 3))
+    if ranks == 2 and not marked:  # nothing tells who is right
+        assert kinds([finding]) == [("disagreement", (0, 1))]
+    else:
+        step = " of step 5" if marked else ""
+        told = f"rank {rank} skipped one of these 4: all_reduce 25 MB (train.py:88){step}"
+        assert finding.text == told
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_a_skip_long_before_all_hang(ranks):
+    """Of equal calls, until the rank comes to a barrier at the end, and the others to their last one."""
+    lines = Line(times=4), Line(site="end.py:1", operation="barrier", nbytes=0)
+    run = made_up_run(*lines, ranks=ranks, steps=8)
+    for each in run:  # the barrier only at the end
+        calls = calls_of(each)
+        for call in calls[4:-1:5]:
+            each.records.remove(call)
+        for number, call in enumerate(calls_of(each)):
+            call.number = number
+    (finding,) = findings(hanging_at(with_skip(run, 1, 4 * 4 + 2), 31))
+    assert finding.text == "rank 1 skipped one of these 4: all_reduce 25 MB (train.py:88) of step 5"
+
+
 @settings(max_examples=15)
 @given(ranks=st.integers(2, 5), data=st.data())
 def test_a_rank_that_died_is_named(ranks, data):
@@ -367,7 +406,7 @@ def test_a_rank_that_died_among_equal_calls(error):
         run[2].records.append(EndRecord(at=0.0, error=error))
     (finding,) = findings(run)
     assert kinds([finding]) == [("missing_rank", (2,))]
-    assert finding.text.endswith("; or it skipped one of the 7 equal calls before")
+    assert finding.text.endswith("; or it skipped one of the 6 equal calls before")
 
 
 def test_a_rank_that_stopped_within_a_step():
@@ -494,6 +533,9 @@ def test_recommendations_are_those_of_the_cost_model():
         for order in permutations(range(4))
     )
     assert advice.expected_ms == pytest.approx(1e3 * best)
+    slow = join(made_up_run(Line(nbytes=16 << 20, moving_ms=9000.0), noise=0))  # for another reason
+    (advice,) = recommendations(slow, links)
+    assert advice.gain_ms_per_step == pytest.approx(advice.expected_now_ms - advice.expected_ms)
     one_host = with_round_trips(made_up(((0, 1, 2, 3),), {(0, 0): 10.0}))
     assert recommendations(run, one_host) == []
     assert recommendations(join(made_up_run(Line(operation="broadcast"))), links) == []

@@ -111,6 +111,12 @@ def test_the_command_of_a_rank(command, kind, rest):
     assert made[1 : at - 1] == command[1 : len(command) - len(rest)] * (command[0] == "python3")
 
 
+def test_torchrun_rejects_its_arguments_in_its_own_name(capsys):
+    with pytest.raises(SystemExit):
+        recorded_launch(["torchrun", "--nproc-per-node", "2"], Path("run"), check=False)
+    assert "\ntorchrun: error: " in capsys.readouterr().err
+
+
 def test_no_script_is_a_mistake():
     with pytest.raises(JobCommandError, match="names no script"):
         recorded_rank(["python", "-c", "pass"], Path("/run"), check=False)
@@ -176,6 +182,8 @@ def test_a_job_is_recorded_from_outside(tmp_path):
     assert "step " in done.stdout
     for rank in (0, 1):
         assert (tmp_path / f"told-{rank}").read_text() == f"rank {rank} of 2: gloo ['a', 'b']"
+    assert done.stdout.endswith("run/profile.json  run/trace.json (Perfetto)  run/report.html\n")
+    assert "/run/profile.json" not in done.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"rank-0.jsonl", "rank-1.jsonl", "profile.json", "trace.json", "report.html"}
     assert json.loads((tmp_path / "run" / "profile.json").read_text())["world_size"] == 2

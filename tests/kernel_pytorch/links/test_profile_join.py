@@ -203,7 +203,7 @@ def test_the_last_start_of_a_rank_counts(tmp_path):
     saved_run(tmp_path, after)
     ranks, notes = read_folder(tmp_path)
     assert ranks == after
-    assert notes == ["the ranks were started again 1 times: only the last start is read"]
+    assert notes == ["the ranks were started again 1 time: only the last start is read"]
     (tmp_path / "rank-3.restart-1.jsonl").unlink()  # what rank 3 did before says nothing of the last start
     assert read_folder(tmp_path)[0] == after[:3]
 

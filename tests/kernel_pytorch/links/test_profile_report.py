@@ -107,12 +107,22 @@ def test_where_ranks_of_a_hung_job_stood_is_read(folder):
 
 def test_nothing_is_written_where_there_is_nothing(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"format": "kernel-pytorch trace", "version": 1}\n')
-    message = r"no records of any rank; other\.jsonl has no records of a rank: its format is"
+    message = r"has a process group; other\.jsonl has no records of a rank: its format is"
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["other.jsonl"]
     with pytest.raises(FileNotFoundError):
         write_report(tmp_path / "nowhere")
+
+
+def test_where_few_steps_tell_nothing_more_are_asked_for():
+    few = report(join(made_up_run(*LINES, late_ms={2: 50.0}, steps=6)))
+    assert (few.findings, few.notes) == (
+        (),
+        ("5 steps are too few to tell whom the ranks wait for: record 20 or more",),
+    )
+    assert report(join(made_up_run(*LINES, late_ms={2: 50.0}, steps=25))).notes == ()
+    assert report(join(made_up_run(*LINES, steps=6, noise=0.01))).notes == ()
 
 
 def test_a_run_without_steps_or_calls():

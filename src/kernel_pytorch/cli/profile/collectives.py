@@ -32,7 +32,8 @@ examples:
 
 Times are of the slowest rank, the median of --calls calls. algbw is the size over the time, busbw what the
 busiest link carries if all are equally fast (as nccl-tests define them). Expected is what the links, measured
-first, let expect before anything is timed. K and M are 1024 and 1024 K, as in nccl-tests.
+first, let expect before anything is timed, error how far that is from the time. K and M are 1024 and 1024 K,
+as in nccl-tests.
 
 Exit status: 0 done, 1 a rank failed or did not answer, 2 a mistake in what was given, 130 ended by Ctrl-C,
 143 by SIGTERM.

@@ -72,5 +72,5 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         os.execvp(recorded[0], recorded)
     status = run_command(recorded)
-    print(report_of(folder))
+    print(report_of(Path(args.output)))
     return status

@@ -99,7 +99,7 @@ def _order(report: LinksReport) -> str:
         text = f"{given}: {'no' if ring.exact else 'no tried'} other order sends less between hosts in a ring"
     else:
         share = ring.crossing_bytes / ring.before_bytes
-        text = f"{_numbers(ring.ranks)} sends {share:.0%} of the bytes between hosts of {given} in a ring"
+        text = f"{_numbers(ring.ranks)} sends {share:.0%} as many bytes between hosts as {given} in a ring"
         times = "" if cost.by_number_s is None else f" instead of {_ms(cost.by_number_s)}"
     if cost.in_order_s is None:
         return text

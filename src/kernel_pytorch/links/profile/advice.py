@@ -34,7 +34,7 @@ class Recommendation:
     expected_now_ms: float
     """Of a ring in the order of the ranks, which is what gloo does."""
     gain_ms_per_step: float
-    """The same share of the time that the collectives really took."""
+    """The same share of the time that the collectives really took, but no more than the model expects."""
 
 
 def recommendations(run: Run, links: MeasuredLinks) -> list[Recommendation]:
@@ -45,7 +45,8 @@ def recommendations(run: Run, links: MeasuredLinks) -> list[Recommendation]:
     found = []
     order = rank_order(links).ranks
     for (operation, nbytes), collectives in kinds(run, links.size).items():
-        steps = {each.first.step for each in collectives} - {0}
+        in_steps = [each for each in collectives if each.first.step]
+        steps = {each.first.step for each in in_steps}
         now = pattern_s(operation, nbytes, links, CommunicationPattern.RING)
         if not steps or not now:
             continue
@@ -57,8 +58,8 @@ def recommendations(run: Run, links: MeasuredLinks) -> list[Recommendation]:
             if (seconds := pattern_s(operation, nbytes, links, pattern, ranks)) is not None
         ]
         best, pattern, ranks = min(options, key=lambda option: option[0])
-        moving = 1e3 * sum(each.moving_s or 0.0 for each in collectives) / len(steps)
-        gain = moving * (1 - best / now)
+        moving = sum(min(each.moving_s or 0.0, now) for each in in_steps)
+        gain = 1e3 * moving * (1 - best / now) / len(steps)
         if best > (1 - _LEAST_SHARE) * now:
             continue
         how = pattern.value

@@ -137,7 +137,8 @@ def bandwidth(operations: Sequence[OperationStats]) -> str:
         parts.append(f'<polyline class="{colour} thin" points="{path}"/>')
         for nbytes, rate, stats in found:
             x, y = place(nbytes, rate)
-            title = f"{name}\n{named('', nbytes).strip()}: {rate:.4g} MB/s, {stats.calls} calls"
+            calls = f"{stats.calls} call{'s' * (stats.calls > 1)}"
+            title = f"{name}\n{named('', nbytes).strip()}: {rate:.4g} MB/s, {calls}"
             parts.append(f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">')
             parts.append(f"<title>{escape(title)}</title></circle>")
         y = 20 + 20 * number

@@ -58,7 +58,7 @@ class _GroupCalls:
         counts = Counter(self._counts.values())
         self._usual = max(counts, key=lambda n: (counts[n], n), default=0)
         """Number of calls of most ranks."""
-        skips = [skip for rank in self._counts if (skip := self._skip(rank)) is not None]
+        skips = _believed([self._skip(rank) for rank in self._counts])
         self._skips = [skip for skip in skips if not self._may_have_stopped(skip)]
         self._unclear = {skip.rank: skip for skip in skips if skip not in self._skips}
 
@@ -84,7 +84,9 @@ class _GroupCalls:
             for rank in absent:
                 text = f"rank {rank} never came to {described(each.first)}; {self._last_of(rank)}"
                 if (skip := self._unclear.get(rank)) is not None:
-                    text += f"; or it skipped one of the {skip.last - skip.first + 1} equal calls before"
+                    before = skip.last - skip.first
+                    equal = "the equal call" if before == 1 else f"one of the {before} equal calls"
+                    text += f"; or it skipped {equal} before"
                 yield rank, self._finding("missing_rank", (rank,), each.first, text)
 
     def alone(self) -> Iterator[Finding]:
@@ -136,22 +138,32 @@ class _GroupCalls:
         return sum(rank in self._run.headers for rank in absent) > len(each.calls)
 
     def _skip(self, rank: int) -> _Skip | None:
-        """The calls without which a rank's others fit; None: it skipped none, or just came to its end."""
+        """The calls without which a rank's others fit; None: it skipped none, or just came to its end.
+
+        Where all hang at once, a rank that skipped calls has made as many as the others: its last ones are
+        those that the others did not come to.
+        """
         own, usual = self._counts[rank], self._usual
-        if own >= usual:
-            return self._skip_at_the_end(rank)
         later = [self._by_number[number] for number in range(own, usual) if number in self._by_number]
         if any(each.begun and each.first.operation in ALL_WAIT for each in later):
             return None  # the rank did call, or the others could not be done; only its record is lost
+        if own >= usual and self.collectives[-1].begun:
+            return None  # nothing hangs
         for sign in _SIGNS:
             mine = [self._own_sign(number, rank, sign) for number in range(own)]
             theirs = [self._sign(number, rank, sign) for number in range(usual)]
-            before, after = _common(mine, theirs), _common(mine[::-1], theirs[::-1])
-            if after and before + after >= own:
-                return _Skip(rank, own - after, before, usual - own)
-            if before == own:
+            before = _common(mine, theirs)
+            for count in range(max(usual - own, 1), usual):
+                kept = usual - count
+                if kept < own and kept <= before:
+                    break
+                if not all(_agree(mine[n], theirs[n + count]) for n in range(before, kept)):
+                    continue
+                if after := _common(mine[:kept][::-1], theirs[::-1]):
+                    return _Skip(rank, kept - after, before, count)
+            if before == own < usual:
                 return None
-        return None
+        return self._skip_at_the_end(rank) if own >= usual else None
 
     def _may_have_stopped(self, skip: _Skip) -> bool:
         """Whether a rank may as well have made equal calls up to its end, and not come to the last ones."""
@@ -163,24 +175,35 @@ class _GroupCalls:
         """A rank that hangs in the call that comes after the one in which the others hang skipped that."""
         last = self.collectives[-1]
         mine, theirs = last.calls.get(rank), self._others(last.number, rank)
-        if mine is None or last.begun or _place(mine) == _place(theirs):
+        if mine is None or self._sign(last.number, rank, _place) == _place(mine):
             return None
         for number in range(last.number - 1):
             if number in self._by_number and number + 1 in self._by_number:
-                pair = [self._others(n, rank) for n in (number, number + 1)]
-                if [_place(call) for call in pair] == [_place(theirs), _place(mine)]:
-                    return _Skip(rank, last.number, last.number, 1)
+                one, next_one = (self._others(n, rank) for n in (number, number + 1))
+                same = [_place(one), _place(next_one)] == [_place(theirs), _place(mine)]
+                if same and next_one.step - one.step == mine.step - theirs.step:
+                    return _Skip(rank, self._first_equal(last.number, rank), last.number, 1)
         return None
+
+    def _first_equal(self, number: int, rank: int) -> int:
+        """The first of the calls up to this one that differ in nothing."""
+        sign = _SIGNS[0](self._others(number, rank))
+        while number - 1 in self._by_number and _SIGNS[0](self._others(number - 1, rank)) == sign:
+            number -= 1
+        return number
 
     def _own_sign(self, number: int, rank: int, sign: _Sign) -> _Signature | None:
         each = self._by_number.get(number)
         return None if each is None or rank not in each.calls else sign(each.calls[rank])
 
-    def _sign(self, number: int, but: int, sign: _Sign) -> _Signature | None:
-        """Signature of the call of most other ranks; None: there is no record."""
+    def _sign(self, number: int, rank: int, sign: _Sign) -> _Signature | None:
+        """Signature of most ranks' calls, rather not of ``rank`` if as many have it; None: no record."""
         each = self._by_number.get(number)
-        signs = Counter(sign(call) for rank, call in each.calls.items() if rank != but) if each else None
-        return signs.most_common(1)[0][0] if signs else None
+        if each is None:
+            return None
+        signs = Counter(map(sign, each.calls.values()))
+        mine = self._own_sign(number, rank, sign)
+        return max(signs, key=lambda found: (signs[found], found != mine))
 
     def _others(self, number: int, but: int) -> CallRecord:
         """A call such as most other ranks make."""
@@ -223,12 +246,30 @@ class _GroupCalls:
         )
 
 
+def _believed(found: Sequence[_Skip | None]) -> list[_Skip]:
+    """Not all ranks can have skipped what the others called: then those of the fewest calls, or none.
+
+    Args:
+        found: by rank.
+    """
+    skips = [skip for skip in found if skip is not None]
+    if 2 * len(skips) <= len(found):
+        return skips
+    fewest = min(skip.count for skip in skips)
+    skips = [skip for skip in skips if skip.count == fewest]
+    return skips if 2 * len(skips) <= len(found) else []
+
+
 def _common(mine: Sequence[_Signature | None], theirs: Sequence[_Signature | None]) -> int:
     """How many calls agree from the beginning on; one without a record agrees with any."""
     for number, (own, other) in enumerate(zip(mine, theirs, strict=False)):
-        if own != other and own is not None and other is not None:
+        if not _agree(own, other):
             return number
     return min(len(mine), len(theirs))
+
+
+def _agree(own: _Signature | None, other: _Signature | None) -> bool:
+    return own is None or other is None or own == other
 
 
 def _place(call: CallRecord) -> _Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -34,10 +35,8 @@ def recorded_launch(command: Sequence[str], folder: Path, *, check: bool) -> lis
         JobCommandError: it is no such command, or starts something else than Python.
         SystemExit: torchrun's own parser rejects it, and has said why.
     """
-    from torch.distributed.run import get_args_parser
-
     launcher, options = _launcher(command)
-    args = get_args_parser().parse_args(list(options))
+    args = _parsed(options)
     if args.no_python:
         raise JobCommandError("--no-python starts what cannot be recorded", "leave it out")
     kind = "module" if args.module else "script"
@@ -55,20 +54,24 @@ def recorded_launch(command: Sequence[str], folder: Path, *, check: bool) -> lis
 
 def on_one_node(command: Sequence[str]) -> bool:
     """Whether a torchrun command starts all ranks of its job."""
+    return _parsed(_launcher(command)[1]).nnodes in ("1", "1:1")
+
+
+def _parsed(options: Sequence[str]) -> argparse.Namespace:
+    """What torchrun reads from its arguments."""
     from torch.distributed.run import get_args_parser
 
-    return get_args_parser().parse_args(_launcher(command)[1]).nnodes in ("1", "1:1")
+    parser = get_args_parser()
+    parser.prog = "torchrun"
+    return parser.parse_args(list(options))
 
 
 def _place_of_script(options: Sequence[str], script: str) -> int:
     """Where in torchrun's arguments the script is: those up to it are a whole command."""
-    from torch.distributed.run import get_args_parser
-
     for at, option in enumerate(options):
         if option == script:
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), suppress(SystemExit):
-                args = get_args_parser().parse_args(list(options[: at + 1]))
-                if args.training_script == script:
+                if _parsed(options[: at + 1]).training_script == script:
                     return at
     raise AssertionError(f"{script} is not in {options}")
 

@@ -37,7 +37,9 @@ def read_folder(folder: str | Path) -> tuple[list[RankRecords], list[str]]:
             found[ranks.header.rank] = ranks
     last = max((records.header.restart for records in found.values()), default=0)
     if last:
-        notes.append(f"the ranks were started again {last} times: only the last start is read")
+        notes.append(
+            f"the ranks were started again {last} time{'s' * (last > 1)}: only the last start is read"
+        )
     return [found[rank] for rank in sorted(found) if found[rank].header.restart == last], notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ from ..hosts import RankHome, group_by_host, host_names
 from .advice import Recommendation, recommendations
 from .chrome import trace
 from .clocks import Offset, offsets
+from .finding import SHARE
 from .findings import Finding, find
 from .html import page
 from .join import Run, join
 from .read import read_folder, read_standing
 from .statistics import OperationStats, StepStats, operation_stats, step_stats
+
+_FEW_STEPS = 20
+"""Of fewer, findings may leave out a rank that is late: it may be chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class ProfileReport:
     links: MeasuredLinks | None
     """Measured links, on which the last two are based; None: there are none."""
     notes: tuple[str, ...]
-    """What is missing or could not be read."""
+    """What is missing or could not be read, or cannot be told."""
 
 
 def report(run: Run, links: MeasuredLinks | None = None) -> ProfileReport:
@@ -62,6 +67,7 @@ def report(run: Run, links: MeasuredLinks | None = None) -> ProfileReport:
     clocks = offsets(run)
     fitting = links if links is not None and links.size == run.world_size else None
     counts = {rank: sum(count.get(rank, 0) for count in run.counts.values()) for rank in run.headers}
+    steps, found = step_stats(run), find(run, fitting)
     return ProfileReport(
         world_size=run.world_size,
         ranks=tuple(
@@ -74,13 +80,22 @@ def report(run: Run, links: MeasuredLinks | None = None) -> ProfileReport:
             )
             for rank, header in sorted(run.headers.items())
         ),
-        steps=step_stats(run),
+        steps=steps,
         operations=operation_stats(run.collectives),
-        findings=tuple(find(run, fitting)),
+        findings=tuple(found),
         recommendations=tuple(recommendations(run, fitting)) if fitting else (),
         links=fitting,
-        notes=run.notes,
+        notes=(*run.notes, *_too_few(steps, found)),
     )
+
+
+def _too_few(steps: StepStats | None, found: Sequence[Finding]) -> Iterator[str]:
+    """What to do where ranks wait, and nothing says for whom."""
+    if found or steps is None or steps.steps >= _FEW_STEPS:
+        return
+    if steps.waiting_ms.value > SHARE * steps.ms.value:
+        count = f"{steps.steps} step{'s are' if steps.steps > 1 else ' is'}"
+        yield f"{count} too few to tell whom the ranks wait for: record {_FEW_STEPS} or more"
 
 
 def write_report(folder: str | Path, links: MeasuredLinks | None = None) -> str:
@@ -99,7 +114,9 @@ def write_report(folder: str | Path, links: MeasuredLinks | None = None) -> str:
     folder = Path(folder)
     ranks, notes = read_folder(folder)
     if not ranks:
-        raise ValueError("; ".join([f"{folder} has no records of any rank", *notes]))
+        raise ValueError(
+            "; ".join([f"{folder} has no records: a rank has some once it has a process group", *notes])
+        )
     run = join(ranks, notes, read_standing(folder))
     found = report(run, _saved_links(run) if links is None else links)
     paths = [folder / name for name in ("profile.json", "trace.json", "report.html")]
@@ -135,7 +152,10 @@ def first_line(found: ProfileReport) -> str:
     steps = found.steps
     if steps is None:
         calls = sum(each.calls for each in found.operations)
-        return f"{calls} collectives of {len(found.ranks)} ranks; no step with a beginning and an end"
+        return (
+            f"{calls} collectives of {len(found.ranks)} ranks; no whole step: one goes from a step of an "
+            "optimizer of torch to its next"
+        )
     return (
         f"step {steps.ms.value:.3g} ms: {steps.collectives_ms.value:.3g} ms of collectives, "
         f"{100 * steps.hidden_share:.0f} % hidden behind compute, "
