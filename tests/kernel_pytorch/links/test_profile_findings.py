@@ -206,6 +206,21 @@ def test_measured_links_name_the_slow_pair():
     assert findings(run, made_up(hosts, 0.19)) == []
 
 
+def test_what_comes_before_the_first_step_is_in_no_figure_of_a_step():
+    rates = {(a, b): 0.19 for a in range(3) for b in range(3) if a != b} | {(1, 2): 0.02}
+    slow = with_round_trips(made_up(((0,), (1,), (2,)), rates))
+    run = made_up_run(Line(moving_ms=100.0), ranks=3, noise=0)
+    for rank in run:
+        for call in calls_of(rank)[:10]:
+            call.step = 0
+    (finding,) = findings(run, slow)
+    assert finding.ms_per_step == pytest.approx(100 * (1 - 2 / 19), rel=0.05)
+    (advice,) = recommendations(join(run), slow)
+    assert advice.gain_ms_per_step == pytest.approx(
+        100 * (1 - advice.expected_ms / advice.expected_now_ms), rel=0.01
+    )
+
+
 def test_measured_links_name_a_slow_host():
     hosts = ((0, 1), (2, 3), (4, 5), (6, 7))
     rates = {(a, b): 0.01 if 2 in (a, b) else 0.19 for a in range(4) for b in range(4) if a != b}

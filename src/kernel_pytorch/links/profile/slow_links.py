@@ -108,13 +108,14 @@ def _slow(
         links, links=tuple(replace(link, gbit_s=as_usual) if link in own else link for link in links.links)
     )
     in_all, steps = 0.0, set()
+    marked = any(each.first.step for each in run.collectives)  # then what comes before the first is left out
     for (operation, nbytes), collectives in kinds(run, links.size).items():
         now, then = (pattern_s(operation, nbytes, x, CommunicationPattern.RING) for x in (links, mended))
         if now and then is not None:
             share = max(1 - then / now, 0.0)
-            in_all += 1e3 * share * sum(each.moving_s or 0.0 for each in collectives)
-            steps |= {each.first.step for each in collectives}
-    steps.discard(0)
+            counted = [each for each in collectives if each.first.step or not marked]
+            in_all += 1e3 * share * sum(each.moving_s or 0.0 for each in counted)
+            steps |= {each.first.step for each in counted} - {0}
     ranks = sorted(
         {rank for link in own for host in (link.source, link.target) for rank in links.hosts[host]}
     )
