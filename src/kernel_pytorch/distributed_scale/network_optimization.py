@@ -17,6 +17,7 @@ from ..links.topology import (
     default_topology,
     links_of,
     regrouped,
+    topology_for,
     topology_of,
     warn_of_difference,
 )
@@ -163,13 +164,7 @@ def create_topology_optimizer(
     Raises:
         ValueError: a number is not positive, or there are more ranks than places.
     """
-    for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if node_count is None and gpus_per_node is None:
-        return NetworkTopologyOptimizer(world_size, size_and_rank()[1])
-    each = gpus_per_node or -(-world_size // (node_count or 1))
-    topology = NetworkTopology(node_count or -(-world_size // each), each)
+    topology = topology_for(world_size, node_count, gpus_per_node)
     return NetworkTopologyOptimizer(world_size, size_and_rank()[1], topology)
 
 

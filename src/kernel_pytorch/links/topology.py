@@ -69,6 +69,23 @@ def default_topology(world_size: int) -> NetworkTopology:
     return NetworkTopology(node_count=-(-world_size // size), gpus_per_node=size)
 
 
+def topology_for(
+    world_size: int, node_count: int | None = None, gpus_per_node: int | None = None
+) -> NetworkTopology | None:
+    """A topology of so many nodes, or of nodes of so many ranks; None: neither is said.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    for name, value in (("node_count", node_count), ("gpus_per_node", gpus_per_node)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if node_count is None and gpus_per_node is None:
+        return None
+    each = gpus_per_node or -(-world_size // (node_count or 1))
+    return NetworkTopology(node_count or -(-world_size // each), each)
+
+
 def links_of(topology: NetworkTopology, world_size: int, basis: str = "given") -> MeasuredLinks:
     """What a topology says of the links of its first ranks.
 
