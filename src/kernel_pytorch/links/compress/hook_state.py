@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
@@ -54,6 +55,8 @@ class HookState:
         self._factors: dict[int, Tensor] = {}
         self._failure: Exception | None = None
         self._worker = Worker("gradients")
+        # Not at exit: gradients that the other ranks never sent would be waited for.
+        weakref.finalize(self, self._worker.close).atexit = False
         ranks = dist.get_process_group_ranks(ddp.process_group)
         self._size = len(ranks)
         self._rank = 0

@@ -64,3 +64,4 @@ class Worker:
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
+            del task  # or what it refers to would live until the next one
