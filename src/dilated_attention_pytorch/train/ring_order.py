@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
+from kernel_pytorch.links.collectives.flat import keeps_order
 from kernel_pytorch.links.facts import MeasuredLinks
 from kernel_pytorch.links.hosts import group_by_host
 from kernel_pytorch.links.measure import home_of_this_rank
@@ -75,7 +74,7 @@ def choose_ring_order(
         ranks=found.ranks,
         busiest=after / before,
         total=found.crossing_bytes / found.before_bytes,
-        possible="sort_ranks" in inspect.signature(dist.new_group).parameters,
+        possible=keeps_order(),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -147,14 +146,21 @@ def group_of_this_rank(ranks: npt.NDArray[np.int64], dimension: int) -> ProcessG
     """A process group for each line along a dimension, its ranks in the order of the line."""
     import torch.distributed as dist
 
-    if "sort_ranks" not in inspect.signature(dist.new_group).parameters:
+    from ..links.collectives.flat import keeps_order
+    from ..links.collectives.groups import timeout_of
+
+    if not keeps_order():
         raise RuntimeError(
             "this PyTorch sorts the ranks of a process group, and the best mesh is "
             f"{ranks.tolist()}: use a newer PyTorch, or start the ranks in this order"
         )
     mine: ProcessGroup | None = None
+    world = dist.group.WORLD
+    timeout = None if world is None else timeout_of(world)  # a new group has torch's, of half an hour
     for line in np.moveaxis(ranks, dimension, -1).reshape(-1, ranks.shape[dimension]).tolist():
-        group = dist.new_group(line, sort_ranks=False, group_desc=f"mesh_{DIM_NAMES[dimension]}")
+        group = dist.new_group(
+            line, timeout=timeout, sort_ranks=False, group_desc=f"mesh_{DIM_NAMES[dimension]}"
+        )
         if dist.get_rank() in line:
             mine = group
     assert mine is not None

@@ -213,19 +213,22 @@ def shards(group, topology, request):
     import torch
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+    from kernel_pytorch.links.collectives.groups import timeout_of
+
     mesh = create_device_mesh(topology, request)["cp"]
     local = torch.tensor([float(mesh.get_local_rank())])
     gathered = DTensor.from_local(local, mesh, [Shard(0)]).full_tensor()
     cut = distribute_tensor(torch.arange(4.0), mesh, [Shard(0)])
-    return gathered.tolist(), cut.to_local().tolist(), mesh.get_local_rank()
+    return gathered.tolist(), cut.to_local().tolist(), mesh.get_local_rank(), timeout_of(mesh.get_group())
 
 
 @pytest.mark.xdist_group("worlds")
 def test_shards_are_in_the_order_of_the_mesh(worlds):
     request = PlacementRequest(num_devices=4, context_parallel_size=4)
     assert mesh_of(crossed_ring(), request).ravel().tolist() == [0, 2, 1, 3]
-    for gathered, cut, place in worlds[4].results(shards, crossed_ring(), request):
+    for gathered, cut, place, timeout in worlds[4].results(shards, crossed_ring(), request):
         assert gathered == [0.0, 1.0, 2.0, 3.0]
+        assert timeout.total_seconds() == worlds[4].timeout_s, "that of the world"
         assert cut == [float(place)]
 
 
