@@ -208,15 +208,19 @@ def ddp_waits(group: dist.ProcessGroup) -> bool:
     store, at_end = c10d._world.pg_map[group][1], torch.autograd.Variable._execution_engine.queue_callback
     model = torch.nn.Sequential(*[torch.nn.Linear(32, 32) for _ in range(4)])
     ddp = DistributedDataParallel(model, process_group=recorder.wrap(group), bucket_cap_mb=0.005)
-    for _ in range(2):  # from the second on there are several buckets
-        loss = ddp(torch.ones(4, 32)).sum()
+    hooked = model[0].weight
+    for step in range(5):  # from the second on there are several buckets
+        loss, ended = ddp(torch.ones(4, 32)).sum(), f"ended {step}"
         if rank == 0:
-            model[0].weight.register_hook(lambda gradient: at_end(lambda: store.set("ended", "")))
+            hook = hooked.register_hook(lambda _, key=ended: at_end(lambda: store.set(key, "")))
         else:
-            store.wait(["ended"])
+            store.wait([ended])
         loss.backward()
-    last = recorder.calls[-1]
-    return last.operation == "all_reduce" and 0 < last.waited <= last.done - last.posted
+        if rank == 0:
+            hook.remove()
+    calls = [call for call in recorder.calls if call.operation == "all_reduce"]
+    assert all(call.waited <= call.done - call.posted for call in calls)
+    return any(call.waited > 0 for call in calls)  # of one step rank 0 may come too late, on a busy machine
 
 
 def _source(call: Any) -> str:
@@ -367,14 +371,10 @@ def collected(group: dist.ProcessGroup) -> dict[str, Any]:
     dist.all_reduce(torch.ones(2), group=recorded)
     before = len(recorder.calls)
     ranks = exchange.collect(recorder, recorded)
-    trips = exchange.round_trips(recorded)
     return {
         "silent": len(recorder.calls) == before,
         "ranks": [rank.header.rank for rank in ranks],
         "records": [[type(record).__name__ for record in rank.records] for rank in ranks],
-        "trips": {rank: len(each) for rank, each in trips.items()},
-        # One host, so one clock: each answer lies within its round trip.
-        "one_clock": all(sent <= there <= back for each in trips.values() for sent, there, back in each),
     }
 
 

@@ -20,7 +20,7 @@ from kernel_pytorch.links import saved
 from kernel_pytorch.links.facts import Figure
 from kernel_pytorch.links.profile.baseline import compare, compare_with_baseline
 from kernel_pytorch.links.profile.chrome import trace
-from kernel_pytorch.links.profile.clocks import combined, from_round_trips, offsets
+from kernel_pytorch.links.profile.clocks import combined, offsets
 from kernel_pytorch.links.profile.join import join
 from kernel_pytorch.links.profile.report import ProfileReport, report, write_report
 from kernel_pytorch.links.profile.statistics import median, operation_stats
@@ -235,18 +235,6 @@ def test_calls_that_overlap_are_on_lanes_of_their_own():
     tids = {e["tid"] for e in spans if e["cat"] == "all_reduce"}
     assert len(tids) == 2
     assert any(e["name"] == "all_reduce 25 MB (not done)" for e in spans)
-
-
-@given(
-    true=st.floats(-1e4, 1e4),
-    trips=st.lists(st.tuples(st.floats(0, 10), st.floats(1e-4, 1), st.floats(0, 1)), min_size=1, max_size=20),
-)
-def test_round_trips_bound_the_difference_of_clocks(true, trips):
-    """Whatever part of a trip is the way there."""
-    told = [(at, at + way * length + true, at + length) for at, length, way in trips]
-    offset = from_round_trips(told)
-    assert abs(offset.seconds - true) <= offset.error_s + 1e-9
-    assert offset.error_s <= min(length for _, length, _ in trips) / 2 + 1e-9
 
 
 def test_clocks_that_drift():

@@ -103,8 +103,6 @@ def test_all_ranks_get_all_records_and_nothing_of_that_is_recorded(world):
             ["GroupRecord", "StepRecord", "CallRecord"],
             ["GroupRecord", "StepRecord", "StepRecord", "CallRecord"],
         ]
-        assert found["trips"] == {1: 10}
-        assert found["one_clock"]
 
 
 def test_what_was_noted_at_the_end_of_a_call_is_in_the_call():

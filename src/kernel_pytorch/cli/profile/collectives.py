@@ -14,7 +14,7 @@ from ...links.facts import Hosts
 from ...links.methods import Operation
 from ..errors import CommandError
 from ..shell import add_json, print_json
-from .local import start
+from .local import add_ranks, check_ranks, start
 from .ranks import need_torch
 from .report import number
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXAMPLES
     add_json(parser, "JSON, which --schema describes")
-    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine")
+    add_ranks(parser)
     parser.add_argument(
         "--sizes",
         default="64K:16M",
@@ -64,10 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OPERATION",
     )
     parser.add_argument("--calls", type=int, default=5, metavar="N", help="of each pattern (default: 5)")
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="the most that measuring links may take (default: 3)"
-    )
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +88,13 @@ def run(args: argparse.Namespace) -> int:
     sizes = _sizes(args.sizes)
     if args.calls < 1:
         raise CommandError(f"--calls must be at least 1, got {args.calls}")
-    if not 0 < args.seconds < float("inf"):
-        raise CommandError(f"--seconds must be positive, got {args.seconds:g}")
+    check_ranks(args)
     ranks: Ranks | None = args.peers
     if ranks is None:
         options = ["--sizes", args.sizes, "--calls", str(args.calls), "--seconds", str(args.seconds)]
         return start(
             args, "collectives", [*options, *["--json"] * args.json, "--operations", *args.operations]
         )
-    if args.nproc is not None:
-        raise CommandError("--nproc starts ranks, but torchrun has started this one: leave it out")
     need_torch()
     from ...links.collectives.collectives import Collectives
     from ...links.collectives.timed import timed_collectives

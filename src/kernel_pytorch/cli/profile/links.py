@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CommandError
 from ..shell import add_json, print_json
-from .local import start
+from .local import add_ranks, check_ranks, start
 from .ranks import need_torch
 from .report import report_lines, report_of
 
@@ -37,14 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXAMPLES
     add_json(parser, "JSON, which --schema describes")
-    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine")
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="the most that measuring may take (default: 3)"
-    )
+    add_ranks(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="measure anew, whatever an earlier run has saved"
     )
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,14 +49,11 @@ def run(args: argparse.Namespace) -> int:
         schema = resources.files(__package__).joinpath("links.schema.json")
         print(schema.read_text(encoding="utf-8"), end="")
         return 0
-    if not 0 < args.seconds < float("inf"):
-        raise CommandError(f"--seconds must be positive, got {args.seconds:g}")
+    check_ranks(args)
     ranks: Ranks | None = args.peers
     if ranks is None:
         options = ["--seconds", str(args.seconds), *["--json"] * args.json, *["--fresh"] * args.fresh]
         return start(args, "links", options)
-    if args.nproc is not None:
-        raise CommandError("--nproc starts ranks, but torchrun has started this one: leave it out")
     need_torch()
     from ...links.saved import measure_or_saved
 

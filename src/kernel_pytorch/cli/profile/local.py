@@ -19,6 +19,27 @@ _PATIENCE_S = 10.0
 """For ranks to say why they cannot go on, when another has failed."""
 
 
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that measure links between ranks, which they may start."""
+    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="the most that measuring links may take (default: 3)"
+    )
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
+
+
+def check_ranks(args: argparse.Namespace) -> None:
+    """Refuse values of these options.
+
+    Raises:
+        CommandError: a value is not possible.
+    """
+    if not 0 < args.seconds < float("inf"):
+        raise CommandError(f"--seconds must be positive, got {args.seconds:g}")
+    if args.peers is not None and args.nproc is not None:
+        raise CommandError("--nproc starts ranks, but torchrun has started this one: leave it out")
+
+
 def start(args: argparse.Namespace, command: str, options: Sequence[str]) -> int:
     """Run ``kernel-pytorch profile COMMAND OPTIONS`` as ``args.nproc`` ranks; the exit status.
 

@@ -27,15 +27,6 @@ class Offset:
     """By how much it may be wrong; None: nothing connects the two, and their hosts' clocks are believed."""
 
 
-def from_round_trips(trips: Iterable[tuple[float, float, float]]) -> Offset:
-    """The difference of another clock from this one.
-
-    Args:
-        trips: sent, by this clock; answered, by the other one; received, by this one. One at least.
-    """
-    return combined((there - received, there - sent) for sent, there, received in trips)
-
-
 def combined(bounds: Iterable[Bounds]) -> Offset:
     """What all bounds allow. If the clocks drift, so that nothing is left, the narrowest ones.
 
