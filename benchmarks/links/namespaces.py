@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -18,6 +19,8 @@ from . import shaping
 _NETWORK = "10.77.0"
 _HEADERS = {"eth0": 66, "delay0": 52}
 """Bytes of Ethernet, IP and TCP with timestamps before the data; a TUN device has no Ethernet."""
+GLOO = {"GLOO_SOCKET_IFNAME": "eth0"}
+"""Environment by which gloo finds a host's interface."""
 _numbers = itertools.count()
 
 # Runs when its input ends: with the block of Links, or with the process that made it, however that died.
@@ -43,6 +46,23 @@ def why_no_links() -> str | None:
 def why_no_delay() -> str | None:
     """Why :meth:`Links.delay` cannot work here, or None."""
     return why_no_links() or (None if Path("/dev/net/tun").exists() else "needs /dev/net/tun")
+
+
+def enter(name: str) -> None:
+    """Move this process, which has one thread, to a namespace and its /sys, as ``ip netns exec`` does."""
+    new_namespace, new_mounts, detach, slave, recursive = 0x40000000, 0x20000, 2, 0x80000, 0x4000
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(function: str, *args: Any) -> None:
+        if getattr(libc, function)(*args):
+            raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
+
+    with open(f"/run/netns/{name}") as namespace:
+        call("setns", namespace.fileno(), new_namespace)
+    call("unshare", new_mounts)
+    call("mount", b"", b"/", b"none", ctypes.c_ulong(slave | recursive), None)
+    call("umount2", b"/sys", detach)
+    call("mount", name.encode(), b"/sys", b"sysfs", ctypes.c_ulong(0), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +183,13 @@ class Links:
         self, host: int, command: list[str], environment: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[bytes]:
         """Start a command on a host; ``options`` are those of Popen."""
-        own = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **(environment or {})}
+        own = {**GLOO, "OMP_NUM_THREADS": "1", **(environment or {})}
         argv = ["ip", "netns", "exec", self._hosts[host], *command]
         return subprocess.Popen(argv, env={**os.environ, **own}, **options)
+
+    def name(self, host: int) -> str:
+        """The name of a host's namespace, for :func:`enter`."""
+        return self._hosts[host]
 
     def _each(self, host: int | None) -> Iterable[int]:
         return range(self.size) if host is None else (host,)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.links import Links
+from benchmarks.links.namespaces import GLOO, enter
 
 TIMEOUT_S = 60
+_PROCESSES = multiprocessing.get_context("forkserver")
+"""Ranks are forked from a process that has imported PyTorch: importing takes most of a rank's start."""
+_PROCESSES.set_forkserver_preload(
+    ["torch._dynamo", "torch._inductor.config", "torch.distributed.tensor", __name__]
+)
 AnyWorld = TypeVar("AnyWorld", bound="World")
 
 
@@ -35,18 +40,23 @@ class World:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name, "store"))
-        self._processes, self._pipes = [], []
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[connection.Connection] = []
         for rank in range(self.size):
-            mine, theirs = multiprocessing.get_context("spawn").Pipe()
+            mine, theirs = _PROCESSES.Pipe()
             self._processes.append(self._start_rank(rank, store, theirs))
             theirs.close()
             self._pipes.append(mine)
 
-    def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> Any:
-        arguments = (rank, self.size, store, self.timeout_s, pipe)
-        process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments, daemon=True)
+    def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> BaseProcess:
+        arguments = (rank, self.size, store, self.timeout_s, pipe, self._host(rank))
+        process = _PROCESSES.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         return process
+
+    def _host(self, rank: int) -> str | None:
+        """The namespace of a rank; None: this one."""
+        return None
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(group, *args)`` on every rank; what it returns, or the exception it raised, by rank.
@@ -87,11 +97,8 @@ class World:
     def _stop(self) -> None:
         for process in self._processes:
             process.kill()
-            self._wait(process)
+            process.join()
         self._folder.cleanup()
-
-    def _wait(self, process: Any) -> None:
-        process.join()
 
     def __enter__(self: AnyWorld) -> AnyWorld:
         return self
@@ -107,33 +114,22 @@ class HostWorld(World):
         links: entered already, and left after this world.
         hosts: of each rank, by rank.
         timeout_s: of the process group.
-        environment: variables of each rank.
     """
 
-    def __init__(
-        self,
-        links: Links,
-        hosts: Sequence[int],
-        timeout_s: float = TIMEOUT_S,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        self.links, self.hosts, self._environment = links, list(hosts), environment or {}
+    def __init__(self, links: Links, hosts: Sequence[int], timeout_s: float = TIMEOUT_S) -> None:
+        self.links, self.hosts = links, list(hosts)
         super().__init__(len(self.hosts), timeout_s)
 
-    def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> subprocess.Popen[bytes]:
-        code = (
-            f"from multiprocessing.connection import Connection; from {__name__} import _serve; "
-            f"_serve({rank}, {self.size}, {store!r}, {self.timeout_s}, Connection({pipe.fileno()}))"
-        )
-        environment = {**self._environment, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", code]
-        return self.links.start(self.hosts[rank], command, environment, pass_fds=[pipe.fileno()])
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        process.wait()
+    def _host(self, rank: int) -> str:
+        return self.links.name(self.hosts[rank])
 
 
-def _serve(rank: int, size: int, store: str, timeout_s: float, pipe: connection.Connection) -> None:
+def _serve(
+    rank: int, size: int, store: str, timeout_s: float, pipe: connection.Connection, host: str | None
+) -> None:
+    if host is not None:
+        enter(host)
+        os.environ.update(GLOO)
     import torch
     import torch.distributed as dist
 
