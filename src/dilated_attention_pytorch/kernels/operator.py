@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -187,9 +188,10 @@ def _choice(operator: Attend, function: _Function) -> Attend:
         functionalized = any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms)
         return (operator if functionalized else function.apply)(*arguments)
 
-    disabled = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        call_transformed, reason="torch.func's transforms are traced with backend='reference' only"
-    )
+    # As torch.compiler.disable, which imports Dynamo at once: a second more for each import of this package.
+    disabled: Any = _disable_dynamo(call_transformed)
+    disabled._torchdynamo_disable = True
+    disabled._torchdynamo_disable_msg = "torch.func's transforms are traced with backend='reference' only"
 
     def call(*arguments: Any) -> tuple[Tensor, Tensor]:
         transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
