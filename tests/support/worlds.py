@@ -49,7 +49,9 @@ class World:
             self._pipes.append(mine)
 
     def _start_rank(self, rank: int, store: str, pipe: connection.Connection) -> BaseProcess:
-        arguments = (rank, self.size, store, self.timeout_s, pipe, self._host(rank))
+        host = self._host(rank)
+        environment = {**os.environ, **(GLOO if host else {})}
+        arguments = (rank, self.size, store, self.timeout_s, pipe, host, environment)
         process = _PROCESSES.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         return process
@@ -125,11 +127,18 @@ class HostWorld(World):
 
 
 def _serve(
-    rank: int, size: int, store: str, timeout_s: float, pipe: connection.Connection, host: str | None
+    rank: int,
+    size: int,
+    store: str,
+    timeout_s: float,
+    pipe: connection.Connection,
+    host: str | None,
+    environment: dict[str, str],
 ) -> None:
+    os.environ.clear()  # it is that of the process when it made its first world
+    os.environ.update(environment)
     if host is not None:
         enter(host)
-        os.environ.update(GLOO)
     import torch
     import torch.distributed as dist
 
