@@ -135,7 +135,7 @@ class Links:
 
         Args:
             bits_per_s: of what leaves a host, with headers.
-            burst_bytes: default: of 10 ms, at least 64 KiB.
+            burst_bytes: default: of 10 ms, at least 64 KiB, at most 256 KiB.
             host: default: each.
         """
         for each in self._each(host):

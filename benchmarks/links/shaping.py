@@ -20,8 +20,10 @@ class Rate:
 
 
 def rate(bits_per_s: float, burst_bytes: int | None = None) -> Rate:
-    """A rate with a burst of 10 ms, at least 64 KiB, which is a packet, and at most 256 KiB: what goes through
-    unshaped should be little beside the messages that are timed."""
+    """A rate with a burst of 10 ms, at least 64 KiB, which is a packet, and at most 256 KiB.
+
+    A burst goes through unshaped: it should be little beside the messages that are timed.
+    """
     burst = burst_bytes or max(1 << 16, min(1 << 18, int(bits_per_s / 8 / 100)))
     return Rate(bits_per_s=bits_per_s, burst_bytes=burst)
 

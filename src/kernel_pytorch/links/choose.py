@@ -15,8 +15,10 @@ from .methods import CommunicationPattern
 
 NEAR = 1.25
 """Patterns that are expected to take this much more than the best are tried. Of times, a change."""
-TURNS = 2
-"""How often each is tried. Those that are not near the best in the first turn have no second one."""
+TURNS = 3
+"""How often each is tried. Those that are not near the best in a turn have no other one."""
+FIRST_NEAR = 1.4
+"""In place of :data:`NEAR` in the first turn, in which a pattern has one call, and one the very first of all."""
 COMPARED_EVERY = 64
 """Calls."""
 LAG = 3
@@ -114,7 +116,8 @@ class Chooser:
             return
         times = dict(zip(self._candidates, slowest, strict=True))
         ranking = sorted(times, key=lambda pattern: times[pattern])
-        self._candidates = [pattern for pattern in ranking if times[pattern] <= NEAR * times[ranking[0]]]
+        near = FIRST_NEAR if self._turn == 0 else NEAR
+        self._candidates = [pattern for pattern in ranking if times[pattern] <= near * times[ranking[0]]]
         self._turn += 1
         if self._turn < TURNS and len(self._candidates) > 1:
             self._plan = list(self._candidates)

@@ -18,6 +18,8 @@ from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from kernel_pytorch.groups import GroupError
+from kernel_pytorch.links.collectives.collectives import Collectives
+from kernel_pytorch.links.methods import CommunicationPattern
 from kernel_pytorch.links.profile import exchange
 from kernel_pytorch.links.profile.rank_main import record_groups
 from kernel_pytorch.links.profile.recorder import Recorder
@@ -254,12 +256,12 @@ def fsdp(group: dist.ProcessGroup) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded_groups(recorder: Recorder) -> Iterator[None]:
+def recorded_groups(recorder: Recorder, *, check: bool = False) -> Iterator[None]:
     """New groups are recording ones, as in ``profile job``."""
     from kernel_pytorch.links.profile.group import recording
 
     def replace(group: Any, ranks: Any, timeout: Any) -> Any:
-        return recording(recorder, group, in_place=True, ranks=list(ranks), timeout=timeout)
+        return recording(recorder, group, check=check, in_place=True, ranks=list(ranks), timeout=timeout)
 
     helper, split = c10d._new_process_group_helper, c10d.split_group
     record_groups(c10d, replace)
@@ -424,6 +426,27 @@ def disagreement(group: dist.ProcessGroup, kind: str) -> dict[str, Any]:
         "first": first,
         "recorded": failed[:1] == [error] if error else not failed,
     }
+
+
+def disagreement_of_patterns(group: dist.ProcessGroup, kind: str) -> tuple[str | None, int]:
+    """As :func:`disagreement`, in a call that is carried out by messages; and its line."""
+    odd = dist.get_rank(group) == 1
+    with recorded_groups(Recorder(), check=True):
+        ours = Collectives(group)
+    x = torch.ones(4 + (odd and kind == "shape"), dtype=torch.int32 if odd and kind == "dtype" else None)
+    op = "max" if odd and kind == "reduce" else "sum"
+    tree = CommunicationPattern.TREE
+    right = ours.all_gather(x[: 1 + dist.get_rank(group)].float(), pattern=tree).result()
+    assert [len(part) for part in right] == list(range(1, 1 + ours.group.size))
+    assert ours.all_reduce(torch.ones(3), pattern=tree).result().tolist() == [float(ours.group.size)] * 3
+    error = None
+    try:
+        here = line() + 1
+        ours.all_reduce(x, op, pattern=tree).result()
+    except GroupError as found:
+        error = str(found)
+    ours.close()
+    return error, here
 
 
 def agreement(group: dist.ProcessGroup) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_pytorch.links.choose import COMPARED_EVERY, LAG, NEAR, Chooser
+from kernel_pytorch.links.choose import COMPARED_EVERY, FIRST_NEAR, LAG, NEAR, TURNS, Chooser
 from kernel_pytorch.links.methods import CommunicationPattern as Pattern
 
 RING, TREE, BUTTERFLY, HIERARCHICAL = (
@@ -55,7 +55,21 @@ def test_only_what_is_expected_to_be_near_the_best_is_tried():
     assert set(found) == {TREE, BUTTERFLY}
     assert found[:2] == [BUTTERFLY, TREE]
     assert found[-20:] == [TREE] * 20
-    assert found.count(BUTTERFLY) == 2 + LAG, "each is tried twice, and the first while times are agreed on"
+    assert found.count(BUTTERFLY) == TURNS + LAG, "the first also while times are agreed on"
+
+
+def test_one_slow_call_does_not_rule_a_pattern_out():
+    calls: list[Pattern] = []
+
+    def seconds(rank: int, pattern: Pattern) -> float:
+        calls.append(pattern)
+        return (
+            0.99 * FIRST_NEAR
+            if calls.count(pattern) == 1 and pattern is TREE
+            else {TREE: 0.9}.get(pattern, 1.0)
+        )
+
+    assert Ranks(1, {BUTTERFLY: 1.0, TREE: 1.0}).calls(40, seconds)[-1] is TREE
 
 
 def test_what_alone_is_near_is_chosen_without_a_trial():

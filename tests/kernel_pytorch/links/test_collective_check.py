@@ -47,6 +47,17 @@ def test_all_ranks_hear_who_differs_in_what(world, kind, told):
         assert "in step 2" in error
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("shape", "sum of 5 float32"), ("dtype", "sum of 4 int32"), ("reduce", "max of 4 float32")],
+)
+def test_calls_that_are_made_of_messages(world, kind, told):
+    """A message of another length would end the process that receives it."""
+    for error, line in world.results(ranks.disagreement_of_patterns, kind):
+        assert f"rank 1: all_reduce {told} at " in error
+        assert f"recorded_calls.py:{line} in step 0; ranks 0 2: all_reduce sum of 4 float32" in error
+
+
 def test_a_piece_that_its_receiver_does_not_expect(world):
     errors = {each["error"] for each in world.results(ranks.disagreement, "split")}
     assert len(errors) == 1

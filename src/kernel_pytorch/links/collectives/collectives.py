@@ -133,7 +133,7 @@ class Collectives:
             write_back(values, tensor)
             return tensor
 
-        return self._submit(Operation.ALL_REDUCE, tensor, reduce, lambda: tensor)
+        return self._submit(Operation.ALL_REDUCE, tensor, reduce, lambda: tensor, op)
 
     def all_gather(
         self,
@@ -188,6 +188,7 @@ class Collectives:
             tensor,
             lambda: gather.reduce_scatter(self._carrier, tensor, op, sizes, pattern),
             lambda: flat(tensor).clone().view(tensor.shape),
+            op,
         )
 
     def all_to_all(
@@ -254,8 +255,9 @@ class Collectives:
         tensor: Tensor | None,
         action: Callable[[], T],
         alone: Callable[[], T],
+        op: str | None = None,
     ) -> Handle[T]:
-        """Have the worker do it; ``alone`` in a world of one."""
+        """Have the worker do it; ``alone`` in a world of one. With an ``op`` all ranks have one shape."""
         if self.group.group is None:
             done: Future[T] = Future()
             done.set_result(alone())
@@ -264,9 +266,12 @@ class Collectives:
             raise GroupError(f"an earlier call failed, and made the group useless: {self._failed}")
         if tensor is not None:
             self._check_device(tensor)
-        what = "measuring" if operation is None else operation.value
+        what, agree = "measuring" if operation is None else operation.value, None
         if tensor is not None:
-            what = f"{what} of {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if (agreement := getattr(self.group.group, "agreement", None)) is not None:  # a recording group's
+                agree = agreement(what, op, dtype, [tensor.numel()] if op else [])
+            what = f"{what} of {dtype} {list(tensor.shape)}"
         ready = Ready(tensor)
 
         def act() -> T:
@@ -274,6 +279,8 @@ class Collectives:
                 raise GroupError(f"{what}: an earlier call failed: {self._failed}")
             try:
                 with ready:
+                    if agree is not None:
+                        agree()
                     return action()
             except gather.DisagreementError:
                 raise  # all ranks found it, and sent nothing since

@@ -76,6 +76,10 @@ class Checker:
             sent=what.sent,
             received=what.received,
         )
+        self.agree(mine)
+
+    def agree(self, mine: Intent) -> None:
+        """As :meth:`check`, of a call that is made of others."""
         try:
             answers = tell_all(lambda: msgspec.json.encode(mine), self._group, what="say what it calls")
         except GroupError as error:

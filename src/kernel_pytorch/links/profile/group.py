@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from .calls import DESCRIPTIONS, positional
+from .check import Checker, Intent
 from .record import GroupRecord
 from .recorder import GroupCalls, Recorder
 from .work import RecordedWork, in_backward, reason
 from .world import describe, enter, new_name, second_group
-
-if TYPE_CHECKING:
-    from .check import Checker
 
 _MESSAGES = ("send", "recv", "recv_anysource")
 
@@ -54,6 +53,28 @@ class RecordingGroup(dist.ProcessGroup):
     def plain(self) -> dist.ProcessGroup:
         """On which calls are not recorded; this one, if it has taken the place of that."""
         return self if self.in_place else self.inner
+
+    def agreement(
+        self, operation: str, reduce: str | None, dtype: str, sizes: list[int]
+    ) -> Callable[[], None] | None:
+        """What agrees on a call that is made of messages, to be called before them; None: nothing agrees on calls.
+
+        Messages alone tell nothing of the call that they are part of.
+        """
+        if self.checker is None:
+            return None
+        step, site = self.recorder.here()
+        intent = Intent(
+            operation=operation,
+            reduce=reduce,
+            dtype=dtype,
+            sizes=sizes,
+            root=None,
+            number=0,
+            step=step,
+            site=site,
+        )
+        return partial(self.checker.agree, intent)
 
     def get_group_store(self) -> Store:
         return self._store
@@ -128,8 +149,6 @@ def recording(
     enter(group, inner, name, in_place=in_place, ranks=ranks)
     group.in_place = in_place
     if check:
-        from .check import Checker
-
         group.checker = Checker(second_group(group, f"{name}/check", ranks, timeout), ranks)
     if not in_place:  # else torch alone decides how long the group lives
         recorder.wrapped[inner] = group

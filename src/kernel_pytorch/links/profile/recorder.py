@@ -88,6 +88,11 @@ class Recorder:
         self.write_finished()
         self._write(record)
 
+    def here(self) -> tuple[int, str]:
+        """The number of the step, and the line of the user's program on which this thread stands."""
+        assert self._sites is not None
+        return self._step, self._sites.here()
+
     @property
     def records(self) -> RankRecords:
         """What is in memory.
