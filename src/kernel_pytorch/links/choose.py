@@ -18,7 +18,7 @@ NEAR = 1.25
 TURNS = 3
 """How often each is tried. Those that are not near the best in a turn have no other one."""
 FIRST_NEAR = 1.4
-"""In place of :data:`NEAR` in the first turn, in which a pattern has one call, and one the very first of all."""
+"""In place of :data:`NEAR` in the first turn, which has one call of each, and the very first one of all."""
 COMPARED_EVERY = 64
 """Calls."""
 LAG = 3
