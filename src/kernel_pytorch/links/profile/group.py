@@ -57,7 +57,7 @@ class RecordingGroup(dist.ProcessGroup):
     def agreement(
         self, operation: str, reduce: str | None, dtype: str, sizes: list[int]
     ) -> Callable[[], None] | None:
-        """What agrees on a call that is made of messages, to be called before it; None: calls are not checked.
+        """What agrees on a call that is made of messages, to be called before; None: calls are not checked.
 
         Messages alone tell nothing of the call that they are part of.
         """
