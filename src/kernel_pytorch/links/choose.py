@@ -6,7 +6,6 @@ the slowest rank's are agreed on while the next calls go on. So all ranks choose
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from .methods import CommunicationPattern
 NEAR = 1.25
 """Patterns that are expected to take this much more than the best are tried. Of times, a change."""
 TURNS = 3
-"""How often each is tried. Those that are not near the best in a turn have no other one."""
+"""How often each is tried. Those whose shortest call is not near the best have no other turn; of the others
+the median decides, for the times of some patterns spread more than those of others."""
 FIRST_NEAR = 1.4
-"""In place of :data:`NEAR` in the first turn, which has one call of each, and the very first one of all."""
+"""In place of :data:`NEAR` in the first turn, which has one call of each. That of the very first one may be
+long for other reasons: it has a second turn in any case."""
 COMPARED_EVERY = 64
 """Calls."""
 LAG = 3
@@ -52,8 +53,8 @@ class Chooser:
         self._plan: list[CommunicationPattern] = []
         """Those that the next calls try."""
         self._turn = 0
-        self._times: dict[CommunicationPattern, float] = {}
-        """The shortest of this rank, of those that are tried."""
+        self._times: dict[CommunicationPattern, list[float]] = {}
+        """Of this rank, of those that are tried."""
         self._chosen: CommunicationPattern | None = None
         self._why = ""
         self._recent: list[float] = []
@@ -101,12 +102,13 @@ class Chooser:
             return [statistics.median(recent)]
         if not self._plan:
             return None
-        self._times[pattern] = min(seconds, self._times.get(pattern, math.inf))
+        self._times.setdefault(pattern, []).append(seconds)
         self._plan.pop(0)
         if self._plan:
             return None
         self._due = self._calls + LAG
-        return [self._times[candidate] for candidate in self._candidates]
+        typical = statistics.median if self._turn == TURNS - 1 else min
+        return [typical(self._times[candidate]) for candidate in self._candidates]
 
     def agreed(self, slowest: Sequence[float]) -> None:
         """Take up what the ranks agreed on."""
@@ -116,8 +118,9 @@ class Chooser:
             return
         times = dict(zip(self._candidates, slowest, strict=True))
         ranking = sorted(times, key=lambda pattern: times[pattern])
-        near = FIRST_NEAR if self._turn == 0 else NEAR
-        self._candidates = [pattern for pattern in ranking if times[pattern] <= near * times[ranking[0]]]
+        limit_s = (NEAR if self._turn else FIRST_NEAR) * times[ranking[0]]
+        first = None if self._turn else self._candidates[0]
+        self._candidates = [each for each in ranking if times[each] <= limit_s or each is first]
         self._turn += 1
         if self._turn < TURNS and len(self._candidates) > 1:
             self._plan = list(self._candidates)

@@ -72,6 +72,20 @@ def test_one_slow_call_does_not_rule_a_pattern_out():
     assert Ranks(1, {BUTTERFLY: 1.0, TREE: 1.0}).calls(40, seconds)[-1] is TREE
 
 
+def test_the_first_call_of_all_rules_nothing_out():
+    slow = iter([10.0])
+    found = Ranks(1, {BUTTERFLY: 1.0, TREE: 1.0}).calls(
+        40, lambda rank, pattern: next(slow, 1.0 if pattern is BUTTERFLY else 1.1)
+    )
+    assert found[-1] is BUTTERFLY
+
+
+def test_one_fast_call_does_not_decide():
+    times = {TREE: iter([0.8, 1.1, 1.1]), BUTTERFLY: iter([1.0, 1.0, 1.0])}
+    found = Ranks(1, {BUTTERFLY: 1.0, TREE: 1.0}).calls(40, lambda rank, pattern: next(times[pattern], 1.0))
+    assert found[-1] is BUTTERFLY
+
+
 def test_what_alone_is_near_is_chosen_without_a_trial():
     ranks = Ranks(2, {RING: 2.0, HIERARCHICAL: 1.0})
     assert set(ranks.calls(COMPARED_EVERY, lambda *_: 1.0)) == {HIERARCHICAL}
@@ -84,7 +98,8 @@ def test_all_are_tried_where_nothing_is_known():
     ranks = Ranks(2, {**dict.fromkeys(FOUR), RING: 0.1})
     found = ranks.calls(50, lambda rank, pattern: true[pattern])
     assert found[:4] == list(FOUR)
-    assert found[4:] == [RING] * LAG + [HIERARCHICAL] * (50 - 4 - LAG), "no second turn for what is far away"
+    second = [HIERARCHICAL, RING]  # of what is far away only the very first
+    assert found[4:] == [RING] * LAG + second + [HIERARCHICAL] * (50 - 4 - LAG - len(second))
 
 
 def test_the_slowest_rank_counts():
