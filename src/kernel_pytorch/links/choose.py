@@ -14,12 +14,12 @@ from .methods import CommunicationPattern
 
 NEAR = 1.25
 """Patterns that are expected to take this much more than the best are tried. Of times, a change."""
-TURNS = 3
-"""How often each is tried. Those whose shortest call is not near the best have no other turn; of the others
-the median decides, for the times of some patterns spread more than those of others."""
-FIRST_NEAR = 1.4
-"""In place of :data:`NEAR` in the first turn, which has one call of each. That of the very first one may be
-long for other reasons: it has a second turn in any case."""
+TURNS, MOST_TURNS = 3, 7
+"""How often each is tried: more often where medians are not :data:`NEAR` the shortest calls. Those whose
+shortest call is not near the best median have no other turn; of the others the median decides, for the times
+of some patterns spread more than those of others."""
+FAR = 2.0
+"""In place of :data:`NEAR` in the turns before the last of :data:`TURNS`: a call or two tell little."""
 COMPARED_EVERY = 64
 """Calls."""
 LAG = 3
@@ -107,8 +107,8 @@ class Chooser:
         if self._plan:
             return None
         self._due = self._calls + LAG
-        typical = statistics.median if self._turn == TURNS - 1 else min
-        return [typical(self._times[candidate]) for candidate in self._candidates]
+        tried = [self._times[candidate] for candidate in self._candidates]
+        return [*map(statistics.median, tried), *map(min, tried)]
 
     def agreed(self, slowest: Sequence[float]) -> None:
         """Take up what the ranks agreed on."""
@@ -116,13 +116,15 @@ class Chooser:
         if self._chosen is not None:
             self._compare(slowest[0])
             return
-        times = dict(zip(self._candidates, slowest, strict=True))
+        count = len(self._candidates)
+        times = dict(zip(self._candidates, slowest[:count], strict=True))
+        shortest = dict(zip(self._candidates, slowest[count:], strict=True))
         ranking = sorted(times, key=lambda pattern: times[pattern])
-        limit_s = (NEAR if self._turn else FIRST_NEAR) * times[ranking[0]]
-        first = None if self._turn else self._candidates[0]
-        self._candidates = [each for each in ranking if times[each] <= limit_s or each is first]
         self._turn += 1
-        if self._turn < TURNS and len(self._candidates) > 1:
+        limit_s = (FAR if self._turn < TURNS else NEAR) * times[ranking[0]]
+        self._candidates = [each for each in ranking if shortest[each] <= limit_s]
+        steady = all(times[each] <= NEAR * shortest[each] for each in self._candidates)
+        if self._turn < (TURNS if steady else MOST_TURNS) and len(self._candidates) > 1:
             self._plan = list(self._candidates)
             return
         told = ", ".join(f"{pattern.value} {times[pattern] * 1e3:.3g} ms" for pattern in ranking)
