@@ -19,7 +19,8 @@ TURNS, MOST_TURNS = 3, 7
 shortest call is not near the best median have no other turn; of the others the median decides, for the times
 of some patterns spread more than those of others."""
 FAR = 2.0
-"""In place of :data:`NEAR` in the turns before the last of :data:`TURNS`: a call or two tell little."""
+"""In place of :data:`NEAR` in the turns before the last of :data:`TURNS`, for a call or two tell little; and
+of medians from then on."""
 COMPARED_EVERY = 64
 """Calls."""
 LAG = 3
@@ -100,9 +101,9 @@ class Chooser:
             self._due = self._calls + LAG
             recent, self._recent = self._recent, []
             return [statistics.median(recent)]
+        self._times.setdefault(pattern, []).append(seconds)
         if not self._plan:
             return None
-        self._times.setdefault(pattern, []).append(seconds)
         self._plan.pop(0)
         if self._plan:
             return None
@@ -121,8 +122,12 @@ class Chooser:
         shortest = dict(zip(self._candidates, slowest[count:], strict=True))
         ranking = sorted(times, key=lambda pattern: times[pattern])
         self._turn += 1
-        limit_s = (FAR if self._turn < TURNS else NEAR) * times[ranking[0]]
-        self._candidates = [each for each in ranking if shortest[each] <= limit_s]
+        best_s, near = times[ranking[0]], FAR if self._turn < TURNS else NEAR
+        self._candidates = [
+            each
+            for each in ranking
+            if shortest[each] <= near * best_s and (self._turn < TURNS or times[each] <= FAR * best_s)
+        ]
         steady = all(times[each] <= NEAR * shortest[each] for each in self._candidates)
         if self._turn < (TURNS if steady else MOST_TURNS) and len(self._candidates) > 1:
             self._plan = list(self._candidates)
