@@ -46,8 +46,8 @@ def _bytes(rows: Sequence[Row]) -> Table:
         )  # fmt: skip
     columns = ("hosts", "size", "pattern", "format", "counted, MB", "interfaces, MB", "ratio", "")
     note = (
-        "What all ranks say they sent to other hosts, and what interfaces sent, without headers of Ethernet, IP "
-        "and TCP. Goal: 2 %. gloo adds about 150 bytes to each message, which shows where these are of a few KB."
+        "What all ranks say they sent to other hosts, and what interfaces sent, without headers of Ethernet, "
+        "IP and TCP. Goal: 2 %. gloo adds about 150 bytes to a message: it shows where these have a few KB."
     )
     return Table(title="Bytes", columns=columns, rows=found, note=note)
 
