@@ -10,7 +10,7 @@ from . import ranks, training
 from .rows import Case, Rows
 
 STEPS = 200
-METHODS = ("plain", "bf16", "quantized_8bit", "topk", "powersgd")
+METHODS = ("plain", "none", "fp16", "bf16", "quantized_8bit", "powersgd", "topk")
 
 
 def cases(quick: bool) -> Iterator[Case]:

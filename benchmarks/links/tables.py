@@ -64,8 +64,10 @@ def _origin(rows: Sequence[Row]) -> Table:
 
 def _loss(rows: Sequence[Row]) -> Table:
     losses: dict[str, list[float]] = {}
+    sent: dict[str, float | None] = {}
     for row in rows:
         losses.setdefault(row["case"]["method"], []).append(row["loss"])
+        sent[row["case"]["method"]] = row["step_bytes"]
     plain = losses.get("plain", [])
     spread = max(plain, default=0.0) - min(plain, default=0.0)
     found = []
@@ -74,11 +76,14 @@ def _loss(rows: Sequence[Row]) -> Table:
         held = method in ("bf16", "quantized_8bit") and gap is not None
         goal = judged(abs(gap), spread, "{:.4f}", least=False) if held and gap is not None else ["", ""]
         told = "" if gap is None else f"{gap:+.4f}"
-        found.append([method, f"{mean(some):.4f}", str(len(some)), told, *goal])
-    columns = ("gradients", "loss", "seeds", "gap", "goal", "")
+        step = sent[method]
+        sent_mb = "" if step is None else f"{step / 1e6:.3f}"
+        found.append([method, sent_mb, f"{mean(some):.4f}", str(len(some)), told, *goal])
+    columns = ("gradients", "MB a step", "loss", "seeds", "gap", "goal", "")
     note = (
-        "A small LongNet, four ranks, DDP, 200 steps: mean loss of the last 20, over seeds, and the gap to "
-        "that of DDP's own averages. The goal is the spread of theirs, from the least seed to the greatest."
+        "A small LongNet, four ranks, DDP, 200 steps: what a rank sends; mean loss of the last 20, over "
+        "seeds, and the gap to that of DDP's own averages. The goal is the spread of theirs, from the least "
+        "seed to the greatest."
     )
     return Table(title="Loss by format of gradients", columns=columns, rows=found, note=note)
 

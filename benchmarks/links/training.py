@@ -28,8 +28,9 @@ LAST = 20
 _OPTIONS: dict[str, dict[str, Any]] = {"topk": {"ratio": 0.01}, "powersgd": {"rank": 4}}
 
 
-def train(group: ProcessGroup, method: str, seed: int, steps: int) -> dict[str, float]:
-    """Train, and return the mean loss of the last steps over all ranks and the median seconds of a step.
+def train(group: ProcessGroup, method: str, seed: int, steps: int) -> dict[str, float | None]:
+    """Train, and return the mean loss of the last steps over all ranks, and of a step the median seconds and
+    the bytes that this rank's hook says it sent.
 
     Args:
         group: of all ranks.
@@ -42,8 +43,7 @@ def train(group: ProcessGroup, method: str, seed: int, steps: int) -> dict[str, 
         text = torch.tensor(list(Path(folder, "text").read_bytes()))
     torch.manual_seed(seed)
     model = DistributedDataParallel(LongNetLM(SMALL), process_group=group)
-    if method != "plain":
-        register_comm_hook(model, method, **_OPTIONS.get(method, {}))
+    hook = None if method == "plain" else register_comm_hook(model, method, **_OPTIONS.get(method, {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(100 * seed + dist.get_rank(group))
     losses, times = [], []
@@ -63,6 +63,7 @@ def train(group: ProcessGroup, method: str, seed: int, steps: int) -> dict[str, 
     return {
         "loss": mean.item() / dist.get_world_size(group),
         "step_s": sorted(times)[len(times) // 2],
+        "step_bytes": None if hook is None else hook.bytes_sent / steps,
     }
 
 

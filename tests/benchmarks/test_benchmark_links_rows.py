@@ -227,7 +227,7 @@ def test_every_trial_must_be_right() -> None:
 def test_a_loss_is_held_to_the_spread_of_seeds() -> None:
     losses = {"plain": [1.0, 1.1, 1.2], "bf16": [1.1, 1.2, 1.2], "quantized_8bit": [1.4] * 3, "topk": [2.0]}
     rows = [
-        BASE | {"part": "loss", "case": {"method": method, "seed": seed}, "loss": loss}
+        BASE | {"part": "loss", "case": {"method": method, "seed": seed}, "loss": loss, "step_bytes": 4e5}
         for method, some in losses.items()
         for seed, loss in enumerate(some)
     ]
