@@ -170,7 +170,8 @@ def _inject(
             if cluster is None:
                 kill(*set().union(*(descendants(agent.pid) for agent in agents)), number=number)
             else:
-                cluster.run("scancel", f"--signal={number.name[3:]}", "--full", batch)
+                with suppress(RuntimeError):  # the job is over, at the first of them
+                    cluster.run("scancel", f"--signal={number.name[3:]}", "--full", batch)
     elif name == "time-limit" and cluster is not None:
         cluster.wait(batch, ("TIMEOUT", "COMPLETING", "FAILED", "COMPLETED", "PENDING"), 180)
     elif name == "requeue" and cluster is not None:
