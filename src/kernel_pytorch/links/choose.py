@@ -18,7 +18,7 @@ TURNS, MOST_TURNS = 3, 7
 """How often each is tried: more often where medians are not :data:`NEAR` the shortest calls. Those whose
 shortest call is not near the best median have no other turn; of the others the median decides, for the times
 of some patterns spread more than those of others."""
-FAR = 2.0
+FAR = 1.5
 """In place of :data:`NEAR` in the turns before the last of :data:`TURNS`, for a call or two tell little; and
 of medians from then on."""
 COMPARED_EVERY = 64
