@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 
 _SET_NAME = 0x400454CA  # TUNSETIFF of linux/if_tun.h
 _PACKETS_WITHOUT_HEADER = 0x0001 | 0x1000  # IFF_TUN | IFF_NO_PI
@@ -24,7 +25,8 @@ _MOST_BYTES = 65536
 def main(names: list[str]) -> None:
     """Pass on packets until the input ends."""
     # Ranks use all cores; a packet that waits for one of them would come later than asked for.
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    with suppress(PermissionError):  # of a control group without real time: late on a busy machine
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     devices = [_device(name) for name in names]
     out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     seconds = [0.0] * len(devices)
