@@ -91,7 +91,7 @@ def test_exported_names():
 
 
 def test_import_is_silent_and_light():
-    heavy = ("matplotlib", "rich", "kubernetes", "kernel_pytorch.machine")
+    heavy = ("matplotlib", "rich", "kubernetes", "kernel_pytorch.machine", "torch._dynamo")
     script = (
         # Importing these now raises ImportError; torch itself imports pynvml where it is.
         "import sys; sys.modules['triton'] = sys.modules['pynvml'] = None\n"
