@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from .addresses import look_up, socket_address
@@ -17,6 +17,8 @@ from .place import Place
 from .proof import Hello, new_nonce, ports
 
 _ROUND_S = 0.25
+_PORT_WAIT_S = 5.0
+"""Ports that are in use are tried again so long: the program that has one may be ending."""
 _MOST_STRANGERS = 64
 _LOOK = {
     "local": "see the log of the missing nodes",
@@ -141,30 +143,39 @@ def _callers(door: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def _open_doors(place: Place, candidates: range) -> list[socket.socket]:
+def _open_doors(place: Place, candidates: Sequence[int]) -> list[socket.socket]:
     """Listen at one port: on local at the addresses given, else at all that this machine has."""
-    why = ""
     hosts = ["0.0.0.0", "::"]
     if place.target == "local":
         hosts = list(dict.fromkeys(address for name in place.addresses for address in _addresses(name)))
-    for port in candidates:
-        doors: list[socket.socket] = []
-        for host in hosts:
-            try:
-                doors.append(_open_door(host, port))
-            except OSError as error:
-                why = error.strerror or str(error)
-                if error.errno == errno.EADDRINUSE:
-                    for door in doors:
-                        door.close()
-                    doors = []
-                    break
-        if doors:
-            return doors
-    raise MeetingError(
-        f"node {place.names[0]} cannot listen at {' or '.join(hosts)}, "
-        f"ports {candidates[0]}-{candidates[-1]}: {why}"
-    )
+    until = monotonic() + _PORT_WAIT_S
+    while True:
+        whys = {}
+        for port in candidates:
+            doors, whys[port] = _listen_at(hosts, port)
+            if doors:
+                return doors
+        if monotonic() > until:
+            break
+        sleep(_ROUND_S)
+    told = ", ".join(f"{why} (port {port})" for port, why in whys.items())
+    raise MeetingError(f"node {place.names[0]} cannot listen at {' or '.join(hosts)}: {told}")
+
+
+def _listen_at(hosts: Iterable[str], port: int) -> tuple[list[socket.socket], str]:
+    """A socket for each host that this machine has, or none, as where another has the port, and why."""
+    doors: list[socket.socket] = []
+    why = ""
+    for host in hosts:
+        try:
+            doors.append(_open_door(host, port))
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno == errno.EADDRINUSE:
+                for door in doors:
+                    door.close()
+                return [], why
+    return doors, why
 
 
 def _addresses(name: str) -> list[str]:

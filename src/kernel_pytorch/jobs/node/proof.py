@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _NUM_PORTS = 5
+_APART = 2_400
 
 
 class Hello:
@@ -67,8 +68,13 @@ def new_nonce() -> str:
     return secrets.token_hex(16)
 
 
-def ports(token: str, run_key: str) -> range:
-    """The ports of which the first node takes one that is free, below those that connections are given."""
+def ports(token: str, run_key: str) -> tuple[int, ...]:
+    """The ports of which the first node takes one that is free, below those that connections are given.
+
+    One in each 2,400 from 20,000 on, so that a program that holds a range of ports does not hold all of them.
+    """
     digest = hashlib.sha256(f"{token} {run_key}".encode()).digest()
-    first = 20_000 + int.from_bytes(digest[:4], "big") % 2_400 * _NUM_PORTS
-    return range(first, first + _NUM_PORTS)
+    firsts = range(20_000, 20_000 + _NUM_PORTS * _APART, _APART)
+    return tuple(
+        first + int.from_bytes(digest[4 * index :][:4], "big") % _APART for index, first in enumerate(firsts)
+    )

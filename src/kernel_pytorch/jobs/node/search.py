@@ -99,8 +99,8 @@ class Search:
             reasons: dict[str, list[str]] = {}
             for port in self._ports:
                 reasons.setdefault(self._why.get((address, port), "no answer"), []).append(str(port))
-            told = [why if len(reasons) == 1 else f"{why} ({', '.join(of)})" for why, of in reasons.items()]
-            tried.append(f"{address} ports {self._ports[0]}-{self._ports[-1]}: {', '.join(told)}")
+            told = [f"{why} (ports {', '.join(of)})" for why, of in reasons.items()]
+            tried.append(f"{address}: {', '.join(told)}")
         tried += [f"{name}{why}" for name, why in sorted(self._addresses.why.items())]
         return MeetingError(
             f"node {place.names[place.index]} did not find the first node, {place.names[0]}, within "

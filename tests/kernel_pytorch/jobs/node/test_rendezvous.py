@@ -306,23 +306,34 @@ def test_another_program_has_the_first_port(key, what):
     first, *others = ports(TOKEN, key)
     assert raised.value.missing == ("node-0",)
     assert str(raised.value) == (
-        "node node-1 did not find the first node, node-0, within 0.3 s; tried 127.0.0.1 ports "
-        f"{first}-{others[-1]}: {OTHER_PROGRAMS[what]} ({first}), "
-        f"Connection refused ({', '.join(map(str, others))}): the nodes of a job must reach each other at "
-        "these ports"
+        "node node-1 did not find the first node, node-0, within 0.3 s; tried 127.0.0.1: "
+        f"{OTHER_PROGRAMS[what]} (ports {first}), Connection refused (ports {', '.join(map(str, others))}): "
+        "the nodes of a job must reach each other at these ports"
     )
 
 
-def test_all_ports_are_taken(key):
+def test_the_ports_of_a_start_are_far_apart(key):
+    assert [(port - 20_000) // 2_400 for port in ports(TOKEN, key)] == [0, 1, 2, 3, 4]
+
+
+def test_a_port_that_becomes_free(key):
+    with contextlib.ExitStack() as stack:
+        for port in ports(TOKEN, key):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        threading.Timer(0.5, stack.pop_all().close).start()
+        with met(place(key, 0), place(key, 1)) as circles:
+            assert [circle.present for circle in circles] == [(0, 1)] * 2
+
+
+def test_all_ports_are_taken(key, monkeypatch):
+    monkeypatch.setattr("kernel_pytorch.jobs.node.first._PORT_WAIT_S", 0.1)
     with contextlib.ExitStack() as stack:
         for port in ports(TOKEN, key):
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
         with pytest.raises(MeetingError) as raised:
             meet(TOKEN, place(key, 0), least=2, wait_s=PATIENCE_S)
-    first, last = ports(TOKEN, key)[0], ports(TOKEN, key)[-1]
-    assert str(raised.value) == (
-        f"node node-0 cannot listen at 127.0.0.1, ports {first}-{last}: Address already in use"
-    )
+    told = ", ".join(f"Address already in use (port {port})" for port in ports(TOKEN, key))
+    assert str(raised.value) == f"node node-0 cannot listen at 127.0.0.1: {told}"
 
 
 def strange_calls(key: str) -> dict[str, list[Any]]:
@@ -458,10 +469,10 @@ def test_names_that_do_not_resolve_are_told(key, monkeypatch):
     monkeypatch.setattr(addresses, "look_up", look_up)
     with pytest.raises(MeetingError) as raised:
         meet(TOKEN, place(key, 1, addresses=("gone", "here", "slow")), least=2, wait_s=0.3)
-    first, last = ports(TOKEN, key)[0], ports(TOKEN, key)[-1]
+    tried = ", ".join(map(str, ports(TOKEN, key)))
     assert str(raised.value) == (
-        "node node-1 did not find the first node, node-0, within 0.3 s; tried 127.0.0.1 ports "
-        f"{first}-{last}: Connection refused; gone does not resolve (Name or service not known); "
+        "node node-1 did not find the first node, node-0, within 0.3 s; tried 127.0.0.1: "
+        f"Connection refused (ports {tried}); gone does not resolve (Name or service not known); "
         "slow: the name server does not answer: the nodes of a job must reach each other at these ports"
     )
 
@@ -496,9 +507,7 @@ def test_never_localhost_on_several_machines(key, name):
 
 
 def test_localhost_is_skipped_where_there_is_more(key):
-    with pytest.raises(
-        MeetingError, match=r"tried 192\.0\.2\.1 ports .*; 127\.0\.0\.1, which is 127\.0\.0\.1:"
-    ):
+    with pytest.raises(MeetingError, match=r"tried 192\.0\.2\.1: .*; 127\.0\.0\.1, which is 127\.0\.0\.1:"):
         meet(
             TOKEN,
             place(key, 1, target="slurm", addresses=("127.0.0.1", "192.0.2.1")),
