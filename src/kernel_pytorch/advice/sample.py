@@ -40,7 +40,11 @@ class Sample:
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors, in order."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, torch.Tensor)]
+        return [
+            leaf
+            for leaf in pytree.tree_leaves((self.args, dict(self.kwargs)))
+            if isinstance(leaf, torch.Tensor)
+        ]
 
     def clone(self) -> Sample:
         """Leaves of their own, with strides and requires_grad kept."""
