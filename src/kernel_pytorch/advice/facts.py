@@ -28,7 +28,7 @@ class Options:
 
     level: Level = "balanced"
     training: bool = False
-    """Whether a call is a training step: forward, loss, backward and, if there is one, the optimizer's step."""
+    """Whether a call is a training step: forward, loss, backward, and the optimizer's step if there is one."""
     max_error: float = 0.01
     """Relative RMS error up to which a change that loses precision is kept."""
     memory_bytes: int | None = None
@@ -156,9 +156,8 @@ class Structure:
     """What strategies look at."""
 
     unusual: tuple[str, ...] = ()
-    """Any of: scripted, compiled, quantised, meta, no parameters, uncopyable, random (differs from itself under
-    equal seeds). Such a model is analysed as far as possible; a scripted, compiled, quantised, meta, uncopyable
-    or random one is not changed."""
+    """Any of: scripted, compiled, quantised, meta, no parameters, uncopyable, random (differs from itself
+    under equal seeds). Such a model is analysed as far as possible; only one without parameters is changed."""
     compiler_missing: str = ""
     """Why torch.compile cannot build code here; "": it can."""
     gpu: bool = False

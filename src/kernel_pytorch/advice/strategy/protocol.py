@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Strategy(Protocol):
     """A change of a model that may make it faster or smaller.
 
-    One object lives for one run: ``apply`` may note what ``source`` needs. Others are registered as the entry
-    points of the group ``kernel_pytorch.strategies``: each a class without arguments. Derive from :class:`Base`
-    for the defaults.
+    One object lives for one run: ``apply`` may note what ``source`` needs. Others are registered as entry
+    points of the group ``kernel_pytorch.strategies``, each a class without arguments. Derive from
+    :class:`Base` for the defaults.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Strategy(Protocol):
     def apply(self, model: nn.Module, sample: Sample) -> nn.Module:
         """Change a model, which is the strategy's to change, and return it, or another in its place.
 
-        What was kept before is in it already. The model may not be called; it is warmed up by whoever times it.
+        What was kept before is in it already. Whoever times it warms it up.
         """
         ...
 
     def source(self) -> list[str]:
-        """Lines of Python that do to ``model`` what ``apply`` did, without this package; imports among them."""
+        """Lines of Python, imports among them, that do to ``model`` what ``apply`` did without this package."""
         ...
 
 
