@@ -28,7 +28,7 @@ class Options:
 
     level: Level = "balanced"
     training: bool = False
-    """Whether a call is a training step: forward, loss, backward, and the optimizer's step if there is one."""
+    """Whether a call is a training step: forward, loss, backward, and the optimizer's step if any."""
     max_error: float = 0.01
     """Relative RMS error up to which a change that loses precision is kept."""
     memory_bytes: int | None = None
@@ -157,7 +157,7 @@ class Structure:
 
     unusual: tuple[str, ...] = ()
     """Any of: scripted, compiled, quantised, meta, no parameters, uncopyable, random (differs from itself
-    under equal seeds). Such a model is analysed as far as possible; only one without parameters is changed."""
+    under equal seeds). Such a model is analysed as far as possible; one without parameters is changed too."""
     compiler_missing: str = ""
     """Why torch.compile cannot build code here; "": it can."""
     gpu: bool = False

@@ -42,7 +42,7 @@ class Strategy(Protocol):
         ...
 
     def source(self) -> list[str]:
-        """Lines of Python, imports among them, that do to ``model`` what ``apply`` did without this package."""
+        """Lines of Python, imports among them, that do what ``apply`` did without this package."""
         ...
 
 
