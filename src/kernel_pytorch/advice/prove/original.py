@@ -155,4 +155,3 @@ def size_of(known: Expected) -> int:
         for one in rounds
         for tensor in (*tensors_of(one.outputs), *one.gradients.values(), *one.buffers.values())
     )
-

@@ -138,7 +138,9 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Give parameters and buffers their values back, and drop gradients."""
     tensors = [*model.parameters(), *model.buffers()]
     saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    places = [
+        (module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
+    ]
     try:
         yield
     finally:
