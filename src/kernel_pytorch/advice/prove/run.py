@@ -59,6 +59,8 @@ def optimise(
 ) -> tuple[AdviceReport, nn.Module]:
     """The report, and a copy of the model with all that was proved, or the model given if that is nothing.
 
+    The copy is in eval mode, or in training mode if ``training`` is set.
+
     The model, its gradients, and the state of the process are as before when it returns or raises, but for
     Dynamo's caches, which are reset. Runs in this process: what cannot end in time is not started, but a
     compilation cannot be interrupted.

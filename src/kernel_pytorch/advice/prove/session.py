@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -154,6 +155,6 @@ def prepared(task: Task) -> tuple[Task, str | None]:
     set_mode(model, task.options.training)
     ready = replace(task, model=model)
     if refused is None and any(is_lazy(parameter) for parameter in model.parameters()):
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(Exception):  # the analysis meets and records it
             task.sample.clone().call(model)
     return ready, refused
