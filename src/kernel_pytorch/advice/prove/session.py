@@ -59,7 +59,8 @@ class Session:
             clock_limit: seconds that measuring may take.
         """
         if self._facts is None:
-            self._facts = analyse(self.task, clock_limit)
+            deadline = self.clock() + clock_limit
+            self._facts = analyse(self.task, deadline=deadline, clock=self.clock)
         return self._facts
 
     @property
