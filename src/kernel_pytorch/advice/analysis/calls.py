@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..facts import Fact, unknown
+from ..facts import Fact
 from ..sample import Sample
 
 CALLS = 22
@@ -18,7 +18,7 @@ CALLS = 22
 SAMPLE_S = 0.002
 """A sample has as many calls as last this long."""
 LIMIT_S = 4.0
-"""What all samples may take together; a slower model gets fewer, at least 4."""
+"""What all samples may take together; a slower model gets fewer, at least 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,6 @@ class Calls:
     def noise(self) -> Fact:
         """The ratio of the medians of the even and the odd calls less 1, absolute."""
         even, odd = self.seconds[::2], self.seconds[1::2]
-        if not odd:
-            return unknown("a call takes too long to repeat it")
         ratio = statistics.median(even) / statistics.median(odd)
         why = "" if len(self.seconds) >= CALLS else f"of {len(self.seconds)} calls"
         return Fact(value=abs(ratio - 1), basis="measured", why=why)
@@ -51,7 +49,7 @@ def time_calls(
     clock: Callable[[], float] = time.perf_counter,
     limit_s: float = LIMIT_S,
 ) -> Calls:
-    """Time calls after two that warm up; inputs are cloned outside the clock.
+    """Time calls, after one that warms up or two quick ones; inputs are cloned outside the clock.
 
     Args:
         synchronize: waits for the device.
@@ -66,10 +64,12 @@ def time_calls(
         synchronize()
         return (clock() - start) / repeats
 
-    once = min(seconds(1), seconds(1))
+    once = seconds(1)
+    if once < limit_s / CALLS:
+        once = min(once, seconds(1))
     repeats = max(1, math.ceil(SAMPLE_S / max(once, 1e-7)))
     affordable = int(limit_s / max(once * repeats, 1e-9)) // 2 * 2
-    count = max(4, min(CALLS, affordable))
+    count = max(2, min(CALLS, affordable))
     return Calls(seconds=tuple(seconds(repeats) for _ in range(count)))
 
 

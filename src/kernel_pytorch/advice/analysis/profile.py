@@ -95,9 +95,7 @@ def _medians(times: dict[str, list[float]], calls: Counter[str]) -> dict[str, Sp
 class _Modules:
     """Seconds of each submodule's forward pass in one run."""
 
-    def __init__(
-        self, model: nn.Module, synchronize: Callable[[], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, model: nn.Module, synchronize: Callable[[], None], clock: Callable[[], float]) -> None:
         self._model, self._synchronize, self._clock = model, synchronize, clock
         self._started: dict[str, list[float]] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -108,7 +106,9 @@ class _Modules:
         try:
             for path, module in self._model.named_modules():
                 handles.append(module.register_forward_pre_hook(self._enter(path)))
-                handles.append(module.register_forward_hook(self._leave(path), prepend=True, always_call=True))
+                handles.append(
+                    module.register_forward_hook(self._leave(path), prepend=True, always_call=True)
+                )
             call(self._model, sample)
         finally:
             for handle in handles:

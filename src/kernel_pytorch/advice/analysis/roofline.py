@@ -37,9 +37,7 @@ def roofline(device: torch.device, dtypes: Sequence[str] = ()) -> Roofline:
             why = f"too little free memory to measure: {' '.join(str(error).split())}"
             return Roofline(flops={}, memory_gb_s=None, unmeasured=dict.fromkeys((*wanted, "copy"), why))
     rates = _measured[key]
-    return Roofline(
-        flops=dict(rates.flops), memory_gb_s=rates.memory_gb_s, unmeasured=dict(rates.unmeasured)
-    )
+    return Roofline(flops=dict(rates.flops), memory_gb_s=rates.memory_gb_s, unmeasured=dict(rates.unmeasured))
 
 
 def bound(peaks: Roofline, flops: Mapping[str, int], held_bytes: int, cache_bytes: int) -> Fact:

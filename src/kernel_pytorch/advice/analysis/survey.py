@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .formulas import formulas, is_fused_attention
-from .moved_bytes import moved_bytes
+from .moved_bytes import memory_of, moved_bytes, size_bytes
 from .parameters import dtype_name
 from .scores import Scores
 
@@ -55,10 +55,13 @@ class Survey(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.uncounted: dict[str, None] = {}
         """Operators whose FLOPs are not known."""
+        self.parameter_bytes: dict[int, int] = {}
+        """Bytes of each parameter read, by its memory; of a table that is looked up, what is read."""
         self._model = model
         self._synchronize = synchronize
         self._formulas = formulas()
         self._scores = Scores(model.parameters())
+        self._parameters = {memory_of(p) for p in model.parameters()}
         self._running: list[str] = []
         self._forward: dict[int, int] = {}
         """Number of the forward operator by the sequence number of its autograd node."""
@@ -81,6 +84,10 @@ class Survey(TorchDispatchMode):
         seconds = time.perf_counter() - start
         name = func._schema.name if is_plain else func.name()
         moved = moved_bytes(func, args, kwargs, result) if is_plain else 0
+        for tensor in _tensors((args, kwargs)) if moved else ():
+            if (memory := memory_of(tensor)) in self._parameters:
+                read = min(moved, size_bytes(tensor))
+                self.parameter_bytes[memory] = max(read, self.parameter_bytes.get(memory, 0))
         flops = 0
         if formula is not None:
             try:
