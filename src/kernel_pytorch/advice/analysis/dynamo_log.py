@@ -25,8 +25,8 @@ class DynamoLog:
     """Records of one kind in order; ``call`` is what the caller set when each arrived."""
 
     call: int = 0
-    breaks: list[str] = field(default_factory=list)
-    """Reasons with traceback."""
+    breaks: list[tuple[int, str]] = field(default_factory=list)
+    """Call, and the reason with a traceback."""
     recompiles: list[tuple[int, int, str]] = field(default_factory=list)
     """Call, id of the frame, failed guards: those of the latest compilation first."""
     code: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class _Handler(logging.Handler):
         name = metadata.get("artifact", {}).get("name")
         frame = metadata.get("frame_id", -1)
         if name == "dynamo_graph_break_reason":
-            self.log.breaks.append(str(payload))
+            self.log.breaks.append((self.log.call, str(payload)))
         elif name == "recompile_reasons":
             self.log.recompiles.append((self.log.call, frame, _first_reason(str(payload))))
         elif "compilation_metrics" in metadata:

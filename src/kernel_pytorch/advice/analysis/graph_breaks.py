@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import blame, source
 from .dynamo_log import DynamoLog, guard_of, recorded
-from .observations import BreakCause, GraphBreak, Recompile
+from .observations import BreakCause, GraphBreak, Recompile, RecompileCause
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,27 +28,37 @@ _CAUSES: tuple[tuple[str, BreakCause], ...] = (
 )
 
 
+Phase = Literal["first", "again", "length"]
+"""again: with equal shapes. length: of another length than any before."""
+
+
 def compiled_runs(
-    model: nn.Module, calls: Iterable[tuple[str, Callable[[nn.Module], object]]]
+    model: nn.Module, calls: Iterable[tuple[Phase, Callable[[nn.Module], object]]]
 ) -> tuple[tuple[GraphBreak, ...], tuple[Recompile, ...]]:
     """Run a model under Dynamo's eager backend; it is changed: give a copy.
 
-    Args:
-        calls: for each its phase and itself. Phases: "first"; "again", with equal shapes; "length", each of
-            another length. Code that is compiled anew in two calls of a phase is compiled in each: one new
-            compilation is what automatic dynamic shapes cost.
+    Code that is compiled anew in two calls of a phase is compiled in each of them: the first new compilation
+    is what automatic dynamic shapes cost. A call of another length may raise, and then does not count.
 
     Raises:
-        Exception: what a call raised.
+        Exception: what another call raised.
     """
+    phases: list[Phase] = []
+    failed = set()
     with recorded() as log:
         model.compile(backend="eager")
-        phases = []
         for phase, call in calls:
             log.call = len(phases)
             phases.append(phase)
-            call(model)
-    return _breaks(log.breaks), _recompiles(log, phases)
+            try:
+                call(model)
+            except Exception:
+                if phase != "length":
+                    raise
+                failed.add(log.call)
+    log.breaks = [found for found in log.breaks if found[0] not in failed]
+    log.recompiles = [found for found in log.recompiles if found[0] not in failed]
+    return _breaks([reason for _, reason in log.breaks]), _recompiles(log, phases)
 
 
 def _breaks(reasons: list[str]) -> tuple[GraphBreak, ...]:
@@ -77,33 +87,27 @@ def _break(place: str, statement: str, text: str) -> GraphBreak:
     return GraphBreak(place=place, cause=cause, reason=reason, hint=hint, statement=statement)
 
 
-def _recompiles(log: DynamoLog, phases: list[str]) -> tuple[Recompile, ...]:
+def _recompiles(log: DynamoLog, phases: list[Phase]) -> tuple[Recompile, ...]:
     found: dict[str, Recompile] = {}
-    for phase, cause in (("again", "value"), ("length", "length")):
+    for phase in ("again", "length"):
         calls: dict[int, dict[int, str]] = {}
         for call, frame, reason in log.recompiles:
             if phases[call] == phase:
                 calls.setdefault(frame, {})[call] = reason
         for frame, reasons in calls.items():
-            if len(reasons) < 2:
-                continue
             reason = reasons[max(reasons)]
-            sizes = "size mismatch" in reason or ".size()" in reason
-            where = blame.in_traceback(reason)
-            if where is None and sizes:
-                where = log.specialised.get(frame)
-            where = where or log.code.get(frame)
-            if where is None:
+            of_size = "size mismatch" in reason or ".size()" in reason
+            where = _line_of(log, frame, reason, of_size)
+            if len(reasons) < 2 or where is None:
                 continue
             place = blame.place(*where)
-            kind: str = cause if sizes or cause == "value" else "value"
-            found.setdefault(
-                place,
-                Recompile(
-                    place=place,
-                    cause="length" if kind == "length" else "value",
-                    guard=guard_of(reason),
-                    statement=source.text(*where),
-                ),
-            )
+            cause: RecompileCause = "length" if of_size and phase == "length" else "value"
+            statement, guard = source.text(*where), guard_of(reason)
+            found.setdefault(place, Recompile(place=place, cause=cause, guard=guard, statement=statement))
     return tuple(found.values())
+
+
+def _line_of(log: DynamoLog, frame: int, reason: str, of_size: bool) -> tuple[str, int] | None:
+    """The line that needs the value: of the guard, else where a size was fixed, else of the function."""
+    where = blame.in_traceback(reason) or (log.specialised.get(frame) if of_size else None)
+    return where or log.code.get(frame)

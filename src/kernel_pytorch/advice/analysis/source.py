@@ -22,6 +22,7 @@ def statement(file: str, line: int) -> ast.stmt | None:
     return found
 
 
+@lru_cache(maxsize=4096)
 def text(file: str, line: int) -> str:
     """Source of the statement at a line, on one line, bodies left out; "": unknown."""
     node = statement(file, line)
@@ -34,6 +35,7 @@ def text(file: str, line: int) -> str:
     return ast.unparse(node)
 
 
+@lru_cache(maxsize=4096)
 def loop(file: str, line: int) -> tuple[int, int] | None:
     """First and last line of the innermost loop or comprehension around a line, or None: there is none."""
     tree = _tree(file)
