@@ -113,6 +113,4 @@ class CallWatch(TorchFunctionMode):
         for frame in frames[same:]:
             self._count += 1
             self._frames.append((frame, self._count))
-        return tuple(
-            Site(serial, frame.f_code.co_filename, frame.f_lineno) for frame, serial in self._frames
-        )
+        return tuple(Site(serial, frame.f_code.co_filename, frame.f_lineno) for frame, serial in self._frames)

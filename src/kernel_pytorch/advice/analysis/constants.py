@@ -13,8 +13,9 @@ from .operators import Operator, Where
 from .storages import nbytes
 
 _LEAST_ELEMENTS = 64
-_FILLS = frozenset("ones zeros full empty ones_like zeros_like full_like empty_like fill_ zero_".split())
-_FILLS |= {"new_ones", "new_zeros", "new_full", "new_empty", "empty_strided", "new_empty_strided", "fill"}
+_MADE = ("ones", "zeros", "full", "empty")
+_FILLS = {"fill", "fill_", "zero_", "empty_strided", "new_empty_strided"}
+_FILLS |= {form.format(name) for name in _MADE for form in ("{}", "{}_like", "new_{}")}
 _FACTORIES = _FILLS | {"arange", "eye", "linspace", "logspace", "tril_indices", "triu_indices"}
 
 

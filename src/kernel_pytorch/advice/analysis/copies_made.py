@@ -15,12 +15,11 @@ from .operators import Operator, Where
 from .storages import key_of, nbytes
 
 _LEAST_BYTES = 1024
-_ANY_STRIDES = frozenset(
-    "add sub mul div truediv rsub radd rmul neg exp tanh sigmoid relu gelu silu where clamp "
-    "masked_fill sum mean transpose permute unsqueeze getitem t matmul rmatmul bmm mm addmm baddbmm".split()
-)
-_MATRIX_PRODUCTS = frozenset("matmul rmatmul bmm mm addmm baddbmm".split())
-_VIEWS = frozenset("transpose permute unsqueeze getitem t".split())
+_MATRIX_PRODUCTS = frozenset(("matmul", "rmatmul", "bmm", "mm", "addmm", "baddbmm"))
+_VIEWS = frozenset(("transpose", "permute", "unsqueeze", "getitem", "t"))
+_ARITHMETIC = frozenset(("add", "sub", "mul", "div", "truediv", "radd", "rsub", "rmul", "neg", "sum", "mean"))
+_POINTWISE = frozenset(("exp", "tanh", "sigmoid", "relu", "gelu", "silu", "where", "clamp", "masked_fill"))
+_ANY_STRIDES = _MATRIX_PRODUCTS | _VIEWS | _ARITHMETIC | _POINTWISE
 
 
 @dataclass

@@ -125,5 +125,7 @@ def _users(stack: list[dict[str, Any]]) -> tuple[str, int] | None:
     from torch._logging.structured import INTERN_TABLE
 
     names = {number: name for name, number in INTERN_TABLE.items()}
-    text = "\n".join(f'File "{names.get(frame["filename"], "<unknown>")}", line {frame["line"]}' for frame in stack)
+    text = "\n".join(
+        f'File "{names.get(frame["filename"], "<unknown>")}", line {frame["line"]}' for frame in stack
+    )
     return blame.in_traceback(text)

@@ -48,7 +48,8 @@ def _memory(facts: ModelFacts) -> Iterator[Finding]:
     over = [item for item in facts.lengths if item.fits is False and item.peak.value is not None]
     if over:
         first = min(over, key=lambda item: item.length)
-        cost = f"length {first.length:,} needs {_bytes(first.peak.value or 0)} (predicted) of {_bytes(limit)}{up_to}"
+        needs = _bytes(first.peak.value or 0)
+        cost = f"length {first.length:,} needs {needs} (predicted) of {_bytes(limit)}{up_to}"
         yield Finding(kind=kind, place=facts.place, cost=cost, remedy=remedy)
 
 
@@ -61,7 +62,10 @@ def _attention(facts: ModelFacts) -> Iterator[Finding]:
         cost += f", in modules that take {share:.0%} of the time" if share is not None else ""
         if site.fused:
             yield Finding(
-                kind="attention unfused", place=site.place, cost=f"{cost}: {site.why}", remedy=remedies.UNFUSED
+                kind="attention unfused",
+                place=site.place,
+                cost=f"{cost}: {site.why}",
+                remedy=remedies.UNFUSED,
             )
         else:
             remedy = f"not as scaled_dot_product_attention: {site.why}" if site.why else f"write {site.call}"
@@ -136,7 +140,9 @@ def _seconds_of(name: str, facts: ModelFacts) -> float | None:
 
 def _float64(observations: Observations) -> Iterator[Finding]:
     for found in observations.float64:
-        cost = f"{_count(found.operators, 'operator')} in float64 from here on, {_bytes(found.bytes)} of results"
+        cost = (
+            f"{_count(found.operators, 'operator')} in float64 from here on, {_bytes(found.bytes)} of results"
+        )
         yield Finding(kind="float64", place=found.place, cost=cost, remedy=remedies.FLOAT64)
 
 
@@ -148,9 +154,7 @@ def _copies(facts: ModelFacts, observations: Observations) -> Iterator[Finding]:
             "repeated": "the same tensor each time",
         }[copy.cause]
         cost = f"{_count(copy.calls, 'copy', 'copies')} a call, {_moved(copy.bytes, facts)}: {what}"
-        yield Finding(
-            kind="copy in each call", place=copy.place, cost=cost, remedy=remedies.of_copy(copy)
-        )
+        yield Finding(kind="copy in each call", place=copy.place, cost=cost, remedy=remedies.of_copy(copy))
     for built in observations.rebuilt:
         shape = " x ".join(map(str, built.shape))
         cost = f"{_count(built.operators, 'operator')} a call build it, {shape}, {_moved(built.bytes, facts)}"
@@ -166,9 +170,7 @@ def _layout(observations: Observations) -> Iterator[Finding]:
     layout = observations.layout
     if layout is not None:
         cost = f"{layout.calls} of {_count(layout.of, 'convolution')} reorder {_bytes(layout.bytes)} a call"
-        yield Finding(
-            kind="convolution layout", place=layout.place, cost=cost, remedy=remedies.CHANNELS_LAST
-        )
+        yield Finding(kind="convolution layout", place=layout.place, cost=cost, remedy=remedies.CHANNELS_LAST)
 
 
 def _differing(found: Differing | None) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Where torch.compile would split a model's graph or compile it again: runs under Dynamo, without a compiler."""
+"""Where torch.compile splits a model's graph or compiles it again, found by Dynamo without a compiler."""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ def _break(place: str, statement: str, text: str) -> GraphBreak:
     reason = next((line for line in reversed(lines[:at]) if line), "unknown")
     hint = next((line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: ")), "")
     named = "\n".join(line for line in lines if not line.startswith("Hint: "))
-    cause = next((cause for words, cause in _CAUSES if words in named), "other")
-    return GraphBreak(place=place, cause=cause, reason=reason, hint=hint, statement=statement)
+    causes: list[BreakCause] = [cause for words, cause in _CAUSES if words in named]
+    return GraphBreak(
+        place=place, cause=(causes or ["other"])[0], reason=reason, hint=hint, statement=statement
+    )
 
 
 def _recompiles(log: DynamoLog, phases: list[Phase]) -> tuple[Recompile, ...]:

@@ -6,6 +6,7 @@ its rounds take slices of one tensor, or other weights on inputs that do not dep
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,6 +22,8 @@ SMALL_BYTES = 2**20
 """Operands and results of an operator that takes about as long to start as to compute."""
 
 _Key = tuple[str, tuple[int, ...]]
+_Loop = tuple[str, int, int]
+"""File, first and last line."""
 _Over = Literal["slices", "weights"]
 
 
@@ -52,9 +55,9 @@ class Loops:
             if key is None:
                 continue
             if origin is not None and origin.name:
-                weights.append((key, tensor.storage_offset()))
+                weights.append((key, int(tensor.storage_offset())))
             else:
-                slices.append((at, key, tensor.storage_offset()))
+                slices.append((at, key, int(tensor.storage_offset())))
                 age = max(age, origin.age if origin is not None else 0)
         sites = tuple((site.serial, site.file, site.line) for site in call.sites)
         shape = tuple(call.outputs[0].shape)
@@ -62,25 +65,24 @@ class Loops:
 
     def found(self) -> tuple[PythonLoop, ...]:
         left = self.events
-        calls: dict[tuple[str, int, int], Counter[_Key]] = defaultdict(Counter)
-        over: dict[tuple[str, int, int], _Over] = {}
+        calls: dict[_Loop, Counter[_Key]] = defaultdict(Counter)
+        over: dict[_Loop, _Over] = {}
         for depth in range(max((len(event.sites) for event in left), default=0), 0, -1):
-            by_loop: dict[tuple[int, str, int, int], list[_Event]] = defaultdict(list)
+            rounds: dict[tuple[int, _Loop], list[_Event]] = defaultdict(list)
             for event in left:
                 if len(event.sites) >= depth:
                     serial, file, line = event.sites[depth - 1]
                     around = source.loop(file, line)
                     if around is not None:
-                        by_loop[(serial, file, *around)].append(event)
-            for (_, *place), events in by_loop.items():
+                        rounds[serial, (file, *around)].append(event)
+            for (_, loop), events in rounds.items():
                 kind = _over(events)
                 if kind is not None:
-                    where = (str(place[0]), int(place[1]), int(place[2]))
-                    over[where] = kind
-                    calls[where].update(event.key for event in events)
+                    over[loop] = kind
+                    calls[loop].update(event.key for event in events)
                     inside = {id(event) for event in events}
                     left = [event for event in left if id(event) not in inside]
-        return tuple(_loop(where, calls[where], over[where]) for where in over)
+        return tuple(_loop(loop, calls[loop], kind) for loop, kind in over.items())
 
 
 def _over(events: list[_Event]) -> _Over | None:
@@ -89,12 +91,12 @@ def _over(events: list[_Event]) -> _Over | None:
     for event in events:
         groups[event.key].append(event)
     kinds = [_over_equal(group) for group in groups.values() if len(group) >= LEAST_CALLS]
-    return max((kind for kind in kinds if kind is not None), default=None)  # weights before slices
+    return "weights" if "weights" in kinds else "slices" if "slices" in kinds else None
 
 
 def _over_equal(events: list[_Event]) -> _Over | None:
     offsets: dict[tuple[int, int], set[int]] = defaultdict(set)
-    weights = set()
+    weights: set[tuple[int, int]] = set()
     for event in events:
         for at, key, offset in event.slices:
             offsets[(at, key)].add(offset)
@@ -102,11 +104,11 @@ def _over_equal(events: list[_Event]) -> _Over | None:
     if any(len(different) >= LEAST_CALLS for different in offsets.values()):
         return "slices"
     ages = [event.age for event in events]
-    chained = all(later > earlier for earlier, later in zip(ages, ages[1:], strict=False))
+    chained = all(later > earlier for earlier, later in itertools.pairwise(ages))
     return "weights" if len(weights) >= LEAST_CALLS and not chained else None
 
 
-def _loop(where: tuple[str, int, int], calls: Counter[_Key], over: _Over) -> PythonLoop:
+def _loop(where: _Loop, calls: Counter[_Key], over: _Over) -> PythonLoop:
     file, first, last = where
     (operator, shape), count = calls.most_common(1)[0]
     return PythonLoop(

@@ -11,7 +11,7 @@ from typing import Literal
 BreakCause = Literal["item", "print", "branch", "log", "dynamic shape", "disabled", "other"]
 RecompileCause = Literal["length", "value"]
 CopyCause = Literal["stored", "unneeded", "repeated"]
-"""stored: of a parameter or buffer. unneeded: its readers take any strides. repeated: of one tensor, again."""
+"""stored: of a parameter or buffer. unneeded: its readers take any strides. repeated: of one tensor again."""
 
 
 @dataclass(frozen=True, kw_only=True)

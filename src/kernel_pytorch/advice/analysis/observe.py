@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from types import CodeType
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from .host_syncs import HostSyncs
 from .loops import Loops
 from .observations import Differing, Observations
 from .operator_observers import Float64, Layout, Random
-from .operators import Origin, OperatorWatch, Run
+from .operators import OperatorWatch, Origin, Run
 from .places import raised
 from .storages import tensors
 
@@ -136,34 +137,28 @@ class _Observing:
 
     def _calls(self, done: list[int]) -> Iterator[tuple[Phase, Callable[[nn.Module], object]]]:
         task = self.task
-        yield "first", lambda model: task.step(model, task.sample.clone())
+        yield "first", partial(self._step, sample=task.sample.clone())
         for seed in (1, 2):
             if self.clock() >= self.deadline:
                 self.unobserved.append("other inputs were not looked at: no time was left")
                 return
-            again = task.draw(None, seed)
-            yield "again", lambda model, again=again: task.step(model, again)  # type: ignore[misc]
+            yield "again", partial(self._step, sample=task.draw(None, seed))
         for length in _lengths(task):
             if len(done) == 2 or self.clock() >= self.deadline:
                 return
-            try:
-                other = task.draw(length, 3)
-            except Exception as error:
-                self._not_at(length, error)
-            else:
-                yield "length", lambda model, at=length, other=other: self._at(model, at, other, done)  # type: ignore[misc]
+            yield "length", partial(self._at, length=length, done=done)
 
-    def _at(self, model: nn.Module, length: int, sample: Sample, done: list[int]) -> None:
+    def _step(self, model: nn.Module, *, sample: Sample) -> object:
+        return self.task.step(model, sample)
+
+    def _at(self, model: nn.Module, *, length: int, done: list[int]) -> None:
         try:
-            self.task.step(model, sample)
+            self.task.step(model, self.task.draw(length, 3))
         except (Exception, SystemExit) as error:
-            self._not_at(length, error)
-            raise RuntimeError from error
+            if length in self.task.options.lengths:  # another one was a guess
+                self.unobserved.append(f"the model could not be run at length {length}: {raised(error)}")
+            raise RuntimeError(f"at length {length}") from error
         done.append(length)
-
-    def _not_at(self, length: int, error: BaseException) -> None:
-        if length in self.task.options.lengths:  # another one was a guess
-            self.unobserved.append(f"the model could not be run at length {length}: {raised(error)}")
 
 
 def _run(task: Task, model: nn.Module, sample: Sample) -> Any:
@@ -200,9 +195,11 @@ def _lengths(task: Task) -> list[int]:
 
 def _is_lower(model: nn.Module, sample: Sample) -> bool:
     """Whether the model is meant to compute in less than float64."""
-    floating = [tensor for tensor in model.parameters() if tensor.is_floating_point()]
-    floating = floating or [tensor for tensor in sample.tensors() if tensor.is_floating_point()]
-    return any(tensor.dtype != torch.float64 for tensor in floating) or not floating
+    for all_of in (model.parameters(), sample.tensors()):
+        dtypes = {tensor.dtype for tensor in all_of if tensor.is_floating_point()}
+        if dtypes:
+            return dtypes != {torch.float64}
+    return True
 
 
 def _difference(first: Any, second: Any) -> float:

@@ -95,11 +95,11 @@ class Observer(Protocol):
         ...
 
 
-class OperatorWatch(TorchDispatchMode):
+class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows each operator to observers; tracks origins."""
 
     def __init__(self, run: Run, observers: Sequence[Observer]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run, self.observers = run, observers
 
     def __torch_dispatch__(
@@ -122,14 +122,18 @@ class OperatorWatch(TorchDispatchMode):
             outputs=outputs,
             where=self.run.where(),
             origins=origins,
-            results=self._results(inputs, origins, outputs),
+            results=self._results(func, inputs, origins, outputs),
         )
         for observer in self.observers:
             observer.see(operator)
         return out
 
     def _results(
-        self, inputs: list[torch.Tensor], origins: list[Origin | None], outputs: list[torch.Tensor]
+        self,
+        func: torch._ops.OpOverload,
+        inputs: list[torch.Tensor],
+        origins: list[Origin | None],
+        outputs: list[torch.Tensor],
     ) -> list[Origin]:
         age = 1 + max((origin.age for origin in origins if origin is not None), default=0)
         own = {key_of(tensor): origin for tensor, origin in zip(inputs, origins, strict=True)}
@@ -139,7 +143,7 @@ class OperatorWatch(TorchDispatchMode):
             if origin is None:
                 origin = Origin(age=age)
                 self.run.origins.set(tensor, origin)
-            elif not origin.name:
+            elif func._schema.is_mutable and not origin.name:
                 origin.age = age
             results.append(origin)
         return results

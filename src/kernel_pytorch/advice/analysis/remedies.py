@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import ast
 
-from .observations import Differing, GraphBreak, HostSync, PythonLoop, RebuiltConstant, Recompile, RepeatedCopy
+from .observations import (
+    Differing,
+    GraphBreak,
+    HostSync,
+    PythonLoop,
+    RebuiltConstant,
+    Recompile,
+    RepeatedCopy,
+)
 
 MEMORY = "shorter inputs, a smaller batch, or attention by F.scaled_dot_product_attention"
 MEMORY_TRAINING = "torch.utils.checkpoint.checkpoint around each block, a smaller batch, or shorter inputs"
@@ -57,7 +65,9 @@ def of_recompile(found: Recompile) -> str:
         )
     attribute = found.guard.split(" ")[0].removeprefix("L['").split("'")[0]
     name = attribute.rpartition(".")[2] or "value"
-    return f'keep {attribute} as a tensor: self.register_buffer("{name}", torch.tensor(...)), changed in place'
+    return (
+        f'keep {attribute} as a tensor: self.register_buffer("{name}", torch.tensor(...)), changed in place'
+    )
 
 
 def of_loop(loop: PythonLoop) -> str:
@@ -68,8 +78,8 @@ def of_loop(loop: PythonLoop) -> str:
             'torch.einsum("...i,eio->...eo", x, weights)'
         )
     return (
-        f"call {loop.operator} once on the whole tensor before the loop, and keep in the loop only what needs the "
-        "step before it; a recurrence as torch.nn.GRU or LSTM, a running sum as torch.cumsum"
+        f"call {loop.operator} once on the whole tensor before the loop, and keep in the loop only what needs "
+        "the step before it; a recurrence as torch.nn.GRU or LSTM, a running sum as torch.cumsum"
     )
 
 
@@ -89,7 +99,9 @@ def of_constant(built: RebuiltConstant) -> str:
             'in __init__: self.register_buffer("mask", ..., persistent=False) at the greatest length, here '
             "self.mask[:n, :n]; for attention is_causal=True needs none"
         )
-    return 'in __init__: self.register_buffer("table", ..., persistent=False) at the greatest length, here a slice'
+    return (
+        'in __init__: self.register_buffer("table", ..., persistent=False), its greatest length; here a slice'
+    )
 
 
 def of_differing(found: Differing) -> str:
@@ -121,7 +133,7 @@ def _branch(statement: str) -> str:
     for node in _nodes(statement):
         if isinstance(node, (ast.If, ast.IfExp, ast.While)):
             test = ast.unparse(node.test)
-            return f"torch.where({test}, if_true, if_false), or torch.cond({test}, true_function, false_function, inputs)"
+            return f"torch.where({test}, if_true, if_false), or torch.cond({test}, function, other, inputs)"
         if isinstance(node, ast.Assert):
             return f"remove it, or: torch._assert_async({ast.unparse(node.test)})"
     return "torch.where(condition, if_true, if_false), or torch.cond"

@@ -17,7 +17,11 @@ def statement(file: str, line: int) -> ast.stmt | None:
     tree = _tree(file)
     found = None
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.stmt) and _covers(node, line) and (found is None or _size(node) <= _size(found)):
+        if (
+            isinstance(node, ast.stmt)
+            and _covers(node, line)
+            and (found is None or _size(node) <= _size(found))
+        ):
             found = node
     return found
 

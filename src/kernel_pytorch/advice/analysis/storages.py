@@ -37,7 +37,7 @@ class Storages(Generic[T]):
     def set(self, tensor: torch.Tensor, note: T) -> None:
         key = key_of(tensor)
         if key is not None:
-            self._notes[key] = (StorageWeakRef(tensor.untyped_storage()), note)
+            self._notes[key] = (StorageWeakRef(tensor.untyped_storage()), note)  # type: ignore[no-untyped-call]
 
 
 def tensors(tree: Any) -> Iterator[torch.Tensor]:
