@@ -32,7 +32,7 @@ class DynamoLog:
     code: dict[int, tuple[str, int]] = field(default_factory=dict)
     """File and first line of each frame's code."""
     specialised: dict[int, tuple[str, int]] = field(default_factory=dict)
-    """The user's line by which a frame was compiled for one value of a size, of each frame."""
+    """The user's line that needs one value of a size or number, by id of the frame."""
 
 
 class _Handler(logging.Handler):
@@ -53,10 +53,17 @@ class _Handler(logging.Handler):
             metrics = metadata["compilation_metrics"]
             if metrics.get("co_filename"):
                 self.log.code[frame] = (metrics["co_filename"], metrics["co_firstlineno"])
-        elif "symbolic_shape_specialization" in metadata:
-            where = _users(metadata["symbolic_shape_specialization"].get("user_stack") or [])
-            if where is not None:
-                self.log.specialised[frame] = where
+        for kind in ("symbolic_shape_specialization", "guard_added", "guard_added_fast"):
+            fixed = metadata.get(kind)
+            if fixed is not None and (kind == "symbolic_shape_specialization" or _fixes_value(fixed)):
+                where = _users(fixed.get("user_stack") or [])
+                if where is not None:
+                    self.log.specialised[frame] = where
+
+
+def _fixes_value(guard: dict[str, Any]) -> bool:
+    """Whether a guard is "Eq(expression, number)"."""
+    return re.fullmatch(r"Eq\(.*, -?[\d.e+-]+\)", str(guard.get("expr"))) is not None
 
 
 @contextmanager
