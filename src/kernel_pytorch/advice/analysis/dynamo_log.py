@@ -68,7 +68,7 @@ def _fixes_value(guard: dict[str, Any]) -> bool:
 
 @contextmanager
 def recorded() -> Iterator[DynamoLog]:
-    """Record while Dynamo compiles, with empty caches; nothing is printed.
+    """Record while Dynamo compiles, with empty caches, for its eager backend alone; nothing is printed.
 
     On leaving, Dynamo's caches are empty again, and loggers and their handlers are as they were.
     """
@@ -86,7 +86,7 @@ def recorded() -> Iterator[DynamoLog]:
     for handler in muted:
         handler.addFilter(_nothing)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.compiler.set_stance(force_backend="eager"):
             warnings.simplefilter("ignore")
             yield log
     finally:

@@ -33,7 +33,7 @@ from .operators import OperatorWatch, Origin, Run
 from .places import raised
 from .storages import tensors
 
-LIMIT_S = 30.0
+LIMIT_S = 10.0
 """After this no other run of the model begins."""
 _DIFFERENT = 1e-3
 """RMS of the difference, relative, from which outputs differ by more than the order of sums."""

@@ -96,7 +96,7 @@ def of_copy(copy: RepeatedCopy) -> str:
 
 def of_constant(built: RebuiltConstant) -> str:
     """Of a tensor computed from sizes alone."""
-    if any(word in built.statement for word in ("tril", "triu", "<=", ">=", "<", ">")):
+    if any(word in built.statement.lower() for word in ("mask", "tril", "triu", "<", ">")):
         return (
             'in __init__: self.register_buffer("mask", ..., persistent=False) at the greatest length, here '
             "self.mask[:n, :n]; for attention is_causal=True needs none"

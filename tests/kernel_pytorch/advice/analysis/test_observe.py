@@ -109,6 +109,44 @@ def test_time_that_is_over_is_a_reason():
     assert any("no time" in reason or "too slow" in reason for reason in seen.unobserved)
 
 
+def _unwanted(graph_module, inputs):
+    raise AssertionError("a compiler ran")
+
+
+class CompiledInside(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(self.linear.forward, backend=_unwanted)
+
+    def forward(self, x):
+        print(end="")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_the_user_compiled_is_not_compiled(outside):
+    model = torch.compile(Item(), backend=_unwanted) if outside else CompiledInside()
+    seen = observe(task(model))
+    assert seen.unobserved == ()
+    assert [found.cause for found in seen.breaks] == ["item" if outside else "print"]
+
+
+class Patches(nn.Module):
+    """Cuts an image as a vision transformer does."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, WIDTH, 4, stride=stride)
+
+    def forward(self, x):
+        return self.cut(x)
+
+
+@pytest.mark.parametrize(("stride", "wrong"), [(4, False), (2, True)])
+def test_an_image_cut_into_patches_may_have_any_layout(stride, wrong):
+    assert (observe(task(Patches(stride), 2, 3, 16, 16)).layout is not None) == wrong
+
+
 class OneLength(Linear):
     def forward(self, x):
         return self.linear(x) + torch.ones(1, 24, 1)
