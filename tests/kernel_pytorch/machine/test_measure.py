@@ -11,7 +11,7 @@ import topologies
 import torch
 
 from kernel_pytorch.machine.facts import DeviceInfo, Peaks
-from kernel_pytorch.machine.measure import measure_peaks
+from kernel_pytorch.machine.measure import measure_peaks, measure_rates
 from kernel_pytorch.machine.measured import MeasuredPeaks
 
 COPY_GB_S = 8.0
@@ -98,6 +98,31 @@ def test_what_cannot_be_measured_says_so(measure: Measure):
     found, _ = measure(2e11, 1e6, memory_bytes=64 << 20)
     assert list(found.flops) == list(found.matrix_sizes) == ["float32"]
     assert found.unmeasured == {"bfloat16": "a run of size 128 takes 4.19 s"}
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e11])
+def test_rates_take_the_seconds_that_they_may(monkeypatch: pytest.MonkeyPatch, rate: float):
+    speeds = Speeds(monkeypatch, {torch.float32: rate})
+    found = measure_rates(torch.device("cpu"), ["float32"], copy_bytes=[1 << 20], figure_s=0.1)
+    assert found.flops == pytest.approx({"float32": rate})
+    assert found.copy_bytes == 1 << 20
+    assert speeds.now < 0.4
+
+
+def test_the_fastest_run_may_count(monkeypatch: pytest.MonkeyPatch):
+    speeds = Speeds(monkeypatch, {torch.float32: 1e11})
+    product = speeds.mm
+
+    def disturbed(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        speeds.now += 0.01 * (len(speeds.products) % 3 > 0)
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", disturbed)
+    cpu = torch.device("cpu")
+    assert measure_rates(cpu, ["float32"], copy_bytes=[8 << 20], summary=min).flops[
+        "float32"
+    ] == pytest.approx(1e11)
+    assert measure_rates(cpu, ["float32"], copy_bytes=[8 << 20]).flops["float32"] < 0.9e11
 
 
 def test_copies_stay_within_an_eighth_of_the_memory(measure: Measure):

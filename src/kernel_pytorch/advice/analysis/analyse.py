@@ -54,7 +54,9 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
     call, noise = (calls.call, calls.noise) if isinstance(calls, Calls) else (unknown(calls),) * 2
     found = attempt.part("counting", lambda: _survey(attempt), runs=not attempt.is_meta)
     flops, moved = (flops_of(found), traffic_of(found)) if isinstance(found, Survey) else (None, None)
-    peaks = attempt.part("measuring", lambda: roofline(task.device, list(flops.by_dtype) if flops else ()))
+    peaks = attempt.part(
+        "measuring the device", lambda: roofline(task.device, list(flops.by_dtype) if flops else ())
+    )
     least = _bound(attempt, peaks, found, flops)
     spent = attempt.part(
         "the profile",
@@ -70,7 +72,7 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
     limit = task.options.memory_bytes or granted.granted_memory(task.device)
     structure, without_structure = others.structure_of(attempt)
     lengths, greatest = others.lengths(attempt, limit)
-    missing = [spent] if isinstance(spent, str) and not attempt.cannot else []
+    missing = [f"no profile: {spent}"] if isinstance(spent, str) and not attempt.cannot else []
     return ModelFacts(
         model=type(task.model).__name__,
         place=place_of_class(type(task.model)),
@@ -135,7 +137,7 @@ def _survey(attempt: Attempt) -> Survey:
     sample = attempt.task.sample
     if attempt.is_meta:
         sample = sample.map(lambda tensor: tensor.to("meta"))
-    return survey(attempt.model, sample, attempt.step)
+    return survey(attempt.model, sample, attempt.step, real=attempt.model)
 
 
 def _counted(found: Survey | str, value: float | None, *, at_least: bool = False) -> Fact:

@@ -47,10 +47,13 @@ def step_of(training: bool) -> Step:
     return training_step if training else inference_step
 
 
-def survey(model: nn.Module, sample: Sample, step: Step) -> Survey:
+def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | None = None) -> Survey:
     """Every operator of a call, without changing the model, its inputs or the generators.
 
     Runs on fake tensors, or on a copy where the call needs numbers, as ``.item()`` does.
+
+    Args:
+        real: what runs in the place of a copy, and may be changed.
 
     Raises:
         Exception: of whatever kind, if the model cannot be copied or fails on its inputs.
@@ -61,7 +64,7 @@ def survey(model: nn.Module, sample: Sample, step: Step) -> Survey:
     except Exception:  # it needs numbers, or cannot be copied so: the real run tells what is wrong
         device = next((t.device for t in sample.tensors() if t.device.type != "cpu"), None)
         with torch.random.fork_rng(devices=[] if device is None else [device], enabled=True):
-            return _surveyed(copy.deepcopy(model), sample.clone(), step)
+            return _surveyed(copy.deepcopy(model) if real is None else real, sample.clone(), step)
 
 
 def _surveyed(model: nn.Module, sample: Sample, step: Step) -> Survey:
