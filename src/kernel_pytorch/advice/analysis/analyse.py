@@ -39,7 +39,7 @@ def analyse(
         deadline: by ``clock``, after which no further costly part begins.
     """
     with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
-        return _facts(task, Attempt(task, lambda: clock() > deadline))
+        return _facts(task, Attempt(task, deadline=deadline, clock=clock))
 
 
 def _facts(task: Task, attempt: Attempt) -> ModelFacts:

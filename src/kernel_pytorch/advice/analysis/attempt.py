@@ -31,6 +31,8 @@ class Task(Protocol):
     def device(self) -> torch.device: ...
     @property
     def optimizer(self) -> Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer] | None: ...
+    @property
+    def loss(self) -> Callable[[Any, Any], torch.Tensor] | None: ...
     def loss_text(self, outputs: Any) -> str: ...
     def step(
         self, model: nn.Module, sample: Sample, optimizer: torch.optim.Optimizer | None = None
@@ -43,11 +45,11 @@ class Attempt:
     A model that cannot be copied runs itself in inference, and does not run in training.
 
     Args:
-        late: whether no further costly part may begin.
+        deadline: by ``clock``, after which no further costly part begins.
     """
 
-    def __init__(self, task: Task, late: Callable[[], bool]) -> None:
-        self.task, self._late = task, late
+    def __init__(self, task: Task, *, deadline: float, clock: Callable[[], float]) -> None:
+        self.task, self.deadline, self.clock = task, deadline, clock
         self.step = step_of_task(task)
         self.failed = ""
         """The exception of the first call."""
@@ -88,7 +90,7 @@ class Attempt:
         """
         if runs and self.cannot:
             return self.cannot
-        if costly and self._late():
+        if costly and self.clock() > self.deadline:
             return "no time was left"
         try:
             return compute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -59,7 +60,7 @@ def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | No
         Exception: of whatever kind, if the model cannot be copied or fails on its inputs.
     """
     try:
-        with _fake_warnings_off(), fake(model, sample) as (shapes, inputs):
+        with fake_warnings_off(), fake(model, sample) as (shapes, inputs):
             return _surveyed(shapes, inputs, step)
     except Exception:  # it needs numbers, or cannot be copied so: the real run tells what is wrong
         device = next((t.device for t in sample.tensors() if t.device.type != "cpu"), None)
@@ -69,7 +70,7 @@ def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | No
 
 def _surveyed(model: nn.Module, sample: Sample, step: Step) -> Survey:
     found = Survey(model)
-    with _without_fast_path(), found.modules_known(), found:
+    with _without_fast_path(), _without_compiling(), found.modules_known(), found:
         step(model, sample)
     return found
 
@@ -86,7 +87,17 @@ def _without_fast_path() -> Iterator[None]:
 
 
 @contextmanager
-def _fake_warnings_off() -> Iterator[None]:
+def _without_compiling() -> Iterator[None]:
+    """Run a compiled model as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def fake_warnings_off() -> Iterator[None]:
     """Silence tracebacks that fake tensors log before they raise."""
     with ExitStack() as restoring:
         for name in ("torch._subclasses.fake_tensor", "torch._subclasses.fake_impls"):

@@ -27,6 +27,7 @@ class Task:
     options: Options = field(default_factory=Options)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     optimizer: Any = None
+    loss: Any = None
 
     def loss_text(self, outputs: Any) -> str:
         return f"the mean square of a {type(outputs).__name__}"
