@@ -114,12 +114,14 @@ class Sample:
 
 
 def _drawn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if tensor.numel() == 0 or tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.numel() == 0 or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return tensor.detach().clone()
     values = tensor.detach().cpu()
     if values.is_complex():
         parts = torch.view_as_real(values.resolve_conj())
-        fresh = torch.view_as_complex(torch.stack([_normal(part, generator) for part in parts.unbind(-1)], -1))
+        fresh = torch.view_as_complex(
+            torch.stack([_normal(part, generator) for part in parts.unbind(-1)], -1)
+        )
     elif values.is_floating_point() and bool(values.double().isfinite().all()):
         fresh = _normal(values, generator)
     else:
