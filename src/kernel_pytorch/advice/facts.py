@@ -6,7 +6,9 @@ A number is a :class:`Fact`: it says how it was got, or why it is not known.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 LEVELS = ("conservative", "balanced", "aggressive")
@@ -333,3 +335,30 @@ class AdviceReport:
         if self.result is None or self.result.verdict != "kept":
             return ()
         return tuple(trial for trial in self.trials if trial.verdict == "kept")
+
+    def to_json(self) -> str:
+        """As ``kernel-pytorch advise --json`` prints it."""
+        import msgspec
+
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one page that needs no network.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from .html import html
+
+        Path(path).write_text(html(self), encoding="utf-8")
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write Python that makes the same changes without this package.
+
+        Raises:
+            OSError: it cannot be written.
+            ValueError: nothing was kept.
+        """
+        from .write import source_file
+
+        Path(path).write_text(source_file(self, self.target), encoding="utf-8")

@@ -1,0 +1,132 @@
+"""One candidate proved: equal, and faster or smaller, or why not. Imports torch."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..analysis.memory import peak_memory
+from ..facts import ModelFacts, Trial, Verdict
+from ..strategy.protocol import Strategy
+from .bound import least_seconds
+from .candidate import Candidate, build, forget_compiled_code, frames_compiled, strict_compiler
+from .decide import Measured, reason_against
+from .equal import Errors, check_again, check_equal, warm_up
+from .limits import Deadline, Stop, describe
+from .optimizer_steps import changes_optimizer, compare_steps
+from .original import Original
+from .rounds import restored
+from .timing import time_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a candidate is proved against."""
+
+    original: Original
+    facts: ModelFacts
+    deadline: Deadline
+    base: Candidate
+    """The best so far."""
+    base_ratio: float | None = None
+    """Its peak memory over the original's; None: unknown."""
+    original_peak: Callable[[], int]
+    """Bytes of a call of the original; asked for once the candidate's are known."""
+    final: bool = False
+    """Whether it is the confirmation, which any proved gain passes."""
+
+
+def prove(proof: Proof, strategies: Sequence[Strategy], name: str) -> Trial:
+    """Apply all strategies to a copy, compare it with the original, and time it against the best so far.
+
+    What the candidate raises becomes the verdict "failed", and warnings are not shown.
+    """
+    found: dict[str, Any] = {}
+    errors = Errors()
+    verdict: Verdict = "kept"
+    reason = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where they are errors, a candidate would fail on the first
+        try:
+            _prove(proof, strategies, errors, found)
+        except Stop as stop:
+            verdict, reason = stop.verdict, stop.reason
+        except (Exception, SystemExit) as error:
+            verdict, reason = "failed", describe(error)
+    return Trial(
+        strategy=name,
+        verdict=verdict,
+        reason=reason,
+        lossless=all(strategy.lossless for strategy in strategies),
+        error=errors.error,
+        original_error=errors.original_error,
+        source=tuple(strategies[-1].source()) if verdict == "kept" else (),
+        **found,
+    )
+
+
+def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: dict[str, Any]) -> None:
+    original, facts, deadline = proof.original, proof.facts, proof.deadline
+    options = original.task.options
+    forget_compiled_code()
+    candidate = build(original.task, strategies)
+    deadline.check(what="it was compared")
+    found["compile_s"] = check_equal(original, candidate, errors, deadline, max_error=options.max_error)
+    if original.task.optimizer is not None and options.training and changes_optimizer(strategies):
+        steps = compare_steps(
+            original,
+            candidate.model,
+            strategies,
+            lossless=candidate.lossless,
+            max_error=options.max_error,
+        )
+        errors.add(steps)
+        if not steps.equal:
+            raise Stop(f"steps of the optimizer differ: {steps.reason}")
+
+    base = proof.base
+    with restored(base.model), restored(candidate.model):
+        warm_up(base, deadline)
+        again = warm_up(candidate, deadline, must_compile=False)  # anew, if dropout was 0 until now
+        if candidate.compiled and again is not None:
+            found["compile_s"] = max(found["compile_s"] or 0.0, again)
+        peak = peak_of(candidate)
+        whole = proof.original_peak()
+        found["peak_ratio"] = peak / whole if whole > 0 else None
+        frames = frames_compiled()
+        with strict_compiler(base.compiled or candidate.compiled):
+            timing = time_pairs(
+                base.call,
+                candidate.call,
+                original.task.sample.clone,
+                budget_s=deadline.left(),
+                clock=deadline.clock,
+            )
+        found.update(gain=timing.gain, low=timing.low, high=timing.high, pairs=timing.pairs)
+        if frames_compiled() != frames:
+            raise Stop("it was compiled again while it was timed")
+    reason = reason_against(
+        Measured(
+            gain=timing.gain,
+            low=timing.low,
+            candidate_s=statistics.median(second for _, second in timing.pairs),
+            stopped=timing.stopped,
+            peak_ratio=found["peak_ratio"],
+        ),
+        facts,
+        base_ratio=proof.base_ratio,
+        least_s=least_seconds(facts, candidate.threads),
+        final=proof.final,
+    )
+    if reason:
+        raise Stop(reason)
+    check_again(original, candidate, errors, deadline, max_error=options.max_error)
+
+
+def peak_of(candidate: Candidate) -> int:
+    """Bytes that a call holds at once beyond parameters and inputs, of a candidate that is warm."""
+    sample = candidate.task.sample.clone()
+    return peak_memory(lambda: candidate.call(sample), candidate.task.device)
