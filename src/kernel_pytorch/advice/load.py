@@ -1,4 +1,4 @@
-"""From names to a task: the model, its inputs, the loss and the optimizer. Runs the user's code. Imports torch."""
+"""From names to a task. Runs the user's code. Imports torch."""
 
 from __future__ import annotations
 

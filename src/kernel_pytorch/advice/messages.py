@@ -20,16 +20,18 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     loss: str | None = None
     optimizer: str | None = None
     options: Options = msgspec.field(default_factory=Options)
+    started: float
+    """When the worker was started."""
     analysis_until: float
     """When the analysis should have ended."""
     trials_until: float | None = None
     """When the trials must have ended; None: after the budget."""
     until: float
     """When the confirmation must have ended."""
-    reserve_s: float = 0.0
-    """Seconds that the confirmation's process needs before it can begin."""
     facts: ModelFacts | None = None
     """What an earlier worker found; None: it is to be found."""
+    observe: bool = True
+    """Whether findings are to be looked for."""
     done: tuple[Trial, ...] = ()
     """Trials of earlier workers."""
     confirm: tuple[str, ...] = ()
@@ -65,6 +67,8 @@ class Planned(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """All strategies that may be tried, each as if it were not."""
 
     trials: tuple[Trial, ...]
+    until: float
+    """When the trials must have ended."""
 
 
 class Trying(msgspec.Struct, tag=True, kw_only=True, frozen=True):

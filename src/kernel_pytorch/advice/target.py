@@ -114,7 +114,7 @@ def _module(file: Path) -> ModuleType:
 
 
 def where(error: BaseException, file: Path) -> str:
-    """An exception in one line, with the last line of the user's file, or else of any file, in its traceback."""
+    """An exception in one line, with the line in the user's file, or one beside it, that led to it."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{Path(error.filename or file).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
