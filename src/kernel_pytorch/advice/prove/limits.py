@@ -12,7 +12,7 @@ from ..facts import Verdict
 MOST_CHARACTERS = 240
 
 
-class Stop(Exception):
+class NotKeptError(Exception):
     """A trial that ends before its change is kept."""
 
     def __init__(self, reason: str, verdict: Verdict = "reverted") -> None:
@@ -20,7 +20,7 @@ class Stop(Exception):
         self.reason, self.verdict = reason, verdict
 
 
-class OutOfTime(Stop):
+class OutOfTimeError(NotKeptError):
     """The deadline of a trial has passed, or what comes next cannot end before it."""
 
     def __init__(self, reason: str) -> None:
@@ -43,13 +43,13 @@ class Deadline:
         """Go on only if there is time for what comes next.
 
         Raises:
-            OutOfTime: there is not.
+            OutOfTimeError: there is not.
         """
         left = self.left()
         if left <= 0:
-            raise OutOfTime(f"its time ran out{what and f' before {what}'}")
+            raise OutOfTimeError(f"its time ran out{what and f' before {what}'}")
         if needed_s > left:
-            raise OutOfTime(f"{what} needs about {needed_s:.0f} s and {left:.0f} s are left")
+            raise OutOfTimeError(f"{what} needs about {needed_s:.0f} s and {left:.0f} s are left")
 
 
 def describe(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Which changes are tried, in which order and why others are not. Pure: the clock and the trials are given."""
+"""Which changes are tried, in which order, and why others are not. Pure: clock and trials are given."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .bound import least_seconds
 from .candidate import Candidate, build, forget_compiled_code, frames_compiled, strict_compiler
 from .decide import Measured, reason_against
 from .equal import Errors, check_again, check_equal, warm_up
-from .limits import Deadline, Stop, describe
+from .limits import Deadline, NotKeptError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original
 from .rounds import restored
@@ -52,7 +52,7 @@ def prove(proof: Proof, strategies: Sequence[Strategy], name: str) -> Trial:
         warnings.simplefilter("ignore")  # where they are errors, a candidate would fail on the first
         try:
             _prove(proof, strategies, errors, found)
-        except Stop as stop:
+        except NotKeptError as stop:
             verdict, reason = stop.verdict, stop.reason
         except (Exception, SystemExit) as error:
             verdict, reason = "failed", describe(error)
@@ -82,10 +82,11 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
             strategies,
             lossless=candidate.lossless,
             max_error=options.max_error,
+            pause=deadline.check,
         )
         errors.add(steps)
         if not steps.equal:
-            raise Stop(f"steps of the optimizer differ: {steps.reason}")
+            raise NotKeptError(f"steps of the optimizer differ: {steps.reason}")
 
     base = proof.base
     with restored(base.model), restored(candidate.model):
@@ -107,7 +108,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
             )
         found.update(gain=timing.gain, low=timing.low, high=timing.high, pairs=timing.pairs)
         if frames_compiled() != frames:
-            raise Stop("it was compiled again while it was timed")
+            raise NotKeptError("it was compiled again while it was timed")
     reason = reason_against(
         Measured(
             gain=timing.gain,
@@ -122,7 +123,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
         final=proof.final,
     )
     if reason:
-        raise Stop(reason)
+        raise NotKeptError(reason)
     check_again(original, candidate, errors, deadline, max_error=options.max_error)
 
 
