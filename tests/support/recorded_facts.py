@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kernel_pytorch.advice.facts import Fact, ModelFacts, Roofline, Structure
@@ -9,7 +10,7 @@ from kernel_pytorch.advice.facts import Fact, ModelFacts, Roofline, Structure
 
 def recorded_facts(**changes: Any) -> ModelFacts:
     """Two transformer blocks of width 256 at 1,024 tokens, on two threads without a GPU."""
-    known: dict[str, Any] = dict(
+    known = ModelFacts(
         model="Stack",
         place="model.py:12",
         device="cpu",
@@ -40,4 +41,4 @@ def recorded_facts(**changes: Any) -> ModelFacts:
         greatest_length=Fact(value=16_384, basis="predicted"),
         structure=Structure(linears=12),
     )
-    return ModelFacts(**{**known, **changes})
+    return replace(known, **changes)
