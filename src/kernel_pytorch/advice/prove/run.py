@@ -91,13 +91,17 @@ def optimise(
     )
     device = device_of(model)
     sample, moved = Sample.of(sample_input).moved(device)
-    given = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+    given, factory = (
+        (optimizer, another_like(optimizer))
+        if isinstance(optimizer, torch.optim.Optimizer)
+        else (None, optimizer)
+    )
     task = Task(
         model=model,
         sample=sample,
         options=options,
         loss=loss,
-        optimizer=optimizer if given is None else another_like(given),
+        optimizer=factory,
         redraw=redraw,
         device=device,
         target=type(model).__name__,

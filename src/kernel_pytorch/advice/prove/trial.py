@@ -14,7 +14,8 @@ from ..strategy.protocol import Strategy
 from .bound import least_seconds
 from .candidate import Candidate, build, forget_compiled_code, frames_compiled, strict_compiler
 from .decide import Measured, reason_against
-from .equal import Evidence, check_again, check_equal, warm_up
+from .equal import check_again, check_equal, warm_up
+from .judge import Evidence
 from .limits import Deadline, NotKeptError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original

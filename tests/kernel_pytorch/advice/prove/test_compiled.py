@@ -24,7 +24,8 @@ class Inner(nn.Module):
         self.linear, self.tag = nn.Linear(8, 8), ""
 
     def forward(self, x):
-        return self.linear(x).relu() if self.tag else self.linear(x).relu()
+        assert self.tag != "never"  # so that compiled code holds for one tag alone
+        return self.linear(x).relu()
 
 
 class Outer(nn.Module):

@@ -99,7 +99,7 @@ def test_what_does_not_hold_in_the_end_is_reverted():
 
 def test_a_run_keeps_to_its_budget():
     strategies = [hoping(made_up.takes_an_hour, 9.0), hoping(made_up.twice_as_fast, 1.1, seconds=30.0)]
-    report, _, model = run_of(strategies, budget_s=20.0)
+    report, _, _ = run_of(strategies, budget_s=20.0)
     assert [trial.verdict for trial in report.trials] == ["out of time", "not tried"]
     assert "--budget" in report.trials[1].reason
 
@@ -185,7 +185,7 @@ def test_the_caller_s_model_and_process_are_as_before(monkeypatch, change, train
     sample = torch.randn(2, 6, 8)
     before, inputs = state_of(model, optimizer), sample.clone()
     try:
-        report, best = optimise(model, sample, training=training, optimizer=optimizer if training else None)
+        report, _ = optimise(model, sample, training=training, optimizer=optimizer if training else None)
     except KeyboardInterrupt:
         assert change is breaks_off
     else:
