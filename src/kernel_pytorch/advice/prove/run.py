@@ -204,6 +204,6 @@ def machine_of(facts: ModelFacts) -> Machine:
         processor=models[0] if models else platform.processor() or platform.machine(),
         device=facts.device,
         threads=facts.threads,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
