@@ -207,5 +207,6 @@ class RunRecord:
 def outcome(trial: Trial) -> str:
     """What came of a trial, in a line."""
     gain = "" if trial.gain is None else f", {trial.gain:.2f} times as fast"
-    reason = f": {trial.reason}" if trial.reason else ""
-    return f"{trial.strategy}: {trial.verdict}{gain}{reason}"
+    if trial.reason.startswith(trial.verdict):
+        return f"{trial.strategy}: {trial.reason}"
+    return f"{trial.strategy}: {trial.verdict}{gain}" + (f": {trial.reason}" if trial.reason else "")
