@@ -130,7 +130,17 @@ Message = (
 
 decode_message: Callable[[bytes], Message] = msgspec.json.Decoder(Message).decode
 decode_request: Callable[[bytes], Request] = msgspec.json.Decoder(Request).decode
-encode: Callable[[object], bytes] = msgspec.json.encode
+
+
+def _plain(value: object) -> object:
+    """Values of classes derived from str, int and float, such as NumPy's numbers."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise NotImplementedError(f"no message can hold a {type(value).__name__}")
+
+
+encode: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 class Pipe:

@@ -92,7 +92,8 @@ class RunRecord:
             without_calls=self._without_calls,
         )
         if self._facts is None:
-            self._say(f"loading {request.target}")
+            again = f"; again, without a call: {self._without_calls}" if self._without_calls else ""
+            self._say(f"loading {request.target}{again}")
             return request
         if self._facts.failed:
             return None
@@ -111,8 +112,8 @@ class RunRecord:
             self._stage = "trials"
             if request.facts is None:
                 self._stage = "analysis"
-                self._say("analysing the model")
                 if not request.without_calls:  # time to load it once more
+                    self._say("analysing the model")
                     self.deadline = self._until - self._reserve_s
             elif request.observe:
                 self._begin_findings(request, now)
@@ -206,5 +207,6 @@ class RunRecord:
 def outcome(trial: Trial) -> str:
     """What came of a trial, in a line."""
     gain = "" if trial.gain is None else f", {trial.gain:.2f} times as fast"
-    reason = f": {trial.reason}" if trial.reason else ""
-    return f"{trial.strategy}: {trial.verdict}{gain}{reason}"
+    if trial.reason.startswith(trial.verdict):
+        return f"{trial.strategy}: {trial.reason}"
+    return f"{trial.strategy}: {trial.verdict}{gain}" + (f": {trial.reason}" if trial.reason else "")

@@ -137,17 +137,16 @@ def request_of(args: argparse.Namespace) -> Request:
             check_output(path, f"--{option}", [one.file for one in named])
     if args.html is not None and args.write is not None and args.html.resolve() == args.write.resolve():
         raise CommandError(f"--html and --write name the same file: {args.html}")
-    try:
-        options = Options(
-            level=args.level,
-            training=args.training,
-            max_error=args.max_error,
-            memory_bytes=None if args.memory is None else memory_bytes(args.memory),
-            lengths=() if args.lengths is None else lengths(args.lengths),
-            budget_s=seconds(args.budget),
-        )
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    if not 0 < args.max_error < float("inf"):
+        raise CommandError(f"--max-error must be positive and finite, got {args.max_error:g}")
+    options = Options(
+        level=args.level,
+        training=args.training,
+        max_error=args.max_error,
+        memory_bytes=None if args.memory is None else memory_bytes(args.memory),
+        lengths=() if args.lengths is None else lengths(args.lengths),
+        budget_s=seconds(args.budget),
+    )
     if util.find_spec("torch") is None:
         raise CommandError("advise needs torch: pip install torch")
     return Request(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .candidate import Candidate, frames_compiled, strict_compiler, threads
 from .dropout import without_dropout
-from .judge import Errors, Expected, judge
+from .judge import Evidence, Expected, judge
 from .limits import Deadline, NotKeptError
 from .original import Original
 from .rounds import Round, restored, run_rounds
@@ -15,6 +15,7 @@ from .task import seed_all
 CHEAP_COMPILE_S = 3.0
 """What compiles in half of it is compared with all inputs, however little time is left."""
 WARM_CALLS = 3
+"""Of what is compiled; one of what is not."""
 
 
 def warm_up(
@@ -38,7 +39,7 @@ def warm_up(
     """
     frames, seconds = frames_compiled(), []
     with restored(candidate.model), strict_compiler(candidate.compiled, eager_random=comparing):
-        for _ in range(WARM_CALLS):
+        for _ in range(WARM_CALLS if candidate.compiled else 1):
             deadline.check(what="it was warm")
             sample = candidate.task.sample.clone()
             seed_all(0)
@@ -53,9 +54,9 @@ def warm_up(
 
 
 def check_equal(
-    original: Original, candidate: Candidate, errors: Errors, deadline: Deadline, *, max_error: float
-) -> float | None:
-    """Compare a candidate with the original on fresh inputs; seconds that it compiled.
+    original: Original, candidate: Candidate, evidence: Evidence, deadline: Deadline, *, max_error: float
+) -> None:
+    """Compare a candidate with the original on fresh inputs.
 
     What compiles for long is compared at lengths that nobody asked for, and with gradients of inputs that
     the sample does not ask for, only if that leaves time to measure it.
@@ -65,12 +66,12 @@ def check_equal(
     """
     options = original.task.options
     with without_dropout(candidate.model, options.training):
-        compile_s = warm_up(candidate, deadline, comparing=True)
+        compile_s = evidence.compile_s = warm_up(candidate, deadline, comparing=True)
 
         def compare(length: int | None, input_gradients: bool, where: str) -> None:
             expected = original.expected(length, input_gradients=input_gradients, pause=deadline.check)
             got = rounds_of(candidate, expected, input_gradients=input_gradients, pause=deadline.check)
-            judge(expected, got, candidate.lossless, max_error, errors, where)
+            judge(expected, got, candidate.lossless, max_error, evidence, where)
 
         def affordable() -> bool:
             return compile_s is None or 2 * compile_s < max(CHEAP_COMPILE_S, deadline.left() / 2)
@@ -81,27 +82,31 @@ def check_equal(
         for length in original.lengths(deadline.check):
             if length in options.lengths or affordable():
                 compare(length, False, f" at length {length}")
-    return compile_s
 
 
 def check_again(
-    original: Original, candidate: Candidate, errors: Errors, deadline: Deadline, *, max_error: float
+    original: Original, candidate: Candidate, evidence: Evidence, deadline: Deadline, *, max_error: float
 ) -> None:
-    """Compare once more, after many calls.
+    """Compare once more, after many calls, with the first inputs.
 
     Raises:
         NotKeptError: it is not equal any more.
     """
-    expected = original.expected(None, input_gradients=False, pause=deadline.check)
+    expected = original.expected(None, input_gradients=False, pause=deadline.check).first()
     with without_dropout(candidate.model, original.task.options.training):
         got = rounds_of(candidate, expected, input_gradients=False, pause=deadline.check)
-    judge(expected, got, candidate.lossless, max_error, errors, " after it was timed")
+    judge(expected, got, candidate.lossless, max_error, evidence, " after it was timed")
 
 
 def rounds_of(
     candidate: Candidate, expected: Expected, *, input_gradients: bool, pause: Callable[[], None]
 ) -> list[Round]:
     """What the candidate gives for the same inputs."""
+
+    def before_each() -> None:
+        pause()
+        candidate.begin()
+
     with threads(candidate.threads), strict_compiler(candidate.compiled, eager_random=True):
         return run_rounds(
             candidate.task,
@@ -109,5 +114,5 @@ def rounds_of(
             expected.samples,
             rates=[one.rate for one in expected.original],
             input_gradients=input_gradients,
-            pause=lambda: (pause(), candidate.begin())[0],
+            pause=before_each,
         )

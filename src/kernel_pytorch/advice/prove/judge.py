@@ -23,13 +23,23 @@ class Expected:
     reference: tuple[Round, ...] | None
     """In float64; None: the original is its own reference."""
 
+    def first(self) -> Expected:
+        """The first round alone."""
+        return Expected(
+            samples=self.samples[:1],
+            original=self.original[:1],
+            reference=self.reference and self.reference[:1],
+        )
+
 
 @dataclass
-class Errors:
-    """The worst errors seen so far."""
+class Evidence:
+    """What was seen of a candidate so far: its worst errors, and how long it compiled."""
 
     error: float | None = None
     original_error: float | None = None
+    compile_s: float | None = None
+    """None: nothing was compiled."""
 
     def add(self, comparison: Comparison) -> None:
         """Take note of one comparison; NaN is the worst."""
@@ -44,7 +54,7 @@ def worst(first: float | None, second: float | None) -> float | None:
 
 
 def judge(
-    expected: Expected, got: Sequence[Round], lossless: bool, max_error: float, errors: Errors, where: str
+    expected: Expected, got: Sequence[Round], lossless: bool, max_error: float, evidence: Evidence, where: str
 ) -> None:
     """Compare round by round.
 
@@ -56,7 +66,7 @@ def judge(
         after = f" after {number} step{'s' * (number > 1)} of SGD" if number and original.gradients else ""
 
         def see(comparison: Comparison, what: str, after: str = after) -> None:
-            errors.add(comparison)
+            evidence.add(comparison)
             if not comparison.equal:
                 raise NotKeptError(f"{what} differ{where}{after}: {comparison.reason}")
 

@@ -12,7 +12,7 @@ from .candidate import Candidate, build
 from .compare import compare_outputs
 from .copies import double_of
 from .dropout import without_dropout
-from .judge import Errors, Expected, judge, size_of
+from .judge import Evidence, Expected, judge, size_of
 from .limits import NotKeptError, OutOfTimeError, describe
 from .rounds import Round, run_rounds
 from .task import Task
@@ -96,7 +96,7 @@ class Original:
                     pause=pause,
                 )
             known = Expected(samples=tuple(samples), original=tuple(reference), reference=None)
-            judge(known, original, False, self._rounding, Errors(), " from those in float64")
+            judge(known, original, False, self._rounding, Evidence(), " from those in float64")
         except OutOfTimeError:
             raise
         except NotKeptError as different:

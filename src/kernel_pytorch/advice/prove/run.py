@@ -59,6 +59,8 @@ def optimise(
 ) -> tuple[AdviceReport, nn.Module]:
     """The report, and a copy of the model with all that was proved, or the model given if that is nothing.
 
+    The copy is in eval mode, or in training mode if ``training`` is set.
+
     The model, its gradients, and the state of the process are as before when it returns or raises, but for
     Dynamo's caches, which are reset. Runs in this process: what cannot end in time is not started, but a
     compilation cannot be interrupted.
@@ -79,7 +81,6 @@ def optimise(
     Raises:
         ValueError: an option is out of its range.
     """
-    began = time.monotonic()
     options = Options(
         level=optimization_level,
         training=training,
@@ -88,53 +89,64 @@ def optimise(
         lengths=tuple(lengths or ()),
         budget_s=budget_s,
     )
-    sample, device = Sample.of(sample_input), device_of(model)
-    sample, moved = sample.moved(device)
-    given = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+    device = device_of(model)
+    sample, moved = Sample.of(sample_input).moved(device)
+    given, factory = (
+        (optimizer, another_like(optimizer))
+        if isinstance(optimizer, torch.optim.Optimizer)
+        else (None, optimizer)
+    )
     task = Task(
         model=model,
         sample=sample,
         options=options,
         loss=loss,
-        optimizer=optimizer if given is None else another_like(given),
+        optimizer=factory,
         redraw=redraw,
         device=device,
         target=type(model).__name__,
     )
     with preserved(model, given):
-        session = Session(task)
-        facts = with_remarks(session.facts(ANALYSIS_S), moved)
-        found = findings_of(session.task, facts)
-        deadline = time.monotonic() + options.budget_s
-        known = strategies()
-        trials = tuple(
-            search(
-                known,
-                facts,
-                options,
-                deadline=deadline,
-                clock=time.monotonic,
-                trial=session.trial,
-            )
-        )
-        kept = chosen(known, trials)
-        result = session.confirm(kept, deadline) if kept else None
-        changed = result is not None and result.verdict == "kept"
-        best = session.build(kept) if changed else model
-        offered, failed = offers_of(known, session.task, facts)
-        report = AdviceReport(
-            target=task.target,
-            machine=machine_of(facts),
-            options=options,
-            facts=with_remarks(facts, failed),
-            findings=found,
-            trials=trials,
-            result=result,
-            reference=session.reference,
-            offers=offered,
-            seconds=time.monotonic() - began,
-        )
-    return report, best
+        return run(task, strategies(), remarks=moved)
+
+
+def run(
+    task: Task,
+    known: Sequence[Strategy],
+    *,
+    facts: ModelFacts | None = None,
+    remarks: Sequence[str] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[AdviceReport, nn.Module]:
+    """What :func:`optimise` returns, of a task and strategies; the caller restores the process's state.
+
+    Args:
+        facts: if they are known.
+        remarks: for the report, beside those of the analysis.
+    """
+    began, options = clock(), task.options
+    session = Session(task, facts, clock=clock)
+    facts = with_remarks(session.facts(ANALYSIS_S), remarks)
+    found = findings_of(session.task, facts)
+    deadline = clock() + options.budget_s
+    trials = tuple(search(known, facts, options, deadline=deadline, clock=clock, trial=session.trial))
+    kept = chosen(known, trials)
+    result = session.confirm(kept, deadline) if kept else None
+    changed = result is not None and result.verdict == "kept"
+    offered, failed = offers_of(known, session.task, facts)
+    report = AdviceReport(
+        target=task.target or type(task.model).__name__,
+        machine=machine_of(facts),
+        options=options,
+        facts=with_remarks(facts, failed),
+        findings=found,
+        trials=trials,
+        result=result,
+        reference=session.reference,
+        offers=offered,
+        seconds=clock() - began,
+    )
+    return report, session.build(kept) if changed else task.model
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -192,6 +204,6 @@ def machine_of(facts: ModelFacts) -> Machine:
         processor=models[0] if models else platform.processor() or platform.machine(),
         device=facts.device,
         threads=facts.threads,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

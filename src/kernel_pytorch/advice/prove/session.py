@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +59,8 @@ class Session:
             clock_limit: seconds that measuring may take.
         """
         if self._facts is None:
-            self._facts = analyse(self.task, clock_limit)
+            deadline = self.clock() + clock_limit
+            self._facts = analyse(self.task, deadline=deadline, clock=self.clock)
         return self._facts
 
     @property
@@ -154,6 +156,6 @@ def prepared(task: Task) -> tuple[Task, str | None]:
     set_mode(model, task.options.training)
     ready = replace(task, model=model)
     if refused is None and any(is_lazy(parameter) for parameter in model.parameters()):
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(Exception):  # the analysis meets and records it
             task.sample.clone().call(model)
     return ready, refused

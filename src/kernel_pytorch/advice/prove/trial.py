@@ -14,7 +14,8 @@ from ..strategy.protocol import Strategy
 from .bound import least_seconds
 from .candidate import Candidate, build, forget_compiled_code, frames_compiled, strict_compiler
 from .decide import Measured, reason_against
-from .equal import Errors, check_again, check_equal, warm_up
+from .equal import check_again, check_equal, warm_up
+from .judge import Evidence
 from .limits import Deadline, NotKeptError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original
@@ -45,13 +46,13 @@ def prove(proof: Proof, strategies: Sequence[Strategy], name: str) -> Trial:
     What the candidate raises becomes the verdict "failed", and warnings are not shown.
     """
     found: dict[str, Any] = {}
-    errors = Errors()
+    evidence = Evidence()
     verdict: Verdict = "kept"
     reason = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where they are errors, a candidate would fail on the first
         try:
-            _prove(proof, strategies, errors, found)
+            _prove(proof, strategies, evidence, found)
         except NotKeptError as stop:
             verdict, reason = stop.verdict, stop.reason
         except (Exception, SystemExit) as error:
@@ -61,20 +62,21 @@ def prove(proof: Proof, strategies: Sequence[Strategy], name: str) -> Trial:
         verdict=verdict,
         reason=reason,
         lossless=all(strategy.lossless for strategy in strategies),
-        error=errors.error,
-        original_error=errors.original_error,
+        error=evidence.error,
+        original_error=evidence.original_error,
+        compile_s=evidence.compile_s,
         source=tuple(strategies[-1].source()) if verdict == "kept" else (),
         **found,
     )
 
 
-def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: dict[str, Any]) -> None:
+def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, found: dict[str, Any]) -> None:
     original, facts, deadline = proof.original, proof.facts, proof.deadline
     options = original.task.options
     forget_compiled_code()
     candidate = build(original.task, strategies)
     deadline.check(what="it was compared")
-    found["compile_s"] = check_equal(original, candidate, errors, deadline, max_error=options.max_error)
+    check_equal(original, candidate, evidence, deadline, max_error=options.max_error)
     if original.task.optimizer is not None and options.training and changes_optimizer(strategies):
         steps = compare_steps(
             original,
@@ -84,7 +86,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
             max_error=options.max_error,
             pause=deadline.check,
         )
-        errors.add(steps)
+        evidence.add(steps)
         if not steps.equal:
             raise NotKeptError(f"steps of the optimizer differ: {steps.reason}")
 
@@ -92,8 +94,8 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
     with restored(base.model), restored(candidate.model):
         warm_up(base, deadline)
         again = warm_up(candidate, deadline, must_compile=False)  # anew, if dropout was 0 until now
-        if candidate.compiled and again is not None:
-            found["compile_s"] = max(found["compile_s"] or 0.0, again)
+        if again is not None:
+            evidence.compile_s = max(evidence.compile_s or 0.0, again)
         peak = peak_of(candidate)
         whole = proof.original_peak()
         found["peak_ratio"] = peak / whole if whole > 0 else None
@@ -124,7 +126,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], errors: Errors, found: 
     )
     if reason:
         raise NotKeptError(reason)
-    check_again(original, candidate, errors, deadline, max_error=options.max_error)
+    check_again(original, candidate, evidence, deadline, max_error=options.max_error)
 
 
 def peak_of(candidate: Candidate) -> int:
