@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .facts import Fact
@@ -35,7 +36,7 @@ def error(value: float | None) -> str:
     """A relative error with two digits, as "6.4e-7" or "0.012"; "-": unknown."""
     if value is None:
         return "-"
-    if value == 0 or value >= 1e-3:
+    if value == 0 or value >= 1e-3 or not math.isfinite(value):
         return f"{value:.2g}"
     digits, _, power = f"{value:.1e}".partition("e")
     return f"{digits}e{int(power)}"

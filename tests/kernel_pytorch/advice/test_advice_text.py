@@ -142,7 +142,8 @@ def test_units():
     ]
     assert [size(n) for n in (8, 16.8e6, 9e9)] == ["8 B", "16.8 MB", "9 GB"]
     assert [seconds(s) for s in (20.96, 0.206, 3e-5, 2e-9)] == ["21 s", "206 ms", "30 us", "2 ns"]
-    assert [error(e) for e in (None, 0.0, 6.4e-7, 0.0123, 0.5)] == ["-", "0", "6.4e-7", "0.012", "0.5"]
+    assert [error(e) for e in (None, 0.0, 6.4e-7, 0.0123)] == ["-", "0", "6.4e-7", "0.012"]
+    assert [error(e) for e in (float("inf"), float("nan"))] == ["inf", "nan"]
     assert [percent(p) for p in (0.0, 0.004, 0.17, 1.2)] == ["0 %", "0.4 %", "17 %", "120 %"]
     assert [interval(None, 1, 2), interval(1.5, None, None)] == ["-", "1.50"]
     assert fact(Fact(value=2e6, basis="predicted", at_least=True), size) == "at least 2 MB (predicted)"
