@@ -74,7 +74,7 @@ HOSTILE = (
                 kept.append(torch.ones(10 << 30, dtype=torch.uint8))
         """,
         status=1,
-        says="the model failed on the inputs",
+        says="the model could not be run",
         slow=True,
     ),
     Hostile(
@@ -150,9 +150,9 @@ HOSTILE = (
     Hostile(
         name="changes torch",
         after="""
-            torch.randn = torch.allclose = None
+            torch.randn = torch.rand = lambda *size, **options: torch.zeros(*size)
             torch.Tensor.__repr__ = None
-            time.monotonic_ns = time.sleep
+            nn.functional.gelu = None
         """,
         status=0,
     ),

@@ -16,7 +16,7 @@ from pathlib import Path
 from advice_records import MACHINE, trial
 from recorded_facts import recorded_facts
 
-from kernel_pytorch.advice.facts import Finding
+from kernel_pytorch.advice.facts import Finding, unknown
 from kernel_pytorch.advice.messages import (
     Compared,
     Confirmed,
@@ -47,20 +47,14 @@ def work(scenario: str, request: Request, pipe: Pipe) -> None:
     if scenario == "file vanished" and request.facts is not None:
         pipe.send(Refused(why="no such file: model.py"))
         return
-    pipe.send(Loaded())
-    if request.without_calls:
-        pipe.send(Found(facts=recorded_facts(failed=request.without_calls), machine=MACHINE))
-        pipe.send(Finished())
-        return
+    pipe.send(Loaded(facts=recorded_facts(call=unknown("not measured")), machine=MACHINE))
     if scenario == "dead in analysis":
         os._exit(3)
-    if scenario == "always dead in analysis":
-        os.kill(os.getpid(), signal.SIGABRT)
     if request.confirm:
         confirm(scenario, request, pipe)
         return
     if request.facts is None:
-        pipe.send(Found(facts=recorded_facts(), machine=MACHINE))
+        pipe.send(Found(facts=recorded_facts()))
     if request.observe:
         if scenario == "dead in findings":
             os._exit(4)

@@ -36,12 +36,13 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     """Trials of earlier workers."""
     confirm: tuple[str, ...] = ()
     """Strategies that were kept, to compare with the original; if any, nothing else is done."""
-    without_calls: str = ""
-    """Why the model must not be called; only what can be known without is to be found."""
 
 
 class Loaded(msgspec.Struct, tag=True, kw_only=True, frozen=True):
-    """The user's file is loaded."""
+    """The user's file is loaded; what is known before the model is called."""
+
+    facts: ModelFacts
+    machine: Machine
 
 
 class Refused(msgspec.Struct, tag=True, kw_only=True, frozen=True):
@@ -54,7 +55,6 @@ class Found(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """The facts."""
 
     facts: ModelFacts
-    machine: Machine
 
 
 class Observed(msgspec.Struct, tag=True, kw_only=True, frozen=True):

@@ -12,7 +12,6 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import KernelPytorchError
 from .facts import AdviceReport, Finding, Machine, ModelFacts, Trial, Verdict
 from .messages import (
     Compared,
@@ -39,8 +38,9 @@ _GRACE_S = 1.0
 """For a worker to say itself that a trial's time is over."""
 
 
-class AdviceError(KernelPytorchError):
-    """Nothing can be said of a model."""
+def reserve(load_s: float) -> float:
+    """Seconds to leave for a fresh worker to load what took ``load_s`` seconds."""
+    return 1.0 + 1.2 * load_s
 
 
 class RunRecord:
@@ -65,7 +65,6 @@ class RunRecord:
         """Seconds that a worker needs before it can begin; 0: unknown."""
         self._facts: ModelFacts | None = None
         self._machine: Machine | None = None
-        self._without_calls = ""
         self._findings: tuple[Finding, ...] | None = None
         self._planned: dict[str, Trial] = {}
         self._trials_until = math.inf
@@ -89,11 +88,9 @@ class RunRecord:
             observe=self._findings is None,
             done=tuple(self._tried),
             trials_until=self._trials_until if self._planned else None,
-            without_calls=self._without_calls,
         )
         if self._facts is None:
-            again = f"; again, without a call: {self._without_calls}" if self._without_calls else ""
-            self._say(f"loading {request.target}{again}")
+            self._say(f"loading {request.target}")
             return request
         if self._facts.failed:
             return None
@@ -108,17 +105,15 @@ class RunRecord:
     def note(self, request: Request, message: Message, now: float) -> None:
         """Keep what a worker reports."""
         if isinstance(message, Loaded):
-            self._reserve_s = max(self._reserve_s, 1.0 + 1.2 * (now - request.started))
+            self._reserve_s = max(self._reserve_s, reserve(now - request.started))
             self._stage = "trials"
             if request.facts is None:
-                self._stage = "analysis"
-                if not request.without_calls:  # time to load it once more
-                    self._say("analysing the model")
-                    self.deadline = self._until - self._reserve_s
+                self._facts, self._machine, self._stage = message.facts, message.machine, "analysis"
+                self._say("analysing the model")
             elif request.observe:
                 self._begin_findings(request, now)
         elif isinstance(message, Found):
-            self._facts, self._machine = message.facts, message.machine
+            self._facts = message.facts
             self._begin_findings(request, now)
         elif isinstance(message, Observed):
             self._findings = message.findings
@@ -143,26 +138,23 @@ class RunRecord:
 
     def finished(self, request: Request) -> None:
         """Note that a worker has done all it was asked to."""
-        self._searched = self._searched or not (request.confirm or request.without_calls)
+        self._searched = self._searched or not request.confirm
 
     def ended(self, request: Request, verdict: Verdict, why: str, now: float) -> None:
         """Note why a worker has ended before it had finished, so that the next one goes on.
 
         Raises:
             TargetError: the user's file cannot be loaded.
-            AdviceError: the model cannot even be looked at.
         """
         if self._stage == "loading" and self._facts is None:
             if verdict == "out of time":
                 why = f"not loaded after {now - self._started:.0f} s"
             raise TargetError(f"{request.target}: {why}" + " while it was loaded" * (verdict == "killed"))
-        if request.without_calls:
-            raise AdviceError(f"{request.target}: {request.without_calls}")
         if request.confirm:
             self._result = Trial(strategy=" + ".join(request.confirm), verdict=verdict, reason=why)
             self._say(outcome(self._result))
-        elif self._stage == "analysis":
-            self._without_calls = f"{why} (while the model was analysed)"
+        elif self._stage == "analysis" and self._facts is not None:
+            self._facts = replace(self._facts, failed=f"{why} while it was analysed")
         elif self._stage == "findings":
             self._findings = ()
             self._remarks.append(f"no findings: {why} while they were looked for")
@@ -174,7 +166,7 @@ class RunRecord:
             self.why_no_more = f"the trials ended early: {why}"
 
     def report(self, now: float) -> AdviceReport | None:
-        """What is known; None: nothing is, as before the analysis has ended."""
+        """What is known; None: nothing is, as before the model is loaded."""
         if self._facts is None or self._machine is None:
             return None
         tried = {trial.strategy for trial in self._tried}

@@ -35,7 +35,6 @@ class Supervisor:
 
         Raises:
             TargetError: what the user named is not there, is not what is needed, or raises.
-            AdviceError: the model cannot even be looked at.
             KeyboardInterrupt: Ctrl-C or SIGTERM.
         """
         with tempfile.TemporaryDirectory(prefix="kernel-pytorch-", ignore_cleanup_errors=True) as folder:
@@ -47,7 +46,7 @@ class Supervisor:
                 raise
 
     def report(self) -> AdviceReport | None:
-        """What is known, also after an exception; None: not even the analysis has ended."""
+        """What is known, also after an exception; None: the model is not loaded yet."""
         return self._record.report(time.monotonic())
 
     def _run_worker(self, request: Request, folder: Path) -> None:

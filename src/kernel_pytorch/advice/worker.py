@@ -31,6 +31,7 @@ from .messages import (
     Trying,
     decode_request,
 )
+from .run_record import reserve
 from .target import Named, TargetError, where
 
 if TYPE_CHECKING:
@@ -81,27 +82,24 @@ def work(request: Request, target: Named, pipe: Pipe) -> None:
         loss=None if request.loss is None else Named.of(request.loss),
         optimizer=None if request.optimizer is None else Named.of(request.optimizer),
     )
-    pipe.send(Loaded())
-    reserve_s = 1.0 + 1.2 * (time.monotonic() - request.started)
     from .prove.run import machine_of, with_remarks
-    from .static import static_facts
-
-    if request.without_calls:
-        facts = with_remarks(static_facts(task, request.without_calls), remarks)
-        pipe.send(Found(facts=facts, machine=machine_of(facts)))
-        return
     from .prove.session import Session
+    from .static import static_facts
     from .strategy.registry import strategies
 
     known = strategies()
+    facts = with_remarks(static_facts(task), remarks)
+    pipe.send(Loaded(facts=facts, machine=machine_of(facts)))
+    reserve_s = reserve(time.monotonic() - request.started)
     try:
         session = Session(task, request.facts, done=request.done)
         facts = session.facts(max(_LEAST_ANALYSIS_S, request.analysis_until - time.monotonic()))
     except BaseException as error:  # sys.exit too
-        facts = static_facts(task, where(error, target.file))
+        ours = "the analysis failed: " * isinstance(error, Exception)  # those of the model are caught there
+        facts = static_facts(task, f"{ours}{where(error, target.file)}")
     if request.facts is None:
         facts = with_remarks(facts, remarks)
-        pipe.send(Found(facts=facts, machine=machine_of(facts)))
+        pipe.send(Found(facts=facts))
     if facts.failed:
         return
     if request.confirm:

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     report = supervisor.report()
     _show(report, args)
     if report is not None and report.facts.failed:
-        raise CommandError(f"the model failed on the inputs: {report.facts.failed}", status=1)
+        raise CommandError(f"the model could not be run: {report.facts.failed}", status=1)
     return 0
 
 

@@ -33,10 +33,9 @@ def test_hostile_models(hostile: Hostile, tmp_path: Path):
     path.write_text(hostile.source.replace("GONE", repr(str(gone))))
     folder = tmp_path / "temporary"
     folder.mkdir()
-    options = ["--level", "conservative", "--budget", "5s", "--json"]
+    command = [sys.executable, "-m", "kernel_pytorch.cli", "advise", f"{path}:make", "--input", "randn(2, 8)"]
     done = subprocess.run(
-        [sys.executable, "-m", "kernel_pytorch.cli", "advise", f"{path}:make", "--input", "randn(2, 8)"]
-        + options,
+        [*command, "--level", "conservative", "--budget", "5s", "--json"],
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import pytest
 from advice_records import MACHINE, request, trial
 from recorded_facts import recorded_facts
 
-from kernel_pytorch.advice.facts import Options
+from kernel_pytorch.advice.facts import Options, unknown
 from kernel_pytorch.advice.messages import (
     Confirmed,
     Found,
@@ -17,12 +17,13 @@ from kernel_pytorch.advice.messages import (
     Tried,
     Trying,
 )
-from kernel_pytorch.advice.run_record import AdviceError, RunRecord
+from kernel_pytorch.advice.run_record import RunRecord
 from kernel_pytorch.advice.target import TargetError
 
 BUDGET_S = 20.0
 BEGAN = 1000.0
 """When the runs here begin, by the clock."""
+LOADED = Loaded(facts=recorded_facts(call=unknown("not measured")), machine=MACHINE)
 PLANNED = Planned(trials=(trial("one", "not tried"), trial("two", "not tried")), until=BEGAN + 26)
 
 
@@ -37,8 +38,8 @@ def begun() -> tuple[RunRecord, Request]:
 def in_trials() -> tuple[RunRecord, Request]:
     """A run 6 s after it began, loaded within 3 s."""
     record, first = begun()
-    record.note(first, Loaded(), BEGAN + 3)
-    record.note(first, Found(facts=recorded_facts(), machine=MACHINE), BEGAN + 5)
+    record.note(first, LOADED, BEGAN + 3)
+    record.note(first, Found(facts=recorded_facts()), BEGAN + 5)
     record.note(first, Observed(findings=()), BEGAN + 6)
     record.note(first, PLANNED, BEGAN + 6)
     return record, first
@@ -57,23 +58,21 @@ def test_a_file_that_does_not_load_in_time():
         record.ended(first, "out of time", "", BEGAN + 33)
 
 
-def test_an_endless_analysis_leaves_time_to_load_the_model_once_more():
+def test_an_endless_analysis_leaves_the_facts_that_need_no_call():
     record, first = begun()
-    record.note(first, Loaded(), BEGAN + 3)
-    assert record.deadline + 3 < first.until
-    record.ended(first, "out of time", "it did not end in time", BEGAN + 28)
-    second = record.next(BEGAN + 28)
-    assert second.without_calls == "it did not end in time (while the model was analysed)"
-    record.note(second, Loaded(), BEGAN + 31)
+    record.note(first, LOADED, BEGAN + 3)
     assert record.deadline == first.until
-    with pytest.raises(AdviceError, match="did not end in time"):
-        record.ended(second, "killed", "killed by signal 9", BEGAN + 32)
+    record.ended(first, "out of time", "it did not end in time", BEGAN + 33)
+    assert record.next(BEGAN + 33) is None
+    report = record.report(BEGAN + 33)
+    assert report.facts.failed == "it did not end in time while it was analysed"
+    assert (report.trials, report.result, report.machine) == ((), None, MACHINE)
 
 
 def test_findings_have_a_time_of_their_own():
     record, first = begun()
-    record.note(first, Loaded(), BEGAN + 3)
-    record.note(first, Found(facts=recorded_facts(), machine=MACHINE), BEGAN + 5)
+    record.note(first, LOADED, BEGAN + 3)
+    record.note(first, Found(facts=recorded_facts()), BEGAN + 5)
     assert BEGAN + 5 < record.deadline < BEGAN + 5 + BUDGET_S / 2
     record.ended(first, "out of time", "it did not end in time", record.deadline)
     second = record.next(BEGAN + 14)
@@ -116,7 +115,7 @@ def test_what_was_kept_is_confirmed_when_the_time_for_trials_is_over():
     record.ended(first, "out of time", "it did not end in time", BEGAN + 24)
     last = record.next(BEGAN + 24)
     assert last.confirm == ("one",)
-    record.note(last, Loaded(), BEGAN + 27)
+    record.note(last, LOADED, BEGAN + 27)
     record.note(last, Confirmed(trial=trial("one", "reverted", "its interval reaches 1")), BEGAN + 30)
     assert record.next(BEGAN + 30) is None
     report = record.report(BEGAN + 30)
@@ -125,8 +124,8 @@ def test_what_was_kept_is_confirmed_when_the_time_for_trials_is_over():
 
 def test_a_model_that_fails_on_the_inputs_is_not_tried():
     record, first = begun()
-    record.note(first, Loaded(), BEGAN + 3)
-    record.note(first, Found(facts=recorded_facts(failed="ValueError: no"), machine=MACHINE), BEGAN + 5)
+    record.note(first, LOADED, BEGAN + 3)
+    record.note(first, Found(facts=recorded_facts(failed="ValueError: no")), BEGAN + 5)
     record.finished(first)
     assert record.next(BEGAN + 5) is None
     assert record.report(BEGAN + 5).facts.failed == "ValueError: no"

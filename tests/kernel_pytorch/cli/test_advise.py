@@ -153,8 +153,8 @@ def test_a_model_that_fails_has_its_facts_printed_and_status_1(fake_workers, cap
     printed = capfd.readouterr()
     assert json.loads(printed.out)["facts"]["parameters"] == 1_577_984
     assert printed.err.splitlines()[-1] == (
-        "kernel-pytorch advise: error: the model failed on the inputs: its process ended with status 3 "
-        "(while the model was analysed)"
+        "kernel-pytorch advise: error: the model could not be run: its process ended with status 3 while it "
+        "was analysed"
     )
 
 
