@@ -4,8 +4,8 @@ import time
 
 import pytest
 import torch
+from advice_facts import facts as recorded_facts
 from made_up_strategies import FalseClock, MadeUp
-from recorded_facts import recorded_facts
 from torch import nn
 
 from kernel_pytorch.advice.facts import Fact, Options
