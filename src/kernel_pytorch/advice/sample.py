@@ -119,7 +119,9 @@ def _drawn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     values = tensor.detach().cpu()
     if values.is_complex():
         parts = torch.view_as_real(values.resolve_conj())
-        fresh = torch.view_as_complex(torch.stack([_normal(part, generator) for part in parts.unbind(-1)], -1))
+        fresh = torch.view_as_complex(
+            torch.stack([_normal(part, generator) for part in parts.unbind(-1)], -1)
+        )
     elif values.is_floating_point() and bool(values.double().isfinite().all()):
         fresh = _normal(values, generator)
     else:
