@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ _FIGURE_S = 1.0
 
 
 class TooSlowError(Exception):
-    """Even the smallest size takes longer than :data:`_FIGURE_S`."""
+    """Even the smallest size takes longer than a figure may."""
 
 
 def measure_peaks(device: DeviceInfo) -> MeasuredPeaks:
@@ -39,40 +40,81 @@ def measure_peaks(device: DeviceInfo) -> MeasuredPeaks:
 
 
 def _measure_peaks(device: DeviceInfo, target: torch.device) -> MeasuredPeaks:
-    flops: dict[str, float] = {}
-    sizes: dict[str, int] = {}
-    unmeasured: dict[str, str] = {}
-    for name in _DTYPES[device.kind]:
-        try:
-            sizes[name], seconds = _median_s(
-                partial(_product, name, target), _MATRIX_SIZES[device.kind], 3, target
-            )
-            flops[name] = 2 * sizes[name] ** 3 / seconds
-        except TooSlowError as error:
-            unmeasured[name] = str(error)
     counts = [mib << 20 for mib in _COPY_MIB[device.kind]]
     if device.kind == "cpu" and device.memory_bytes is not None:
         largest = device.memory_bytes // 8  # source and copy together need twice this
         counts = [count for count in counts if count <= largest] or [largest]
-    memory_gb_s, count = None, 0
-    try:
-        count, seconds = _median_s(partial(_copy, target), counts, 1, target)
-        memory_gb_s = 2 * count / seconds / 1e9
-    except TooSlowError as error:
-        unmeasured["copy"] = str(error)
+    rates = measure_rates(target, _DTYPES[device.kind], copy_bytes=counts)
     peaks = device.peaks
     known = peaks.flops if peaks else {}
     return MeasuredPeaks(
         device_id=device.device_id,
-        flops=flops,
-        memory_gb_s=memory_gb_s,
-        matrix_sizes=sizes,
-        copy_bytes=count,
+        flops=rates.flops,
+        memory_gb_s=rates.memory_gb_s,
+        matrix_sizes=rates.matrix_sizes,
+        copy_bytes=rates.copy_bytes,
         threads=torch.get_num_threads() if device.kind == "cpu" else None,
-        flops_share={name: flops[name] / known[name] for name in flops if name in known},
-        memory_share=memory_gb_s / peaks.memory_gb_s if peaks and memory_gb_s else None,
-        unmeasured=unmeasured,
+        flops_share={name: rates.flops[name] / known[name] for name in rates.flops if name in known},
+        memory_share=rates.memory_gb_s / peaks.memory_gb_s if peaks and rates.memory_gb_s else None,
+        unmeasured=rates.unmeasured,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Rates of products and copies on a device of torch; the fields are those of :class:`MeasuredPeaks`."""
+
+    flops: dict[str, float]
+    matrix_sizes: dict[str, int]
+    memory_gb_s: float | None
+    copy_bytes: int
+    unmeasured: dict[str, str]
+
+
+def measure_rates(
+    target: torch.device,
+    dtypes: Sequence[str],
+    *,
+    copy_bytes: Sequence[int],
+    figure_s: float = _FIGURE_S,
+    summary: Callable[[Sequence[float]], float] = statistics.median,
+) -> Rates:
+    """Measure one device of torch, each figure in about ``figure_s`` seconds.
+
+    Args:
+        dtypes: names of torch's, and "tf32".
+        copy_bytes: sizes to copy, ascending.
+        summary: makes one of the seconds of equal runs; ``min`` gives what the device can do though others
+            disturb it.
+
+    Raises:
+        torch.OutOfMemoryError: there is too little free memory.
+    """
+    flops: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    unmeasured: dict[str, str] = {}
+    for name in dtypes:
+        make = partial(_product, name, target)
+        try:
+            sizes[name], seconds = _largest_size(
+                make, _MATRIX_SIZES[_kind(target)], 3, target, figure_s, summary
+            )
+            flops[name] = 2 * sizes[name] ** 3 / seconds
+        except TooSlowError as error:
+            unmeasured[name] = str(error)
+    memory_gb_s, count = None, 0
+    try:
+        count, seconds = _largest_size(partial(_copy, target), copy_bytes, 1, target, figure_s, summary)
+        memory_gb_s = 2 * count / seconds / 1e9
+    except TooSlowError as error:
+        unmeasured["copy"] = str(error)
+    return Rates(
+        flops=flops, matrix_sizes=sizes, memory_gb_s=memory_gb_s, copy_bytes=count, unmeasured=unmeasured
+    )
+
+
+def _kind(target: torch.device) -> str:
+    return "cpu" if target.type == "cpu" else "gpu"
 
 
 def _product(name: str, target: torch.device, size: int) -> Callable[[], object]:
@@ -104,10 +146,15 @@ def _matmul_precision(*, rounded: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _median_s(
-    make: Callable[[int], Callable[[], object]], sizes: Sequence[int], power: int, target: torch.device
+def _largest_size(
+    make: Callable[[int], Callable[[], object]],
+    sizes: Sequence[int],
+    power: int,
+    target: torch.device,
+    figure_s: float,
+    summary: Callable[[Sequence[float]], float],
 ) -> tuple[int, float]:
-    """The largest of ``sizes`` whose runs take about :data:`_FIGURE_S` together, and their median in seconds.
+    """The largest of ``sizes`` whose runs take about ``figure_s`` together, and the summary of their seconds.
 
     Args:
         make: returns the function to run for a size.
@@ -128,13 +175,13 @@ def _median_s(
     for number, size in enumerate(sizes):
         run = make(size)
         seconds = min(seconds_of(run), seconds_of(run))  # the first run also loads the code
-        if number == 0 and seconds > _FIGURE_S:
+        if number == 0 and seconds > figure_s:
             raise TooSlowError(f"a run of size {size} takes {seconds:.3g} s")
         larger = sizes[number + 1] if number + 1 < len(sizes) else None
-        if larger is None or (2 + _RUNS) * seconds * (larger / size) ** power > _FIGURE_S:
+        if larger is None or (2 + _RUNS) * seconds * (larger / size) ** power > figure_s:
             break
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < _RUNS or time.perf_counter() - started < _FIGURE_S / 2:
+    while len(times) < _RUNS or time.perf_counter() - started < figure_s / 2:
         times.append(seconds_of(run))
-    return size, statistics.median(times)
+    return size, summary(times)

@@ -23,10 +23,15 @@ class FlopCount:
     by_dtype: dict[str, int]
     attention: int
     """Of the products before and after a softmax, and of fused attention; a causal mask is not regarded."""
-    hidden: int
-    """Those of ``total`` that fused attention leaves out, as a causal mask hides them."""
+    hidden: dict[str, int]
+    """Those of ``by_dtype`` that fused attention leaves out, as a causal mask hides them."""
     remarks: tuple[str, ...] = ()
     """What is not counted; none: the counts are exact."""
+
+    @property
+    def attention_share(self) -> float:
+        """Of the total; 0 if that is 0."""
+        return self.attention / self.total if self.total else 0.0
 
 
 def count_flops(
@@ -48,11 +53,12 @@ def count_flops(
 
 def flops_of(found: Survey) -> FlopCount:
     """FLOPs of the operators noted."""
-    by_module, by_operator, by_dtype = Counter[str](), Counter[str](), Counter[str]()
+    by_module, by_operator, by_dtype, hidden = (Counter[str]() for _ in range(4))
     for operation in found.operations:
         if operation.flops:
             by_operator[operation.name] += operation.flops
             by_dtype[operation.dtype] += operation.flops
+            hidden[operation.dtype] += operation.flops // 2 if operation.causal else 0
             for path in operation.modules:
                 by_module[path] += operation.flops
     return FlopCount(
@@ -61,6 +67,6 @@ def flops_of(found: Survey) -> FlopCount:
         by_operator=dict(by_operator.most_common()),
         by_dtype=dict(by_dtype.most_common()),
         attention=sum(each.flops for each in found.operations if each.attention),
-        hidden=sum(each.flops // 2 for each in found.operations if each.causal),
+        hidden={dtype: count for dtype, count in hidden.items() if count},
         remarks=tuple(f"{name} is not counted" for name in found.uncounted),
     )

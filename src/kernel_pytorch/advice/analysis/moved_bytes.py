@@ -27,6 +27,11 @@ def size_bytes(tensor: torch.Tensor) -> int:
     return count * tensor.element_size()
 
 
+def memory_of(tensor: torch.Tensor) -> int:
+    """Equal for a tensor and its views."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
+
+
 def moved_bytes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
     """Bytes of the operands and of the results of an operator: a lower bound, and 0 for a view.
 
@@ -73,5 +78,5 @@ def _all_views(operands: list[torch.Tensor], results: list[torch.Tensor]) -> boo
     """As of operators that return a view although their schema does not say so."""
     if any(t.layout is not torch.strided for t in (*operands, *results)):
         return False
-    memory = {t.untyped_storage()._cdata for t in operands}
-    return all(t.untyped_storage()._cdata in memory for t in results)
+    memory = {memory_of(t) for t in operands}
+    return all(memory_of(t) in memory for t in results)

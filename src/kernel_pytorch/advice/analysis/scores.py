@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .moved_bytes import memory_of
+
 _SOFTMAX = ("aten::_softmax", "aten::_safe_softmax", "aten::exp", "aten::exp_")
 """``exp``: a softmax written out."""
+_Marks = MutableMapping[torch.Tensor, frozenset[int]]
+"""Forgets a tensor when it is freed."""
 
 
 class Scores:
@@ -20,10 +24,10 @@ class Scores:
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        self._parameters = {_memory(p) for p in parameters}
-        self._products = WeakTensorKeyDictionary()
+        self._parameters = {memory_of(p) for p in parameters}
+        self._products: _Marks = WeakTensorKeyDictionary()
         """Numbers of the products from which a tensor came without a softmax between."""
-        self._softmaxes = WeakTensorKeyDictionary()
+        self._softmaxes: _Marks = WeakTensorKeyDictionary()
         """The same, with a softmax between."""
 
     def attention_products(
@@ -63,7 +67,7 @@ class Scores:
         for weights in operands:
             sources = self._softmaxes.get(weights)
             others = [t for t in operands if t is not weights and t.dim() > 1]
-            if sources is not None and not any(_memory(t) in self._parameters for t in others):
+            if sources is not None and not any(memory_of(t) in self._parameters for t in others):
                 return frozenset((number,)) | sources
         return frozenset()
 
@@ -72,7 +76,3 @@ def _union(marks: Iterable[frozenset[int] | None]) -> frozenset[int] | None:
     """None if there is none."""
     found = [mark for mark in marks if mark is not None]
     return frozenset().union(*found) if found else None
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)

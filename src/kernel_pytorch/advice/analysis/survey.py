@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .formulas import formulas, is_fused_attention
-from .moved_bytes import moved_bytes
+from .moved_bytes import memory_of, moved_bytes, size_bytes
 from .parameters import dtype_name
 from .scores import Scores
 
@@ -41,7 +41,7 @@ class Operation:
     """Wall clock; without meaning on fake tensors."""
 
 
-class Survey(TorchDispatchMode):
+class Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operator that runs under it.
 
     A backward operator belongs to the submodules, and to attention, as the forward operator whose autograd
@@ -51,14 +51,17 @@ class Survey(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.uncounted: dict[str, None] = {}
         """Operators whose FLOPs are not known."""
+        self.parameter_bytes: dict[int, int] = {}
+        """Bytes of each parameter read, by its memory; of a table that is looked up, what is read."""
         self._model = model
         self._synchronize = synchronize
         self._formulas = formulas()
         self._scores = Scores(model.parameters())
+        self._parameters = {memory_of(p) for p in model.parameters()}
         self._running: list[str] = []
         self._forward: dict[int, int] = {}
         """Number of the forward operator by the sequence number of its autograd node."""
@@ -81,6 +84,10 @@ class Survey(TorchDispatchMode):
         seconds = time.perf_counter() - start
         name = func._schema.name if is_plain else func.name()
         moved = moved_bytes(func, args, kwargs, result) if is_plain else 0
+        for tensor in _tensors((args, kwargs)) if moved else ():
+            if (memory := memory_of(tensor)) in self._parameters:
+                read = min(moved, size_bytes(tensor))
+                self.parameter_bytes[memory] = max(read, self.parameter_bytes.get(memory, 0))
         flops = 0
         if formula is not None:
             try:
@@ -110,7 +117,7 @@ class Survey(TorchDispatchMode):
         fused = is_fused_attention(name)
         modules, attention = tuple(dict.fromkeys(self._running)), fused
         if forward is not None:
-            modules = modules or self.operations[forward].modules
+            modules = (*_ancestors(modules[0]), *modules) if modules else self.operations[forward].modules
             attention = attention or (flops > 0 and self.operations[forward].attention)
         self.operations.append(
             Operation(
@@ -124,16 +131,18 @@ class Survey(TorchDispatchMode):
                 seconds=seconds,
             )
         )
-        for found in self._scores.attention_products(
-            number, name, operands, results, is_product=flops > 0 and not fused
-        ):
-            self.operations[found].attention = True
+        if _is_forward():
+            is_product = flops > 0 and not fused
+            for found in self._scores.attention_products(
+                number, name, operands, results, is_product=is_product
+            ):
+                self.operations[found].attention = True
 
     def _forward_of(self, number: int) -> int | None:
         """Number of the forward operator of which this one is the backward; None if it is none."""
         node = torch._C._current_autograd_node()
-        if node is None or torch.is_grad_enabled():  # gradients: checkpointing repeats a forward pass
-            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, number)
+        if _is_forward():
+            self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, number)
         return None if node is None else self._forward.get(node._sequence_nr())
 
     @contextmanager
@@ -155,6 +164,17 @@ class Survey(TorchDispatchMode):
 
     def _leave(self, path: str) -> Callable[..., None]:
         return lambda *_: self._running.remove(path)
+
+
+def _ancestors(path: str) -> list[str]:
+    """Of a submodule that checkpointing runs again: "", "layers", "layers.0" of "layers.0.mlp"."""
+    parts = path.split(".")
+    return ["", *(".".join(parts[:end]) for end in range(1, len(parts)))] if path else []
+
+
+def _is_forward() -> bool:
+    """In a backward pass gradients are on only where checkpointing repeats a forward pass."""
+    return torch._C._current_autograd_node() is None or torch.is_grad_enabled()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
