@@ -41,7 +41,7 @@ class Operation:
     """Wall clock; without meaning on fake tensors."""
 
 
-class Survey(TorchDispatchMode):
+class Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operator that runs under it.
 
     A backward operator belongs to the submodules, and to attention, as the forward operator whose autograd
@@ -51,7 +51,7 @@ class Survey(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.uncounted: dict[str, None] = {}
         """Operators whose FLOPs are not known."""
@@ -117,7 +117,7 @@ class Survey(TorchDispatchMode):
         fused = is_fused_attention(name)
         modules, attention = tuple(dict.fromkeys(self._running)), fused
         if forward is not None:
-            modules = modules or self.operations[forward].modules
+            modules = (*_ancestors(modules[0]), *modules) if modules else self.operations[forward].modules
             attention = attention or (flops > 0 and self.operations[forward].attention)
         self.operations.append(
             Operation(
@@ -131,16 +131,18 @@ class Survey(TorchDispatchMode):
                 seconds=seconds,
             )
         )
-        for found in self._scores.attention_products(
-            number, name, operands, results, is_product=flops > 0 and not fused
-        ):
-            self.operations[found].attention = True
+        if _is_forward():
+            is_product = flops > 0 and not fused
+            for found in self._scores.attention_products(
+                number, name, operands, results, is_product=is_product
+            ):
+                self.operations[found].attention = True
 
     def _forward_of(self, number: int) -> int | None:
         """Number of the forward operator of which this one is the backward; None if it is none."""
         node = torch._C._current_autograd_node()
-        if node is None or torch.is_grad_enabled():  # gradients: checkpointing repeats a forward pass
-            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, number)
+        if _is_forward():
+            self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, number)
         return None if node is None else self._forward.get(node._sequence_nr())
 
     @contextmanager
@@ -162,6 +164,17 @@ class Survey(TorchDispatchMode):
 
     def _leave(self, path: str) -> Callable[..., None]:
         return lambda *_: self._running.remove(path)
+
+
+def _ancestors(path: str) -> list[str]:
+    """Of a submodule that checkpointing runs again: "", "layers", "layers.0" of "layers.0.mlp"."""
+    parts = path.split(".")
+    return ["", *(".".join(parts[:end]) for end in range(1, len(parts)))] if path else []
+
+
+def _is_forward() -> bool:
+    """In a backward pass gradients are on only where checkpointing repeats a forward pass."""
+    return torch._C._current_autograd_node() is None or torch.is_grad_enabled()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
