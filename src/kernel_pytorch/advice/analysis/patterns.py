@@ -1,7 +1,8 @@
-"""Groups of submodules that a strategy can change together, found in a call that was watched. Imports torch."""
+"""Submodules that a strategy can change together, found in a call that was watched. Imports torch."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from torch import nn
@@ -73,7 +74,7 @@ def repeated_blocks(model: nn.Module, watched: Watched) -> tuple[str, ...]:
 
 def _one_after_the_other(paths: Iterable[str], watched: Watched) -> bool:
     spans = sorted((call.began, call.ended) for path in paths for call in watched.calls[path])
-    return all(first[1] < second[0] for first, second in zip(spans, spans[1:], strict=False))
+    return all(first[1] < second[0] for first, second in itertools.pairwise(spans))
 
 
 def _is_special(module: nn.Module) -> bool:

@@ -39,7 +39,7 @@ def copied(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def seeded(device: torch.device | None = None) -> Iterator[None]:
-    """Seed the generators of torch, ``random`` and, where it is loaded, NumPy; give them their states back."""
+    """Seed torch, ``random`` and NumPy if it is loaded; at the end they have their states back."""
     numpy = sys.modules.get("numpy")
     before = random.getstate(), numpy.random.get_state() if numpy else None
     devices = [device] if device is not None and device.type == "cuda" else []

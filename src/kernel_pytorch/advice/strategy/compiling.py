@@ -78,7 +78,7 @@ def _lines(now: Compilation, has_passes: bool, *, begins_freezing: bool) -> list
         lines += ["call_within(model, with_freezing)  # later changes of the weights are not seen"]
     backend = f"attention_backend({inner})" if has_passes else inner
     dynamic = "" if now.dynamic is None else f", dynamic={now.dynamic}"
-    lines += [f"backend = {backend}", *text_of(unmark)[:1], *text_of(unmark)[2:], "unmark(model)"]
+    lines += [f"backend = {backend}", "from torch import nn", *text_of(unmark), "unmark(model)"]
     if not now.blocks:
         return [*lines, f"model.compile(backend=backend{dynamic})"]
     lines += assigned("paths", now.blocks)

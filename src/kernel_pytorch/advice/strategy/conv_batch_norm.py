@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -16,8 +18,8 @@ from .protocol import Base
 def fold_batch_norms(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
     """Scale each convolution's weights as the batch norm after it would scale its output."""
     for convolution, batch_norm in pairs:
-        layers = model.get_submodule(convolution), model.get_submodule(batch_norm)
-        model.set_submodule(convolution, fuse_conv_bn_eval(*layers))  # type: ignore[type-var]
+        layers: Any = model.get_submodule(convolution), model.get_submodule(batch_norm)
+        model.set_submodule(convolution, fuse_conv_bn_eval(*layers))
         model.set_submodule(batch_norm, nn.Identity().eval())
 
 
@@ -52,6 +54,7 @@ class FoldedBatchNorms(Base):
 
     def source(self) -> list[str]:
         return [
+            "from typing import Any",
             "from torch import nn",
             "from torch.nn.utils.fusion import fuse_conv_bn_eval",
             *text_of(fold_batch_norms),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
@@ -15,7 +17,7 @@ KINDS = (AdamW, Adam, SGD, Adagrad)
 
 def with_fused_step(optimizer: Optimizer) -> Optimizer:
     """The same optimizer, its parameters, options and state, with ``fused=True``."""
-    variant = {"fused": True, "foreach": None}
+    variant: dict[str, Any] = {"fused": True, "foreach": None}
     groups = [{**group, **variant} for group in optimizer.param_groups]
     options = {name: value for name, value in optimizer.defaults.items() if name not in variant}
     if "decoupled_weight_decay" in options and type(optimizer).__name__ == "AdamW":
@@ -62,6 +64,7 @@ class FusedOptimizer(Base):
 
     def source(self) -> list[str]:
         return [
+            "from typing import Any",
             "from torch.optim import Optimizer",
             *text_of(with_fused_step),
             "# optimizer = with_fused_step(optimizer)",

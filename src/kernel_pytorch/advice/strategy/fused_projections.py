@@ -21,9 +21,9 @@ class FirstLinear(nn.Linear):
 
     sizes: list[int]
     later: list[Any]
-    joined: nn.Linear | None
+    joined: Any
 
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+    def parts(self, x: Tensor) -> Any:
         if self.joined is not None:
             return self.joined(x).split(self.sizes, -1)
         layers = [self, *self.later]
@@ -31,7 +31,7 @@ class FirstLinear(nn.Linear):
         bias = None if self.bias is None else torch.cat([layer.bias for layer in layers])
         return F.linear(x, weight, bias).split(self.sizes, -1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         parts = self.parts(x)
         for layer, part in zip(self.later, parts[1:], strict=True):
             layer.ready = (x, layer.state_of(x), part)
@@ -41,7 +41,7 @@ class FirstLinear(nn.Linear):
 class LaterLinear(nn.Linear):
     """Takes what the first computed, if it is given the same tensor."""
 
-    first: list[FirstLinear]
+    first: list[Any]
     number: int
     ready: Any
 
@@ -50,7 +50,7 @@ class LaterLinear(nn.Linear):
         unwatched = torch.compiler.is_compiling() or x.is_inference()
         return (torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), unwatched or x._version)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         ready, self.ready = self.ready, None
         if ready is not None and ready[0] is x and ready[1] == self.state_of(x):
             return ready[2]
@@ -65,13 +65,13 @@ def fuse_linears(model: nn.Module, groups: list[tuple[str, ...]]) -> None:
     for group in groups:
         layers: list[Any] = [model.get_submodule(path) for path in group]
         first, sizes = layers[0], [layer.out_features for layer in layers]
-        joined, names = None, ["weight"] if first.bias is None else ["weight", "bias"]
+        joined: Any = None
         if not first.training:
-            like = {"device": first.weight.device, "dtype": first.weight.dtype, "bias": len(names) > 1}
-            joined = nn.utils.skip_init(nn.Linear, first.in_features, sum(sizes), **like).eval()
-            joined.requires_grad_(first.weight.requires_grad)
-            for name in names:
-                getattr(joined, name).data = torch.cat([getattr(layer, name).data for layer in layers])
+            joined = nn.Linear(first.in_features, sum(sizes), first.bias is not None, device="meta").eval()
+            for name, _ in list(joined.named_parameters()):
+                values = torch.cat([getattr(layer, name).detach() for layer in layers])
+                fixed = nn.Parameter(values, requires_grad=first.weight.requires_grad)
+                joined.register_parameter(name, fixed)
                 for layer in layers:
                     layer.register_parameter(name, None)
         first.__class__, first.sizes, first.later, first.joined = FirstLinear, sizes, layers[1:], joined

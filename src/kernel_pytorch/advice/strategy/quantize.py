@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ def quantize_linears(model: nn.Module) -> None:
     """Weights of linear layers in int8, their inputs too in each call (by the range that they have)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in favour of torchao, which is slower on CPUs
-        torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        quantize(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
 def quantize_weights(model: nn.Module) -> None:
@@ -64,6 +66,7 @@ class DynamicInt8(_Int8):
         return [
             "import warnings",
             "import torch",
+            "from typing import Any",
             "from torch import nn",
             *text_of(quantize_linears),
             "quantize_linears(model)",
