@@ -22,13 +22,14 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-HIDDEN = -1e4
+HIDDEN = -1e3
 """A score that is filled with at most this has the weight 0 as soon as one key of its row is not hidden."""
 
 SYNONYMS = {
@@ -158,6 +159,10 @@ class Triangle:
     def constant(self) -> bool:
         return bool(self.values[0] == self.values[1])
 
+    def turned(self) -> Triangle:
+        """With rows and columns exchanged."""
+        return Triangle(1 - self.at, self.values.flip(0), self.inputs)
+
     def equals(self, other: Triangle | None) -> bool:
         return other is not None and self.at == other.at and torch.equal(self.values, other.values)
 
@@ -170,12 +175,14 @@ class Count:
 
 
 def triangle_of(tensor: Any) -> Triangle | None:
-    """Read a triangle from the values of a tensor, which may hold several equal matrices."""
+    """Read a triangle from the values of a tensor, which may hold several equal matrices, or one number."""
     if not isinstance(tensor, torch.Tensor) or tensor.is_inference():  # has no version: a change is not seen
         return None
+    tensor = tensor.detach()
+    if tensor.dim() == 0:
+        return Triangle(0, tensor.cpu().expand(2))
     if tensor.dim() < 2 or tensor.numel() == 0 or min(tensor.shape[-2:]) < 2:
         return None
-    tensor = tensor.detach()
     matrix = tensor.reshape(-1, *tensor.shape[-2:])[0]
     low, high = matrix[-1, 0], matrix[0, -1]
     at = int((matrix[0] != high).sum())
@@ -205,7 +212,7 @@ class Known:
                 families.setdefault(storage(node), []).append(node)
             if writes(node) and example(node.args[0]) is not None:
                 family = families[storage(node.args[0])]
-                linear = all(list(a.users) == [b] for a, b in zip(family, family[1:], strict=False))
+                linear = all(list(a.users) == [b] for a, b in pairwise(family))
                 if not linear or family[-1] is not node or family[0].op != "call_function":
                     self.unstable.add(storage(node.args[0]))
 
@@ -227,6 +234,10 @@ class Known:
         found = self.triangle(node)
         return float(found.values[0]) if found and found.constant and not found.inputs else None
 
+    def rate(self, node: Any) -> Triangle | None:
+        """A rate of dropout, which Dynamo makes an input where shapes are dynamic."""
+        return self.triangle(node.args[0] if name_of(node) == "item" else node)
+
     def conclude(self, node: fx.Node, name: str) -> Triangle | Count | None:
         if node in self.inputs:
             index, value = self.inputs[node]
@@ -245,7 +256,7 @@ class Known:
             of, diagonal = self.triangle(node.args[0]), argument(node, 1, "diagonal", default=0)
             if of is None or not of.constant or not isinstance(diagonal, int):
                 return None
-            kept = of.values * torch.tensor([name == "tril", name == "triu"])
+            kept = torch.where(torch.tensor([name == "tril", name == "triu"]), of.values, 0)
             return Triangle(diagonal + (name == "tril"), kept, of.inputs)
         return self.viewed(node, name) if name in VIEWS else self.computed(node, name)
 
@@ -263,8 +274,7 @@ class Known:
             return of
         if name in TURNS:
             last = permutation(node, rank)[-2:]
-            turned = Triangle(1 - of.at, of.values.flip(0), of.inputs)
-            return {(rank - 2, rank - 1): of, (rank - 1, rank - 2): turned}.get(tuple(last))  # type: ignore
+            return {(rank - 2, rank - 1): of, (rank - 1, rank - 2): of.turned()}.get(tuple(last))  # type: ignore
         kept = keeps_origin(node.args[1], rank) if name == "getitem" else aligned(base, node)
         return of if kept else None
 
@@ -393,20 +403,20 @@ def descend(node: fx.Node, depth: int = 8) -> list[fx.Node] | None:
     return None
 
 
-class Unequal(Exception):
+class Unequal(Exception):  # noqa: N818 (an outcome)
     """It is attention, but the fused call would not be equal or not be fused: why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What happens to the scores between the product and the softmax."""
+    """What happens to the scores between the product and the softmax, other than scaling by numbers."""
 
     kind: str
-    """scale (by a number), factor (by a tensor that is equal for all keys), add, fill."""
+    """factor (a tensor or symbol that scales all keys alike), add, fill."""
     operand: Any
-    labels: tuple[str, ...] = ()
-    number: float = 1.0
-    """The scale; the sign of what is added; the value that is filled in; 1 or -1: multiply or divide by a factor."""
+    labels: tuple[str, ...]
+    number: float
+    """Exponent of a factor, 1 or -1; factor of what is added; value that is filled in."""
     keep: bool = False
     """Whether the mask is true where the scores are kept."""
 
@@ -418,9 +428,9 @@ class Attention:
     nodes: tuple[fx.Node, ...]
     """From the first product to the second."""
     softmax: fx.Node
-    q: tuple[fx.Node, tuple[str, ...]]
-    k: tuple[fx.Node, tuple[str, ...]]
-    v: tuple[fx.Node, tuple[str, ...]]
+    q: Operand
+    k: Operand
+    v: Operand
     batch: tuple[str, ...]
     query: str
     key: str
@@ -431,87 +441,107 @@ class Attention:
     """The batch dimension of the product that a view splits in two, and into which sizes."""
     steps: tuple[Step, ...]
     scale: float
-    causal: Triangle | None = None
+    causal: bool = False
+    """Whether its mask hides the keys after the query and nothing else."""
+    inputs: frozenset[int] = frozenset()
+    """The inputs of the graph whose values this relies upon."""
     check_rows: bool = False
     """Whether -inf may hide all keys of a row."""
 
     @property
     def masks(self) -> list[Step]:
-        return [step for step in self.steps if step.kind in ("add", "fill")]
+        return [step for step in self.steps if step.kind != "factor"]
 
 
+Operand = tuple[fx.Node, tuple[str, ...]]
 Layout = tuple[tuple[str, ...], tuple[str, list[Any]] | None]
+"""Labels, and the split."""
 
 
 def moved(layout: Layout, before: fx.Node, node: fx.Node) -> Layout | None:
-    """Follow the labels through a transpose or view. Views may split the first of 3 dimensions, and join it."""
+    """Follow the labels through a transpose or view. A view may split the first of 3 dimensions, or join it."""
     (labels, split), name = layout, name_of(node)
     if name in TURNS:
         order = permutation(node, len(labels))
         return (tuple(labels[dim] for dim in order), split) if order else None
     ranks = len(labels), len(shape(node))
-    if name not in REGROUPS or not aligned(before, node):
-        return layout if name in CASTS else None
+    if name in CASTS or (ranks[0] == ranks[1] and all(map(same, shape(before), shape(node)))):
+        return layout
+    if not aligned(before, node):
+        return None
     if ranks == (3, 4) and split is None:
         sizes = argument(node, 2, "sizes") if name == "unflatten" else given(node)[:2]
         return ("<", ">", *labels[1:]), (labels[0], list(sizes))
-    if ranks == (4, 3) and split and labels[:2] == ("<", ">"):
-        return (split[0], *labels[2:]), split
-    unchanged = ranks[0] == ranks[1] and all(map(same, shape(before), shape(node)))
-    return layout if unchanged else None
+    return (
+        ((split[0], *labels[2:]), split) if ranks == (4, 3) and split and labels[:2] == ("<", ">") else None
+    )
 
 
-def read(chain: list[fx.Node], product: Product, known: Known) -> tuple[Layout, list[Step]] | None:
-    """What the nodes from the product to the softmax do; None: what is not attention's."""
+def read(chain: list[fx.Node], known: Known) -> tuple[Layout, list[Step], float] | None:
+    """What the nodes from the product to the softmax do, and the scale; None: what no attention does."""
+    product = product_of(chain[0])
+    assert product is not None
     layout: Layout | None = (product.out, None)
-    steps = []
-    if called(product.node) == "baddbmm":
-        alpha, beta = (known.number(product.node.kwargs.get(name, 1)) for name in ("alpha", "beta"))
-        if alpha is None or beta not in (0, 1):
+    steps: list[Step] = []
+    scale = 1.0
+    if called(chain[0]) == "baddbmm":
+        alpha, beta = (known.number(chain[0].kwargs.get(name, 1)) for name in ("alpha", "beta"))
+        bias = chain[0].args[0]
+        if alpha is None or beta is None:
             return None
-        steps.append(Step(kind="scale", operand=None, number=alpha))
-        if beta == 1:
-            bias = product.node.args[0]
-            steps.append(Step(kind="add", operand=bias, labels=product.out[3 - len(shape(bias)) :]))
-    for before, node in zip(chain, chain[1:], strict=False):
+        scale = alpha
+        if beta:
+            steps = [Step(kind="add", operand=bias, labels=product.out[3 - len(shape(bias)) :], number=beta)]
+    for before, node in pairwise(chain):
         name, others = name_of(node), [a for a in node.args if a is not before]
-        if writes(node) and node.args[0] is not before:
-            return None
         if name in CASTS | TURNS | REGROUPS:
             layout = moved(layout, before, node)
             if layout is None:
                 return None
             continue
-        if name in ("masked_fill", "where"):
-            method = node.op == "call_method" or name == "masked_fill"
-            scores, mask, filled = node.args if method else (node.args[1], node.args[0], node.args[2])
-            kept = name == "where" and scores is before
-            value = known.number(filled if scores is before else scores)
-            if mask is before or value is None:
+        first = node.args[0] is before
+        if len(node.args) - len(others) != 1 or node.kwargs or (writes(node) and not first):
+            return None
+        if name in ("masked_fill", "where"):  # x.where(mask, y) or torch.where(mask, x, y)
+            mask, value = (
+                others
+                if node.op == "call_method" or name == "masked_fill" or others[0] is node.args[0]
+                else (others[1], others[0])
+            )
+            kind, operand, number = "fill", mask, known.number(value)
+            if number is None or example(mask) is None:
                 return None
-            step = Step(kind="fill", operand=mask, number=value, keep=kept)
+        elif name in ("mul", "add") or first:
+            (operand,) = others
+            kind, number = "add" if name in ("add", "sub") else "factor", known.number(operand)
+            sign = 1.0 if name in ("mul", "add") else -1.0
+            if number is not None and kind == "factor":
+                if steps and number <= 0:
+                    return None
+                scale *= number**sign
+                steps = [
+                    step if step.kind == "factor" else replace(step, number=step.number * number**sign)
+                    for step in steps
+                ]
+            if number is not None:  # a softmax ignores what is added to all scores
+                continue
+            number = sign
         else:
-            if (
-                len(others) != 1
-                or len(node.args) != 2
-                or node.kwargs
-                or (name in ("sub", "truediv") and node.args[0] is not before)
-            ):
-                return None
-            number = known.number(others[0])
-            if name in ("add", "sub"):
-                if number is not None:  # a softmax ignores it
-                    continue
-                step = Step(kind="add", operand=others[0], number=1.0 if name == "add" else -1.0)
-            elif number is not None:
-                step = Step(kind="scale", operand=None, number=number if name == "mul" else 1 / number)
-            else:
-                step = Step(kind="factor", operand=others[0], number=1.0 if name == "mul" else -1.0)
-        if step.kind != "scale":
-            rank = len(shape(step.operand)) if example(step.operand) is not None else 0
-            step = replace(step, labels=layout[0][len(layout[0]) - rank :])
-        steps.append(step)
-    return layout, steps
+            return None
+        if kind == "factor" and any(step.kind != "factor" for step in steps):
+            return None
+        rank = len(shape(operand)) if example(operand) is not None else 0
+        keep = name == "where" and node.args.index(before) < 2
+        steps.append(
+            Step(
+                kind=kind,
+                operand=operand,
+                labels=layout[0][len(layout[0]) - rank :],
+                number=number,
+                keep=keep,
+            )
+        )
+    return layout, steps, scale
 
 
 def match(anchor: fx.Node, known: Known) -> Attention | None:
@@ -522,110 +552,90 @@ def match(anchor: fx.Node, known: Known) -> Attention | None:
     """
     soft = softmax_of(anchor)
     chain, after = (climb(soft[0]), descend(anchor)) if soft else (None, None)
-    if not soft or not chain or not after:
+    found = read(chain, known) if chain and after else None
+    if not soft or not chain or not after or not found:
         return None
     _, dim, inner, shifted = soft
-    first, second = product_of(chain[0]), product_of(after[-1])
-    found = read(chain, first, known)
-    layout = found and found[0]
-    if not found or called(second.node) == "baddbmm":
+    first, second, weights = product_of(chain[0]), product_of(after[-1]), [anchor, *after][-2]
+    assert first is not None and second is not None
+    layout, steps, scale = found
+    scores, key = layout[0], layout[0][dim]
+    moving: Layout | None = layout
+    for before, node in pairwise([anchor, *after[:-1]]):
+        moving = moving and moved(moving, before, node)
+    if moving is None or called(second.node) == "baddbmm" or second.operands[0] is second.operands[1]:
         return None
-    steps, scores = found[1], layout[0]
-    for before, node in zip([anchor, *after], after[:-1], strict=False):
-        if name_of(node) != "dropout":
-            layout = layout and moved(layout, before, node)
-    if layout is None:
-        return None
-    labels, split = layout
-    key, weights = scores[dim], [anchor, *after][-2]
-    ours, theirs = (0, 1) if second.operands[0] is weights else (1, 0)
+    labels, split = moving
+    ours = second.operands.index(weights)
     name = dict(zip(second.labels[ours], labels, strict=True))
-    v_labels = tuple(name.get(label, "D") for label in second.labels[theirs])
-    out = tuple(name.get(label, "D") for label in second.out)
-    mine, other = (0, 1) if key in first.labels[1] else (1, 0)
-    q_labels, k_labels = first.labels[mine], first.labels[other]
-    width = set(q_labels) & set(k_labels) - set(first.out)
-    queries = [l for l in labels if l in q_labels and l not in k_labels and l not in v_labels]
+    v_labels, out = (
+        tuple(name.get(label, "D") for label in of) for of in (second.labels[1 - ours], second.out)
+    )
+    mine = 0 if key in first.labels[1] else 1
+    q_labels, k_labels = first.labels[mine], first.labels[1 - mine]
+    width = {*q_labels} & {*k_labels} - {*first.out}
+    queries = [at for at in labels if at in q_labels and at not in k_labels and at not in v_labels]
+    parts = {*scores} - {key, *queries[-1:]}
+    batch = ("<", ">") if split else tuple(at for at in scores if at in parts)
     if (
         key not in k_labels or key in q_labels or len(width) != 1 or not queries
-        or {*q_labels, *k_labels} != {*first.out, *width}
+        or {*q_labels, *k_labels} != {*first.out, *width} or parts not in ({*batch}, {split and split[0]})
         or v_labels.count("D") != 1 or key not in v_labels or {*out} != {*labels, "D"} - {key}
     ):  # fmt: skip
         return None
-    query = queries[-1]
-    batch = ("<", ">") if split else tuple(label for label in scores if label not in (query, key))
-    if set(batch) != set(scores) - {query, key} and set(scores) - {query, key} != {split and split[0]}:
-        return None
+    q, k, v = first.operands[mine], first.operands[1 - mine], second.operands[1 - ours]
     site = Attention(
-        nodes=tuple([*chain, *inner, *after]),
-        softmax=anchor,
-        q=(first.operands[mine], q_labels),
-        k=(first.operands[1 - mine], k_labels),
-        v=(second.operands[theirs], v_labels),
-        batch=batch,
-        query=query,
-        key=key,
-        width=width.pop(),
-        out=out,
-        split=split,
-        steps=tuple(steps),
-        scale=math.prod(step.number for step in steps if step.kind == "scale"),
-    )
-    operands = {
-        site.q[0],
-        site.k[0],
-        site.v[0],
-        *(s.operand for s in steps if isinstance(s.operand, fx.Node)),
-    }
-    if operands & set(site.nodes):
+        nodes=(*chain, *inner, *after), softmax=anchor, q=(q, q_labels), k=(k, k_labels), v=(v, v_labels),
+        batch=batch, query=queries[-1], key=key, width=width.pop(), out=out, split=split, steps=tuple(steps),
+        scale=scale,
+    )  # fmt: skip
+    operands = {q, k, v, *(step.operand for step in steps)}
+    if operands & {*site.nodes}:
         return None
-    check_nodes(site, known)
     check_operands(site, operands)
-    return check_masks(site, known, shifted)
+    return check_masks(check_nodes(site, known), known, shifted)
 
 
-def check_nodes(site: Attention, known: Known) -> None:
+def check_nodes(site: Attention, known: Known) -> Attention:
     """Nothing else sees the scores or the weights, and none of them is rounded more than the queries."""
-    inside, last, dtype = set(site.nodes), site.nodes[-1], example(site.q[0]).dtype
+    last, dtype, inputs = site.nodes[-1], example(site.q[0]).dtype, site.inputs
     for node in site.nodes:
         tensor = example(node)
-        if name_of(node) == "dropout":
-            p = known.number(argument(node, 1, "p", default=0.5))
-            if argument(node, 2, "training", "train", default=True) is not False and p != 0:
-                raise Unequal("dropout in training" if p is None else f"dropout {p:g} in training")
+        if name_of(node) == "dropout" and argument(node, 2, "training", "train", default=True) is not False:
+            rate = known.rate(argument(node, 1, "p", default=0.5))
+            if rate is None or not rate.constant or rate.values[0] != 0:
+                raise Unequal(f"dropout {rate.values[0]:g} in training" if rate else "dropout in training")
+            inputs |= rate.inputs
         if tensor is not None and torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
-            raise Unequal(f"its scores or weights are rounded to {str(tensor.dtype).removeprefix('torch.')}")
+            raise Unequal(f"scores or weights are rounded to {str(tensor.dtype).removeprefix('torch.')}")
         for user in node.users if node is not last else ():
-            only_shape = name_of(user).endswith("_like") and inside.issuperset(user.users)
-            if user not in inside and not only_shape:
-                raise Unequal("its scores or weights are used elsewhere")
-    if not dtype.is_floating_point or example(last).dtype != dtype:
-        raise Unequal("the types of its tensors differ")
+            only_shape = name_of(user).endswith("_like") and {*user.users} <= {*site.nodes}
+            if user not in site.nodes and not only_shape:
+                raise Unequal("the scores or weights are used elsewhere")
+    return replace(site, inputs=inputs)
 
 
-def check_operands(site: Attention, operands: set[fx.Node]) -> None:
+def check_operands(site: Attention, operands: set[Any]) -> None:
     """Sizes, types and devices suit a fused call, and operands are not changed before the second product."""
     tensors = [example(node) for node, _ in (site.q, site.k, site.v)]
-    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+    kinds = {(tensor.dtype, tensor.device) for tensor in (*tensors, example(site.nodes[-1]))}
+    if len(kinds) > 1 or not tensors[0].dtype.is_floating_point:
         raise Unequal("the types of its tensors differ")
-    sizes = [dict(zip(of[1], shape(of[0]), strict=True)) for of in (site.q, site.k, site.v)]
-    q, k, v = sizes
+    q, k, v = (dict(zip(labels, shape(node), strict=True)) for node, labels in (site.q, site.k, site.v))
     if tensors[0].device.type == "cpu" and not same(q[site.width], v["D"]):
         raise Unequal("keys and values of different widths are not fused on a CPU")
     repeated = [
-        b for b in site.batch if b in v and not is_one(v[b]) and all(is_one(of.get(b, 1)) for of in (q, k))
+        b for b in site.batch if not is_one(v.get(b, 1)) and is_one(q.get(b, 1)) and is_one(k.get(b, 1))
     ]
-    if (
-        repeated
-        or is_one(k[site.key]) != is_one(v[site.key])
-        or is_one(q[site.width]) != is_one(k[site.width])
-    ):
+    if not site.split and repeated:
         raise Unequal("one row of weights is used for several values")
+    if is_one(k[site.key]) != is_one(v[site.key]) or is_one(q[site.width]) != is_one(k[site.width]):
+        raise Unequal("a dimension of size 1 is repeated")
     if site.split and any(site.split[0] in step.labels for step in site.steps):
         raise Unequal("its mask is joined over batch and heads")
     storages = {storage(node) for node in operands if example(node) is not None}
-    node, last = site.nodes[0], site.nodes[-1]
-    while (node := node.next) is not last:
+    node = site.nodes[0]
+    while (node := node.next) is not site.nodes[-1]:
         target = node.args[0] if writes(node) and node not in site.nodes else None
         if example(target) is not None and storage(target) in storages:
             raise Unequal("an operand is changed in place")
@@ -633,65 +643,54 @@ def check_operands(site: Attention, operands: set[fx.Node]) -> None:
 
 def check_masks(site: Attention, known: Known, shifted: bool) -> Attention:
     """Decide how masks are given to the fused call."""
-    dtype, last, masked, scale = example(site.q[0]).dtype, example(site.nodes[-1]), False, 1.0
+    dtype, masks = example(site.q[0]).dtype, site.masks
     for step in site.steps:
-        masked = masked or step.kind in ("add", "fill")
-        if masked and (step.kind == "factor" or (step.kind == "scale" and step.number <= 0)):
-            raise Unequal("it is scaled after the mask")
-    for step in reversed(site.steps):  # what follows scales a fill too
-        scale *= step.number if step.kind == "scale" else 1.0
+        tensor = example(step.operand)
+        if step.kind == "fill" and step.number > HIDDEN:
+            raise Unequal(f"a mask fills in {step.number:g}")
         if (
             step.kind == "factor"
-            and step.labels
-            and not (site.key not in step.labels or is_one(shape(step.operand)[step.labels.index(site.key)]))
+            and site.key in step.labels
+            and not is_one(shape(step.operand)[step.labels.index(site.key)])
         ):
             raise Unequal("each score has a scale of its own")
-        if step.kind == "fill" and step.number * scale > HIDDEN:
-            raise Unequal(f"a mask fills in {step.number:g}")
-        if step.kind == "add":
-            mask = example(step.operand)
-            if (
-                mask is None
-                or not mask.is_floating_point()
-                or torch.promote_types(mask.dtype, dtype) != dtype
-            ):
-                raise Unequal("the type of a mask differs")
-            if mask.requires_grad and last.requires_grad and mask.device.type == "cpu":
-                raise Unequal("a mask that needs a gradient is not fused on a CPU")
-    if len(site.masks) == 1:
-        causal = causal_triangle(site, site.masks[0], known, scale)
-        if causal:
-            return replace(site, causal=causal)
-    adds = any(step.kind == "add" for step in site.masks)
-    finite = {step.number for step in site.masks if step.kind == "fill" and math.isfinite(step.number)}
-    if site.masks and (not shifted or (dtype == torch.float16 and (finite or adds))):
+        if tensor is not None and step.kind != "fill" and torch.promote_types(tensor.dtype, dtype) != dtype:
+            raise Unequal("the type of a mask differs")
+    causal = causal_triangle(site, masks[0], known) if len(masks) == 1 else None
+    if causal:
+        return replace(site, causal=True, inputs=site.inputs | causal.inputs)
+    adds = [example(step.operand) for step in masks if step.kind == "add"]
+    if any(tensor is None or tensor.dtype == torch.bool for tensor in adds):
+        raise Unequal("the type of a mask differs")
+    gradient = any(tensor.requires_grad and tensor.device.type == "cpu" for tensor in adds)
+    if gradient and example(site.nodes[-1]).requires_grad:
+        raise Unequal("a mask that needs a gradient is not fused on a CPU")
+    # Rows whose keys are all hidden: what was filled in must hide each score to the last bit, and be one number.
+    fills = {step.number for step in masks if step.kind == "fill"}
+    finite = {number for number in fills if math.isfinite(number)}
+    if masks and (not shifted or (dtype == torch.float16 and (finite or adds))):
         raise Unequal("a row without a key would differ")
-    if len(finite) > 1 or (adds and any(value > torch.finfo(dtype).min for value in finite)):
+    if len(finite) > 1 or (adds and any(number > torch.finfo(dtype).min for number in finite)):
         raise Unequal("masks of several kinds")
-    infinite = any(step.kind == "fill" and math.isinf(step.number) for step in site.masks)
-    return replace(site, check_rows=adds or infinite)
+    return replace(site, check_rows=bool(adds) or fills > finite)
 
 
-def causal_triangle(site: Attention, step: Step, known: Known, scale: float) -> Triangle | None:
+def causal_triangle(site: Attention, step: Step, known: Known) -> Triangle | None:
     """The mask, if it hides the keys after the query and nothing else."""
-    found, sizes = (
-        known.triangle(step.operand),
-        shape(step.operand) if example(step.operand) is not None else (),
-    )
-    lengths = [dict(zip(of[1], shape(of[0]), strict=True))[label] for of, label in
-               ((site.q, site.query), (site.k, site.key))]  # fmt: skip
-    if found is None or len(sizes) < 2 or {*step.labels[-2:]} != {site.query, site.key}:
+    found = known.triangle(step.operand)
+    if found is None or {*step.labels[-2:]} != {site.query, site.key}:
         return None
-    if not all(same(size, lengths[0]) for size in (*sizes[-2:], lengths[1])):
+    lengths = [
+        shape(node)[labels.index(at)] for (node, labels), at in ((site.q, site.query), (site.k, site.key))
+    ]
+    if not all(same(size, lengths[0]) for size in (*shape(step.operand)[-2:], lengths[1])):
         return None
     if step.labels[-1] == site.query:
-        found = Triangle(1 - found.at, found.values.flip(0), found.inputs)
+        found = found.turned()
     low, high = found.values.tolist()
-    if step.kind == "fill":
-        hides = bool(low) is step.keep and bool(high) is not step.keep
-    else:
-        hides = low == 0 and high * step.number * scale <= HIDDEN
-    return found if found.at == 1 and hides else None
+    filled = step.kind == "fill" and bool(low) is step.keep and bool(high) is not step.keep
+    added = step.kind == "add" and low == 0 and high * step.number <= HIDDEN
+    return found if found.at == 1 and (filled or added) else None
 
 
 def sites(
@@ -700,9 +699,10 @@ def sites(
     """The softmax of each attention by hand, with what was found or why it must be left alone."""
     graph = graph_module.graph
     follow_writes(graph)
+    known = Known(graph, inputs)
     for node in list(graph.nodes):
         try:
-            site = match(node, Known(graph, inputs)) if softmax_of(node) else None
+            site = match(node, known) if name_of(node) in ("softmax", "truediv") else None
         except Unequal as why:
             yield node, str(why)
         else:
@@ -711,7 +711,7 @@ def sites(
 
 
 def follow_writes(graph: fx.Graph) -> None:
-    """Let what follows ``x.add_(y)`` use its result and not ``x``, so that steps form a chain."""
+    """Let what follows ``x.add_(y)`` use its result instead of ``x``, so that steps form a chain."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if writes(node) and called(node) != "setitem" and example(node) is not None:
@@ -783,15 +783,11 @@ class Writer:
         """All masks as what is added to the scores, [B or 1, H or 1, L or 1, S or 1]."""
         bias, dtype = None, example(self.site.q[0]).dtype
         order = (*self.site.batch, self.site.query, self.site.key)
-        for step in self.site.steps:
-            if step.kind == "scale" and bias is not None:
-                bias = self.function(torch.mul, bias, step.number)
-            if step.kind not in ("add", "fill"):
-                continue
+        for step in self.site.masks:
             mask = self.ordered(step.operand, step.labels, order)
             if step.kind == "add":
                 mask = mask if example(step.operand).dtype == dtype else self.call("to", mask, dtype)
-                mask = self.call("neg", mask) if step.number < 0 else mask
+                mask = mask if step.number == 1 else self.function(torch.mul, mask, step.number)
                 bias = mask if bias is None else self.function(torch.add, bias, mask)
                 continue
             # The lowest number absorbs each score: a row without a key is equal everywhere, as if all were filled.
@@ -833,7 +829,7 @@ class Writer:
             k,
             v,
             attn_mask=bias,
-            is_causal=bool(site.causal),
+            is_causal=site.causal,
             scale=site.scale,
         )
         if site.check_rows:
@@ -899,8 +895,7 @@ def rewrite_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
         out.meta = dict(last.meta)
         last.replace_all_uses_with(out)
         sweep(graph, site.nodes[::-1])
-        used = site.causal.inputs if site.causal else ()
-        graph_module.meta.setdefault("assumed", {}).update({i: triangle_of(inputs[i]) for i in used})
+        graph_module.meta.setdefault("assumed", {}).update({i: triangle_of(inputs[i]) for i in site.inputs})
     graph_module.recompile()
     return graph_module
 

@@ -1,7 +1,7 @@
 """The verdict on what was measured, and the time below which a measurement is wrong."""
 
 import pytest
-from recorded_facts import recorded_facts
+from advice_facts import facts as recorded_facts
 
 from kernel_pytorch.advice.facts import Fact, OperatorCost, Roofline
 from kernel_pytorch.advice.prove.bound import least_seconds

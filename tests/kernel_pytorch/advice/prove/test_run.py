@@ -6,8 +6,8 @@ from dataclasses import replace
 import made_up_strategies as made_up
 import pytest
 import torch
+from advice_facts import facts as recorded_facts
 from made_up_strategies import FalseClock, MadeUp, Model
-from recorded_facts import recorded_facts
 
 from kernel_pytorch import advice
 from kernel_pytorch.advice.facts import Expectation, Fact, Finding, Options, Structure

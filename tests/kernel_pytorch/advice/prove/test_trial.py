@@ -3,8 +3,8 @@
 import made_up_strategies as made_up
 import pytest
 import torch
+from advice_facts import facts as recorded_facts
 from made_up_strategies import FalseClock, MadeUp, Model
-from recorded_facts import recorded_facts
 from torch import nn
 from torch.nn import functional as F
 
