@@ -30,6 +30,10 @@ TORCH_ALONE = (
     "kernel_pytorch.advice.analysis.scores",
     "kernel_pytorch.advice.analysis.survey",
     "kernel_pytorch.advice.analysis.traffic",
+    "kernel_pytorch.advice.load",
+    "kernel_pytorch.advice.redraw",
+    "kernel_pytorch.advice.sample",
+    "kernel_pytorch.advice.static",
     "kernel_pytorch.links.collectives.carry",
     "kernel_pytorch.links.collectives.choosing",
     "kernel_pytorch.links.collectives.collectives",
@@ -172,6 +176,7 @@ FOLDERS = (
     "placement",
     "jobs",
     "distributed_scale",
+    "advice",
     "cli",
 )
 

@@ -6,7 +6,9 @@ A number is a :class:`Fact`: it says how it was got, or why it is not known.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 LEVELS = ("conservative", "balanced", "aggressive")
@@ -333,3 +335,30 @@ class AdviceReport:
         if self.result is None or self.result.verdict != "kept":
             return ()
         return tuple(trial for trial in self.trials if trial.verdict == "kept")
+
+    def to_json(self) -> str:
+        """As ``kernel-pytorch advise --json`` prints it."""
+        import msgspec
+
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one page that needs no network, whole or not at all.
+
+        Raises:
+            JobFolderError: it cannot be written; what was there is as it was.
+        """
+        from ..jobs.atomic import write_atomically
+        from .html import html
+
+        write_atomically(Path(path).resolve(), html(self).encode(), 0o666)
+
+    def write(self, path: str | os.PathLike[str], target: str | None = None) -> None:
+        """Write Python that makes the same changes without this package: see :func:`.write.save`.
+
+        Args:
+            target: FILE:NAME of the model or its factory; default: the report's.
+        """
+        from .write import save
+
+        save(self, path, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils import _pytree as pytree
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..facts import Fact, ModelFacts, Roofline, TensorInfo, unknown
 from ..sample import Sample
 from . import costs, granted, others
-from .attempt import Attempt, Task
+from .attempt import Attempt
 from .calls import Calls, synchronizer, time_calls
 from .flops import FlopCount, flops_of
 from .parameters import dtype_name, parameters
@@ -22,6 +23,9 @@ from .roofline import bound, roofline
 from .runs import survey
 from .survey import Survey
 from .traffic import traffic_of
+
+if TYPE_CHECKING:
+    from ..prove.task import Task
 
 SLOW_S = 0.5
 """A call that takes longer is profiled once."""

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from ..facts import Options
 from ..sample import Sample
 from .places import raised
 from .runs import Step
 
+if TYPE_CHECKING:
+    from ..prove.task import Task
+
 T = TypeVar("T")
-
-
-class Task(Protocol):
-    """What is analysed: see ``prove.task.Task``."""
-
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def sample(self) -> Sample: ...
-    @property
-    def options(self) -> Options: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def optimizer(self) -> Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer] | None: ...
-    @property
-    def loss(self) -> Callable[[Any, Any], torch.Tensor] | None: ...
-    def loss_text(self, outputs: Any) -> str: ...
-    def step(
-        self, model: nn.Module, sample: Sample, optimizer: torch.optim.Optimizer | None = None
-    ) -> Any: ...
 
 
 class Attempt:
