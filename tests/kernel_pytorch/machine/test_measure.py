@@ -110,19 +110,21 @@ def test_rates_take_the_seconds_that_they_may(monkeypatch: pytest.MonkeyPatch, r
 
 
 def test_the_fastest_run_may_count(monkeypatch: pytest.MonkeyPatch):
+    """Two of three products take twice as long, as others disturb them."""
     speeds = Speeds(monkeypatch, {torch.float32: 1e11})
     product = speeds.mm
 
     def disturbed(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        speeds.now += 0.01 * (len(speeds.products) % 3 > 0)
+        if len(speeds.products) % 3:
+            speeds.now += 2 * len(a) ** 3 / 1e11
         return product(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", disturbed)
-    cpu = torch.device("cpu")
-    assert measure_rates(cpu, ["float32"], copy_bytes=[8 << 20], summary=min).flops[
-        "float32"
-    ] == pytest.approx(1e11)
-    assert measure_rates(cpu, ["float32"], copy_bytes=[8 << 20]).flops["float32"] < 0.9e11
+    found = [
+        measure_rates(torch.device("cpu"), ["float32"], copy_bytes=[8 << 20], **options).flops["float32"]
+        for options in ({"summary": min}, {})
+    ]
+    assert found == pytest.approx([1e11, 0.5e11])
 
 
 def test_copies_stay_within_an_eighth_of_the_memory(measure: Measure):

@@ -58,10 +58,12 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
     call, noise = (calls.call, calls.noise) if isinstance(calls, Calls) else (unknown(calls),) * 2
     found = attempt.part("counting", lambda: _survey(attempt), runs=not attempt.is_meta)
     flops, moved = (flops_of(found), traffic_of(found)) if isinstance(found, Survey) else (None, None)
-    peaks = attempt.part(
-        "measuring the device", lambda: roofline(task.device, list(flops.by_dtype) if flops else ())
-    )
+    dtypes = list(flops.by_dtype) if flops else []
+    peaks = attempt.part("measuring the device", lambda: roofline(task.device, dtypes))
     least = _bound(attempt, peaks, found, flops)
+    if least.value is not None and call.value is not None and call.value < least.value:  # it was disturbed
+        peaks = attempt.part("measuring the device", lambda: roofline(task.device, dtypes, again=True))
+        least = _bound(attempt, peaks, found, flops)
     spent = attempt.part(
         "the profile",
         lambda: profile(
@@ -169,6 +171,8 @@ def _bound(attempt: Attempt, peaks: Roofline | str, found: Survey | str, flops: 
 def _attained(least: Fact, call: Fact) -> Fact:
     if least.value is None or call.value is None:
         return unknown(call.why if call.value is None else least.why)
+    if call.value < least.value:
+        return unknown("a call takes less time than by the measured peak: others disturbed the measurement")
     return Fact(value=least.value / call.value, basis="measured", why=least.why)
 
 

@@ -70,20 +70,9 @@ def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | No
 
 def _surveyed(model: nn.Module, sample: Sample, step: Step) -> Survey:
     found = Survey(model)
-    with _without_fast_path(), _without_compiling(), found.modules_known(), found:
+    with _without_compiling(), found.modules_known(), found:
         step(model, sample)
     return found
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Run encoder layers by operators that can be counted."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Task:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recorded roofline, and stand-ins for the parts with tests of their own."""
     peaks = Roofline(flops={"float32": 1e15}, memory_gb_s=1e6)
-    monkeypatch.setattr(module, "roofline", lambda device, dtypes: peaks)
+    monkeypatch.setattr(module, "roofline", lambda device, dtypes, again=False: peaks)
     monkeypatch.setattr(
         module.time_calls, "__kwdefaults__", module.time_calls.__kwdefaults__ | {"limit_s": 0.2}
     )
@@ -194,8 +194,23 @@ def test_inputs_are_named_by_their_path():
 
 def test_lengths_are_left_out_when_time_is_over(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
-    monkeypatch.setattr(module, "roofline", lambda device, dtypes: Roofline(flops={}, memory_gb_s=None))
+    monkeypatch.setattr(module, "roofline", lambda *_: Roofline(flops={}, memory_gb_s=None))
     ticks = itertools.count(100)
     facts = analyse(Task(mlp().eval(), Sample.of(torch.randn(5, 4))), deadline=50, clock=lambda: next(ticks))
     assert facts.lengths == ()
     assert facts.greatest_length == Fact(why="no time was left")
+
+
+@pytest.mark.parametrize("second", [1e15, 2.0], ids=["higher", "too low again"])
+def test_a_call_faster_than_the_peak_has_it_measured_again(monkeypatch: pytest.MonkeyPatch, second: float):
+    def measured(device: torch.device, dtypes: list[str], *, again: bool = False) -> Roofline:
+        return Roofline(flops={"float32": second if again else 1.0}, memory_gb_s=None)
+
+    monkeypatch.setattr(module, "roofline", measured)
+    facts = analyse(Task(mlp().eval(), Sample.of(torch.randn(5, 4))))
+    assert facts.bound.value == pytest.approx(360 / second)
+    if second == 2.0:
+        assert facts.attained.value is None
+        assert "disturbed" in facts.attained.why
+    else:
+        assert 0 < facts.attained.value < 1
