@@ -18,8 +18,11 @@ from torch.nn import functional as F
 from dilated_attention_pytorch.attention import dilated_attention
 from dilated_attention_pytorch.core.pattern import DilatedPattern
 
+from kernel_pytorch.advice.analysis.memory import peak_memory
+from kernel_pytorch.advice.prove.ratio import Ratio
+
 from .baselines import Branch, fused_attention, gather, gather_pad_scatter
-from .measure import Ratio, compare, peak_memory, progress
+from .measure import compare, progress
 from .registry import Options, Table, UsageError, benchmark
 
 HEADS, HEAD_DIM = 8, 64

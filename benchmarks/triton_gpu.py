@@ -20,8 +20,10 @@ from dilated_attention_pytorch.core.pattern import DilatedPattern
 from dilated_attention_pytorch.kernels.backends import Backend, can_run_triton
 from dilated_attention_pytorch.kernels.reference import reference_attention
 
+from kernel_pytorch.advice.analysis.memory import peak_memory
+
 from .baselines import gather_pad_scatter
-from .measure import medians, peak_memory, progress
+from .measure import medians, progress
 from .registry import NumericsError, Options, Table, UsageError, benchmark
 
 HEADS = 16

@@ -8,7 +8,8 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from ..measure import RESAMPLES
+from kernel_pytorch.advice.prove.ratio import RESAMPLES
+
 from .rows import Row
 
 Statistic = Callable[..., npt.NDArray[np.float64]]

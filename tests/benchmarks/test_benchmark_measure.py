@@ -4,7 +4,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from benchmarks.measure import interleave, median_ratio, peak_memory
+
+from kernel_pytorch.advice.analysis.memory import peak_memory
+from kernel_pytorch.advice.prove.timing import interleave, median_ratio
 
 CPU = torch.device("cpu")
 MIB = 2**20

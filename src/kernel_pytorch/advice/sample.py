@@ -114,7 +114,7 @@ class Sample:
 
 
 def _drawn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if tensor.numel() == 0 or tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.numel() == 0 or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return tensor.detach().clone()
     values = tensor.detach().cpu()
     if values.is_complex():

@@ -29,7 +29,8 @@ def test_draws_are_normal_with_the_mean_and_standard_deviation_of_the_sample():
 
 def test_draws_stay_in_the_range_of_the_sample():
     fresh = Sample.of(torch.rand(1000)).draw(0).args[0]
-    assert fresh.min() >= 0 and fresh.max() <= 1
+    assert fresh.min() >= 0
+    assert fresh.max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
@@ -50,7 +51,8 @@ def test_ids_are_permuted_so_that_they_stay_valid():
 def test_columns_of_ids_with_different_ranges_stay_apart():
     ids = torch.stack([torch.arange(50), torch.arange(50) + 1000], 1)
     fresh = Sample.of(ids).draw(0).args[0]
-    assert fresh[:, 0].max() < 50 and fresh[:, 1].min() >= 1000
+    assert fresh[:, 0].max() < 50
+    assert fresh[:, 1].min() >= 1000
 
 
 def test_masks_with_infinities_are_permuted_and_no_row_is_masked_whole():
@@ -66,21 +68,25 @@ def test_draws_leave_numbers_and_the_sample_alone():
     before = x.clone()
     sample = Sample((x, 3, None, "name"), {"flag": True})
     fresh = sample.draw(0)
-    assert fresh.args[1:] == (3, None, "name") and fresh.kwargs == {"flag": True}
+    assert fresh.args[1:] == (3, None, "name")
+    assert fresh.kwargs == {"flag": True}
     assert torch.equal(x, before)
 
 
 def test_draws_keep_strides_and_requires_grad():
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
     fresh = Sample.of(x).draw(0).args[0]
-    assert fresh.stride() == x.stride() and fresh.requires_grad and fresh.is_leaf
+    assert fresh.stride() == x.stride()
+    assert fresh.requires_grad
+    assert fresh.is_leaf
 
 
 def test_draws_of_empty_sparse_and_single_values():
     sparse = torch.eye(3).to_sparse()
     fresh = Sample.of((torch.empty(0, 4), torch.tensor(5), torch.tensor(2.5), sparse)).draw(0).args
     assert fresh[0].shape == (0, 4)
-    assert fresh[1].item() == 5 and fresh[2].item() == 2.5
+    assert fresh[1].item() == 5
+    assert fresh[2].item() == 2.5
     assert torch.equal(fresh[3].to_dense(), torch.eye(3))
 
 
@@ -139,4 +145,5 @@ def test_tensors_on_another_device_are_moved_and_remarked():
 def test_what_is_in_place_is_left_without_a_remark():
     x = torch.ones(2)
     sample, remarks = Sample.of(x).moved(torch.device("cpu"))
-    assert sample.args[0] is x and remarks == ()
+    assert sample.args[0] is x
+    assert remarks == ()

@@ -15,6 +15,8 @@ from ..sample import Sample
 
 CALLS = 22
 """Samples: 11 of the odd calls, 11 of the even ones."""
+WARM_UPS = 5
+"""Calls before; one where it lasts long. The fastest tells how many calls a sample has."""
 SAMPLE_S = 0.002
 """A sample has as many calls as last this long."""
 LIMIT_S = 4.0
@@ -49,7 +51,7 @@ def time_calls(
     clock: Callable[[], float] = time.perf_counter,
     limit_s: float = LIMIT_S,
 ) -> Calls:
-    """Time calls, after one that warms up or two quick ones; inputs are cloned outside the clock.
+    """Time calls, after warming up; inputs are cloned outside the clock.
 
     Args:
         synchronize: waits for the device.
@@ -64,13 +66,16 @@ def time_calls(
         synchronize()
         return (clock() - start) / repeats
 
+    begin = clock()
     once = seconds(1)
-    if once < limit_s / CALLS:
-        once = min(once, seconds(1))
+    for _ in range(WARM_UPS - 1):
+        if clock() - begin < limit_s / CALLS:
+            once = min(once, seconds(1))
     repeats = max(1, math.ceil(SAMPLE_S / max(once, 1e-7)))
-    affordable = int(limit_s / max(once * repeats, 1e-9)) // 2 * 2
-    count = max(2, min(CALLS, affordable))
-    return Calls(seconds=tuple(seconds(repeats) for _ in range(count)))
+    begin, times = clock(), [seconds(repeats), seconds(repeats)]
+    while len(times) < CALLS and clock() - begin < limit_s * (1 - 2 / CALLS):
+        times += [seconds(repeats), seconds(repeats)]
+    return Calls(seconds=tuple(times))
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:

@@ -28,6 +28,11 @@ class FlopCount:
     remarks: tuple[str, ...] = ()
     """What is not counted; none: the counts are exact."""
 
+    @property
+    def attention_share(self) -> float:
+        """Of the total; 0 if that is 0."""
+        return self.attention / self.total if self.total else 0.0
+
 
 def count_flops(
     model: nn.Module, sample: Sample, *, training: bool = False, step: Step | None = None

@@ -28,29 +28,29 @@ class Held:
 
 def parameters(model: nn.Module) -> Held:
     """What a model holds, on whatever device, meta included."""
-    named = list(model.named_parameters(remove_duplicate=False))
+    named: list[tuple[str, torch.Tensor]] = list(model.named_parameters(remove_duplicate=False))
     buffers = list(model.named_buffers(remove_duplicate=False))
     shapeless = tuple(name for name, tensor in (*named, *buffers) if is_lazy(tensor))
     groups: dict[object, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in named:
         if name not in shapeless:
             groups.setdefault(_memory(tensor), []).append((name, tensor))
-    own = [max((tensor for _, tensor in group), key=torch.Tensor.numel) for group in groups.values()]
+    own = [[tensor for _, tensor in group] for group in groups.values()]
+    largest = [max(group, key=torch.Tensor.numel) for group in own]
     trainable = [
-        max((t for _, t in group if t.requires_grad), key=torch.Tensor.numel, default=None)
-        for group in groups.values()
+        each for each, group in zip(largest, own, strict=True) if any(t.requires_grad for t in group)
     ]
-    held = {
+    held: dict[object, torch.Tensor] = {
         _memory(tensor): tensor
         for name, tensor in buffers
         if name not in shapeless and _memory(tensor) not in groups
     }
     sizes: Counter[str] = Counter()
-    for tensor in (*own, *held.values()):
+    for tensor in (*largest, *held.values()):
         sizes[dtype_name(tensor.dtype)] += tensor.numel() * tensor.element_size()
     return Held(
-        parameters=sum(tensor.numel() for tensor in own),
-        trainable=sum(tensor.numel() for tensor in trainable if tensor is not None),
+        parameters=sum(tensor.numel() for tensor in largest),
+        trainable=sum(tensor.numel() for tensor in trainable),
         buffers=sum(tensor.numel() for tensor in held.values()),
         bytes_by_dtype=dict(sizes.most_common()),
         tied=tuple(tuple(name for name, _ in group) for group in groups.values() if len(group) > 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -11,6 +11,8 @@ from .moved_bytes import memory_of
 
 _SOFTMAX = ("aten::_softmax", "aten::_safe_softmax", "aten::exp", "aten::exp_")
 """``exp``: a softmax written out."""
+_Marks = MutableMapping[torch.Tensor, frozenset[int]]
+"""Forgets a tensor when it is freed."""
 
 
 class Scores:
@@ -23,9 +25,9 @@ class Scores:
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self._parameters = {memory_of(p) for p in parameters}
-        self._products = WeakTensorKeyDictionary()
+        self._products: _Marks = WeakTensorKeyDictionary()
         """Numbers of the products from which a tensor came without a softmax between."""
-        self._softmaxes = WeakTensorKeyDictionary()
+        self._softmaxes: _Marks = WeakTensorKeyDictionary()
         """The same, with a softmax between."""
 
     def attention_products(

@@ -41,17 +41,23 @@ class Operation:
     """Wall clock; without meaning on fake tensors."""
 
 
-class Survey(TorchDispatchMode):
+class Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operator that runs under it.
 
     A backward operator belongs to the submodules, and to attention, as the forward operator whose autograd
     node runs it.
+
+    Args:
+        synchronize: waits for the device after each operator.
+        fast_path: whether encoder layers may run as one operator, whose FLOPs are not known.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
+    def __init__(
+        self, model: nn.Module, synchronize: Callable[[], None] = lambda: None, *, fast_path: bool = False
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.uncounted: dict[str, None] = {}
         """Operators whose FLOPs are not known."""
@@ -59,12 +65,25 @@ class Survey(TorchDispatchMode):
         """Bytes of each parameter read, by its memory; of a table that is looked up, what is read."""
         self._model = model
         self._synchronize = synchronize
+        self._fast_path = fast_path
+        self._fast_paths_before: list[bool] = []
         self._formulas = formulas()
         self._scores = Scores(model.parameters())
         self._parameters = {memory_of(p) for p in model.parameters()}
         self._running: list[str] = []
         self._forward: dict[int, int] = {}
         """Number of the forward operator by the sequence number of its autograd node."""
+
+    def __enter__(self) -> Survey:
+        self._fast_paths_before.append(torch.backends.mha.get_fastpath_enabled())
+        if not self._fast_path:
+            torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(self._fast_paths_before.pop())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, or the operators of which it consists, and note it."""
@@ -117,7 +136,7 @@ class Survey(TorchDispatchMode):
         fused = is_fused_attention(name)
         modules, attention = tuple(dict.fromkeys(self._running)), fused
         if forward is not None:
-            modules = modules or self.operations[forward].modules
+            modules = (*_ancestors(modules[0]), *modules) if modules else self.operations[forward].modules
             attention = attention or (flops > 0 and self.operations[forward].attention)
         self.operations.append(
             Operation(
@@ -131,16 +150,18 @@ class Survey(TorchDispatchMode):
                 seconds=seconds,
             )
         )
-        for found in self._scores.attention_products(
-            number, name, operands, results, is_product=flops > 0 and not fused
-        ):
-            self.operations[found].attention = True
+        if _is_forward():
+            is_product = flops > 0 and not fused
+            for found in self._scores.attention_products(
+                number, name, operands, results, is_product=is_product
+            ):
+                self.operations[found].attention = True
 
     def _forward_of(self, number: int) -> int | None:
         """Number of the forward operator of which this one is the backward; None if it is none."""
         node = torch._C._current_autograd_node()
-        if node is None or torch.is_grad_enabled():  # gradients: checkpointing repeats a forward pass
-            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, number)
+        if _is_forward():
+            self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, number)
         return None if node is None else self._forward.get(node._sequence_nr())
 
     @contextmanager
@@ -162,6 +183,17 @@ class Survey(TorchDispatchMode):
 
     def _leave(self, path: str) -> Callable[..., None]:
         return lambda *_: self._running.remove(path)
+
+
+def _ancestors(path: str) -> list[str]:
+    """Of a submodule that checkpointing runs again: "", "layers", "layers.0" of "layers.0.mlp"."""
+    parts = path.split(".")
+    return ["", *(".".join(parts[:end]) for end in range(1, len(parts)))] if path else []
+
+
+def _is_forward() -> bool:
+    """In a backward pass gradients are on only where checkpointing repeats a forward pass."""
+    return torch._C._current_autograd_node() is None or torch.is_grad_enabled()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -102,6 +102,11 @@ def rounds_of(
     candidate: Candidate, expected: Expected, *, input_gradients: bool, pause: Callable[[], None]
 ) -> list[Round]:
     """What the candidate gives for the same inputs."""
+
+    def before_each() -> None:
+        pause()
+        candidate.begin()
+
     with threads(candidate.threads), strict_compiler(candidate.compiled, eager_random=True):
         return run_rounds(
             candidate.task,
@@ -109,5 +114,5 @@ def rounds_of(
             expected.samples,
             rates=[one.rate for one in expected.original],
             input_gradients=input_gradients,
-            pause=lambda: (pause(), candidate.begin())[0],
+            pause=before_each,
         )

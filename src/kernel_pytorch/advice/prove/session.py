@@ -19,6 +19,7 @@ from .candidate import Candidate, build, forget_compiled_code
 from .copies import copy_of
 from .limits import Deadline, describe
 from .original import Original
+from .own_code import give_own_code
 from .search import not_tried
 from .task import Task, set_mode
 from .trial import Proof, peak_of, prove
@@ -117,6 +118,7 @@ class Session:
         names = tuple(strategy.name for strategy in kept)
         if self._base is None or self._base[0] != names:
             self._base = (names, build(self.task, kept))
+            give_own_code(self._base[1].model)
         return self._base[1]
 
     def _proof(

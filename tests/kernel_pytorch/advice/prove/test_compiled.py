@@ -4,11 +4,12 @@ import time
 
 import pytest
 import torch
+from advice_facts import facts as recorded_facts
 from made_up_strategies import FalseClock, MadeUp
-from recorded_facts import recorded_facts
 from torch import nn
 
 from kernel_pytorch.advice.facts import Fact, Options
+from kernel_pytorch.advice.prove.own_code import give_own_code
 from kernel_pytorch.advice.prove.session import Session
 from kernel_pytorch.advice.prove.task import Task
 from kernel_pytorch.advice.sample import Sample
@@ -24,7 +25,8 @@ class Inner(nn.Module):
         self.linear, self.tag = nn.Linear(8, 8), ""
 
     def forward(self, x):
-        return self.linear(x).relu() if self.tag else self.linear(x).relu()
+        assert self.tag != "never"  # so that compiled code holds for one tag alone
+        return self.linear(x).relu()
 
 
 class Outer(nn.Module):
@@ -97,6 +99,63 @@ def test_candidates_that_differ_in_their_backend_alone_run_different_code():
     assert trial.verdict == "kept", trial.reason
     assert second.calls > 20
     assert first.calls - before >= len(trial.pairs)  # it is what the second was timed against
+
+
+class Setting:
+    """A setting of a compiler, which nothing but the code that it makes depends on."""
+
+    on = False
+
+    def __init__(self):
+        self.graphs, self.calls = {False: 0, True: 0}, {False: 0, True: 0}
+
+    def __call__(self, graph, inputs):
+        on = self.on
+        self.graphs[on] += 1
+
+        def run(*args):
+            self.calls[on] += 1
+            return graph.forward(*args)
+
+        return run
+
+
+def test_candidates_that_differ_in_a_setting_alone_run_different_code():
+    compiler = Setting()
+
+    def turn_on(model):
+        compiling("", compiler, 0.002).apply(model, None)
+        call = model.forward
+
+        def forward(x):
+            compiler.on = True
+            outputs = call(x)
+            compiler.on = False
+            return outputs
+
+        model.forward = forward
+
+    session, kept = session_of(Outer(Inner())), compiling("compile", compiler)
+    assert session.trial([], kept).verdict == "kept"
+    before = compiler.calls[False]
+    trial = session.trial([kept], MadeUp(turn_on))
+    assert trial.verdict == "kept", trial.reason
+    assert compiler.graphs[True] >= 1
+    assert compiler.calls[True] > len(trial.pairs)
+    assert compiler.calls[False] - before >= len(trial.pairs)
+
+
+def test_copies_of_code_are_shared_by_submodules_of_one_class():
+    backend = Backend()
+    inner = nn.ModuleList([Inner() for _ in range(3)])
+    for module in inner:
+        module.compile(backend=backend)
+    give_own_code(inner)
+    assert inner[0](torch.ones(2, 8)).shape == (2, 8)
+    assert inner[1](torch.ones(2, 8)).shape == (2, 8)
+    assert (backend.graphs, backend.calls) == (1, 2)
+    assert isinstance(inner[0], Inner)
+    assert list(inner.state_dict()) == list(nn.ModuleList([Inner() for _ in range(3)]).state_dict())
 
 
 def test_a_model_that_compiles_for_ever_is_not_timed_as_if_it_were_compiled():

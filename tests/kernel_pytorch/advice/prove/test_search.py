@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from recorded_facts import recorded_facts
+from advice_facts import facts as recorded_facts
 
 from kernel_pytorch.advice.facts import Expectation, Fact, Options, Structure, Trial
 from kernel_pytorch.advice.prove.search import search

@@ -1,0 +1,953 @@
+"""Write attention by hand as ``F.scaled_dot_product_attention``, in a graph that Dynamo recorded.
+
+This file imports torch alone: its text runs without the package that it is from.
+
+Legend: [*B, L, E] queries, [*B, S, E] keys, [*B, S, D] values, [*B, L, S] scores. Each dimension of the scores
+has a label, as in an einsum, which follows it through transposes and views: B, L and S may be anywhere.
+
+    product  scores = q @ k^T       matmul, bmm, baddbmm, einsum
+    chain    scale, masks, casts    in any order
+    anchor   softmax over S         or exp(x - max) / sum
+    chain    casts, idle dropout
+    product  weights @ v
+
+A site is left alone unless the result is equal in every case: also in rows whose keys are all hidden, where a
+mask of -inf gives NaN (the fused call: 0) and one of a finite number gives the mean of all values.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+HIDDEN = -1e3
+"""A score that is filled with at most this has the weight 0 as soon as one key of its row is not hidden."""
+
+SYNONYMS = {
+    "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "div": "truediv", "divide": "truediv",
+    "true_divide": "truediv", "multiply": "mul", "subtract": "sub", "swapaxes": "transpose", "mm": "matmul",
+    "linalg_matmul": "matmul", "bmm": "matmul", "swapdims": "transpose",
+}  # fmt: skip
+CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone"}
+TURNS = {"transpose", "permute", "T", "mT"}
+REGROUPS = {"view", "reshape", "unflatten", "flatten"}
+VIEWS = {"getitem", "unsqueeze", "expand", "expand_as", "squeeze"} | TURNS | REGROUPS
+CREATORS = {"ones": 1, "zeros": 0, "new_ones": 1, "new_zeros": 0, "ones_like": 1, "zeros_like": 0}
+FILLERS = {"full": 1, "full_like": 1, "new_full": 2, "tensor": 0, "scalar_tensor": 0}
+ELEMENTWISE = CASTS | {
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "invert", "bitwise_not", "bool", "int", "long", "neg",
+    "mul", "add", "sub", "rsub", "truediv", "pow", "sqrt", "rsqrt", "where", "masked_fill", "and", "or",
+    "bitwise_and", "bitwise_or", "logical_and", "logical_or", "detach",
+}  # fmt: skip
+PURE = VIEWS | ELEMENTWISE | set(CREATORS) | set(FILLERS) | {"triu", "tril", "arange"}
+
+
+def called(node: Any) -> str:
+    """The method's or function's own name, with the underscore of one in place."""
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
+def name_of(node: Any) -> str:
+    """The function or method of torch that a node calls, in place or not, under one of its names; "": none."""
+    if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
+        return ""
+    module = "torch" if node.op == "call_method" else getattr(node.target, "__module__", None) or "torch"
+    if module.split(".")[0] not in ("torch", "_operator", "builtins"):
+        return ""
+    name = str(node.args[1]) if called(node) == "getattr" else called(node)  # x.T, x.mT
+    name = name if name.endswith("__") else name.removesuffix("_")
+    return SYNONYMS.get(name, name)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node changes its first argument."""
+    name = called(node) if node.op in ("call_function", "call_method") else ""
+    own = name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_", "not_", "is_")
+    return own or name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "setitem")
+
+
+def argument(node: fx.Node, position: int, *names: str, default: Any = None) -> Any:
+    if position < len(node.args):
+        return node.args[position]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), default)
+
+
+def example(node: Any) -> Any:
+    """The fake tensor that Dynamo computed for a node, or None."""
+    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def shape(node: Any) -> tuple[Any, ...]:
+    return tuple(example(node).shape)
+
+
+def storage(node: Any) -> int:
+    return int(example(node).untyped_storage()._cdata)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal at every length. Adds no guard."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(a == b))
+
+
+def is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1  # Dynamo never makes the size 1 a symbol
+
+
+def aligned(a: Any, b: Any) -> bool:
+    """Whether the last two dimensions are of equal sizes."""
+    sizes = list(zip(shape(a)[-2:], shape(b)[-2:], strict=False))
+    return len(sizes) == 2 and all(same(*pair) for pair in sizes)
+
+
+def given(node: fx.Node) -> list[Any]:
+    """The sizes or dimensions given to a view or a permute."""
+    rest = node.args[1:]
+    return list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else list(rest)
+
+
+def permutation(node: fx.Node, rank: int) -> list[int]:
+    """The order into which one of TURNS puts the dimensions; empty: not known."""
+    name, order = name_of(node), list(range(rank))
+    if name == "permute":
+        return [int(dim) % rank for dim in given(node) or node.kwargs.get("dims", ())]  # type: ignore
+    first, second = (-2, -1) if name == "mT" or (name == "T" and rank == 2) else (
+        argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))  # fmt: skip
+    if not isinstance(first, int) or not isinstance(second, int):
+        return []
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def keeps_origin(index: Any, rank: int) -> bool:
+    """Whether an index keeps the last two dimensions and takes their first rows and columns."""
+    index = list(index) if isinstance(index, tuple) else [index]
+    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index):
+        return False
+    index += [] if Ellipsis in index else [Ellipsis]
+    at, taken = index.index(Ellipsis), sum(isinstance(i, (int, slice)) for i in index)
+    index[at : at + 1] = [slice(None)] * (rank - taken)
+    return all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in index[-2:])
+
+
+# --- What is known of masks before the graph runs: constants, and triangles of two constants.
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """A tensor that holds one value where column - row < ``at`` and another elsewhere, at every size."""
+
+    at: int
+    values: torch.Tensor
+    """[2]: below and above; equal for a constant tensor, of any rank."""
+    inputs: frozenset[int] = frozenset()
+    """The inputs of the graph whose values were looked at."""
+
+    @property
+    def constant(self) -> bool:
+        return bool(self.values[0] == self.values[1])
+
+    def turned(self) -> Triangle:
+        """With rows and columns exchanged."""
+        return Triangle(1 - self.at, self.values.flip(0), self.inputs)
+
+    def equals(self, other: Triangle | None) -> bool:
+        return other is not None and self.at == other.at and torch.equal(self.values, other.values)
+
+
+@dataclass(frozen=True)
+class Count:
+    """A tensor that counts 0, 1, 2 ... along one dimension (from the last: -1, -2 ...); all others are 1."""
+
+    axis: int
+
+
+def triangle_of(tensor: Any) -> Triangle | None:
+    """Read a triangle from the values of a tensor, which may hold several equal matrices, or one number."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_inference():  # has no version: a change is not seen
+        return None
+    tensor = tensor.detach()
+    if tensor.dim() == 0:
+        return Triangle(0, tensor.cpu().expand(2))
+    if tensor.dim() < 2 or tensor.numel() == 0 or min(tensor.shape[-2:]) < 2:
+        return None
+    matrix = tensor.reshape(-1, *tensor.shape[-2:])[0]
+    low, high = matrix[-1, 0], matrix[0, -1]
+    at = int((matrix[0] != high).sum())
+    row, column = (torch.arange(size, device=tensor.device) for size in matrix.shape)
+    expected = torch.where(column - row[:, None] >= at, high, low)
+    return Triangle(at, torch.stack([low, high]).cpu()) if bool((tensor == expected).all()) else None
+
+
+class Known:
+    """What is known of the tensors of a graph.
+
+    A triangle made in the graph (tril, triu, a comparison of aranges) is one at every length, because slices are
+    followed only from the first row and column. The values of an input, such as a buffer, may change between
+    calls: they are noted in ``assumed``, and :func:`attention_backend` looks at each call whether it is the same
+    tensor at the same version, else whether it is an equal triangle; if not, the graph runs as it was written.
+    """
+
+    def __init__(self, graph: fx.Graph, inputs: Sequence[Any]) -> None:
+        self.inputs = dict(
+            zip((n for n in graph.nodes if n.op == "placeholder"), enumerate(inputs), strict=False)
+        )
+        self.found: dict[fx.Node, Triangle | Count | None] = {}
+        self.unstable: set[int] = set()
+        families: dict[int, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if example(node) is not None:
+                families.setdefault(storage(node), []).append(node)
+            if writes(node) and example(node.args[0]) is not None:
+                family = families[storage(node.args[0])]
+                linear = all(list(a.users) == [b] for a, b in pairwise(family))
+                if not linear or family[-1] is not node or family[0].op != "call_function":
+                    self.unstable.add(storage(node.args[0]))
+
+    def __getitem__(self, node: Any) -> Triangle | Count | None:
+        if isinstance(node, (bool, int, float)):
+            return Triangle(0, torch.tensor([node, node]))
+        if example(node) is None or storage(node) in self.unstable:
+            return None
+        if node not in self.found:
+            self.found[node] = self.conclude(node, name_of(node))
+        return self.found[node]
+
+    def triangle(self, node: Any) -> Triangle | None:
+        found = self[node]
+        return found if isinstance(found, Triangle) else None
+
+    def number(self, node: Any) -> float | None:
+        """The value of a number, or of a constant tensor that the graph makes."""
+        found = self.triangle(node)
+        return float(found.values[0]) if found and found.constant and not found.inputs else None
+
+    def rate(self, node: Any) -> Triangle | None:
+        """A rate of dropout, which Dynamo makes an input where shapes are dynamic."""
+        return self.triangle(node.args[0] if name_of(node) == "item" else node)
+
+    def conclude(self, node: fx.Node, name: str) -> Triangle | Count | None:
+        if node in self.inputs:
+            index, value = self.inputs[node]
+            read = triangle_of(value)
+            return read and Triangle(read.at, read.values, frozenset([index]))
+        if name in CREATORS or name in FILLERS:
+            value = (
+                CREATORS[name] if name in CREATORS else argument(node, FILLERS[name], "fill_value", "data")
+            )
+            plain = isinstance(value, (bool, int, float))
+            return Triangle(0, torch.tensor([value, value], dtype=example(node).dtype)) if plain else None
+        if name == "arange":
+            plain = len(node.args) == 1 or (len(node.args) == 2 and node.args[0] == 0)
+            return Count(-1) if plain and not {"start", "end", "step"} & set(node.kwargs) else None
+        if name in ("tril", "triu"):
+            of, diagonal = self.triangle(node.args[0]), argument(node, 1, "diagonal", default=0)
+            if of is None or not of.constant or not isinstance(diagonal, int):
+                return None
+            kept = torch.where(torch.tensor([name == "tril", name == "triu"]), of.values, 0)
+            return Triangle(diagonal + (name == "tril"), kept, of.inputs)
+        return self.viewed(node, name) if name in VIEWS else self.computed(node, name)
+
+    def viewed(self, node: fx.Node, name: str) -> Triangle | Count | None:
+        base = node.args[0]
+        of, rank = self[base], len(shape(base))
+        if isinstance(of, Count):  # still counts, if one dimension of the same size is left
+            wide = [dim - len(shape(node)) for dim, size in enumerate(shape(node)) if not is_one(size)]
+            return (
+                Count(wide[0])
+                if len(wide) == 1 and same(shape(node)[wide[0]], shape(base)[of.axis])
+                else None
+            )
+        if of is None or of.constant:
+            return of
+        if name in TURNS:
+            last = permutation(node, rank)[-2:]
+            return {(rank - 2, rank - 1): of, (rank - 1, rank - 2): of.turned()}.get(tuple(last))  # type: ignore
+        kept = keeps_origin(node.args[1], rank) if name == "getitem" else aligned(base, node)
+        return of if kept else None
+
+    def computed(self, node: fx.Node, name: str) -> Triangle | None:
+        operands = [self[a] for a in node.all_input_nodes]
+        axes = [of.axis for of in operands if isinstance(of, Count)]
+        if name in ("lt", "le", "gt", "ge") and sorted(axes) == [-2, -1]:
+            rows_first = axes[0] == -2
+            above = name in (("lt", "le") if rows_first else ("gt", "ge"))  # true where row < column
+            at = name in (
+                ("lt", "ge") if rows_first else ("gt", "le")
+            )  # 0: the diagonal goes with what is above
+            return Triangle(int(at), torch.tensor([not above, above]))
+        triangles = [of for of in operands if isinstance(of, Triangle)]
+        varying = [of for of in triangles if not of.constant]
+        if name not in ELEMENTWISE or not triangles or len(triangles) < len(operands):
+            return None
+        if len({of.at for of in varying}) > 1 or not all(
+            aligned(a, node) for a in node.all_input_nodes if self.triangle(a) in varying
+        ):
+            return None
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.triangle(a).values.clone())  # type: ignore
+        function = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+        values = function(*args, **kwargs).cpu().expand(2)
+        inputs = frozenset(index for of in triangles for index in of.inputs)
+        return Triangle(varying[0].at if varying else 0, values, inputs)
+
+
+# --- Products, softmax and the chains between them.
+
+
+@dataclass(frozen=True)
+class Product:
+    node: fx.Node
+    operands: tuple[fx.Node, fx.Node]
+    labels: tuple[tuple[str, ...], tuple[str, ...]]
+    out: tuple[str, ...]
+
+
+def product_of(node: Any) -> Product | None:
+    name, equation = name_of(node), "...ic,...cj->...ij"
+    if name == "einsum":
+        equation, *operands = node.args
+        operands = operands[0] if operands and isinstance(operands[0], (list, tuple)) else operands
+    elif name in ("matmul", "baddbmm"):
+        operands = node.args[:2] if name == "matmul" else node.args[1:3]
+    else:
+        return None
+    terms = equation.replace(" ", "").replace("->", ",").split(",") if isinstance(equation, str) else []
+    if len(operands) != 2 or len(terms) != 3 or any(example(of) is None for of in (*operands, node)):
+        return None
+    ranks = [len(shape(of)) for of in (*operands, node)]
+    left, right, out = (labels_of(term, rank) for term, rank in zip(terms, ranks, strict=True))
+    if any(len(set(term)) != rank for term, rank in zip((left, right, out), ranks, strict=True)):
+        return None
+    return Product(node, (operands[0], operands[1]), (left, right), out)
+
+
+def labels_of(term: str, rank: int) -> tuple[str, ...]:
+    """A label for each dimension; those of "..." are numbered from the last."""
+    before, dots, after = term.partition("...")
+    number = rank - len(before) - len(after) if dots else 0
+    return (*before, *(f".{n}" for n in range(number, 0, -1)), *after)
+
+
+def softmax_of(node: fx.Node) -> tuple[fx.Node, int, list[fx.Node], bool] | None:
+    """The scores, the dimension, the nodes that make up the softmax, and whether the maximum is subtracted."""
+    name = name_of(node)
+    if name == "softmax":
+        dim = argument(node, 1, "dim")
+        return (node.args[0], dim, [node], True) if isinstance(dim, int) else None  # type: ignore
+    if name != "truediv" or name_of(node.args[0]) != "exp" or name_of(node.args[1]) != "sum":
+        return None
+    power, total = node.args
+    dim, scores = argument(total, 1, "dim", "axis"), power.args[0]  # type: ignore
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    if total.args[0] is not power or not isinstance(dim, int) or not keeps_dim(total):  # type: ignore
+        return None
+    if name_of(scores) != "sub":
+        return scores, dim, [power, total, node], False  # type: ignore
+    scores, top = scores.args  # type: ignore
+    shift = [power.args[0]]  # type: ignore
+    while name_of(top) in ("detach", "getitem", "values"):
+        shift.append(top)
+        top = top.args[0]
+    axis = argument(top, 1, "dim", "axis") if name_of(top) in ("max", "amax") else None
+    axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
+    if axis != dim or top.args[0] is not scores or not keeps_dim(top):
+        return None
+    return scores, dim, [top, *reversed(shift), power, total, node], True
+
+
+def keeps_dim(node: fx.Node) -> bool:
+    return argument(node, 2, "keepdim") is True
+
+
+def climb(node: Any, depth: int = 16) -> list[fx.Node] | None:
+    """The nodes from a product up to this one, through operations on scores."""
+    if product_of(node):
+        return [node]
+    steps = CASTS | TURNS | REGROUPS | {"mul", "truediv", "add", "sub", "masked_fill", "where"}
+    if depth == 0 or name_of(node) not in steps or example(node) is None:
+        return None
+    for source in node.all_input_nodes:
+        if example(source) is not None and example(source).is_floating_point():
+            chain = climb(source, depth - 1)
+            if chain and (
+                name_of(node) in TURNS | REGROUPS or [*map(str, shape(source))] == [*map(str, shape(node))]
+            ):
+                return [*chain, node]
+    return None
+
+
+def descend(node: fx.Node, depth: int = 8) -> list[fx.Node] | None:
+    """The nodes after this one up to a product, through operations that keep weights as they are."""
+    for user in node.users:
+        if product_of(user):
+            return [user]
+        chain = (
+            descend(user, depth - 1)
+            if depth and name_of(user) in CASTS | TURNS | REGROUPS | {"dropout"}
+            else None
+        )
+        if chain:
+            return [user, *chain]
+    return None
+
+
+class Unequal(Exception):  # noqa: N818 (an outcome)
+    """It is attention, but the fused call would not be equal or not be fused: why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What happens to the scores between the product and the softmax, other than scaling by numbers."""
+
+    kind: str
+    """factor (a tensor or symbol that scales all keys alike), add, fill."""
+    operand: Any
+    labels: tuple[str, ...]
+    number: float
+    """Exponent of a factor, 1 or -1; factor of what is added; value that is filled in."""
+    keep: bool = False
+    """Whether the mask is true where the scores are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Attention by hand, found in a graph."""
+
+    nodes: tuple[fx.Node, ...]
+    """From the first product to the second."""
+    softmax: fx.Node
+    q: Operand
+    k: Operand
+    v: Operand
+    batch: tuple[str, ...]
+    query: str
+    key: str
+    width: str
+    out: tuple[str, ...]
+    """Labels of the second product; "D": the width of the values."""
+    split: tuple[str, list[Any]] | None
+    """The batch dimension of the product that a view splits in two, and into which sizes."""
+    steps: tuple[Step, ...]
+    scale: float
+    causal: bool = False
+    """Whether its mask hides the keys after the query and nothing else."""
+    inputs: frozenset[int] = frozenset()
+    """The inputs of the graph whose values this relies upon."""
+    check_rows: bool = False
+    """Whether -inf may hide all keys of a row."""
+
+    @property
+    def masks(self) -> list[Step]:
+        return [step for step in self.steps if step.kind != "factor"]
+
+
+Operand = tuple[fx.Node, tuple[str, ...]]
+Layout = tuple[tuple[str, ...], tuple[str, list[Any]] | None]
+"""Labels, and the split."""
+
+
+def moved(layout: Layout, before: fx.Node, node: fx.Node) -> Layout | None:
+    """Follow the labels through a transpose or view. A view may split the first of 3 dimensions, or join it."""
+    (labels, split), name = layout, name_of(node)
+    if name in TURNS:
+        order = permutation(node, len(labels))
+        return (tuple(labels[dim] for dim in order), split) if order else None
+    ranks = len(labels), len(shape(node))
+    if name in CASTS or (ranks[0] == ranks[1] and all(map(same, shape(before), shape(node)))):
+        return layout
+    if not aligned(before, node):
+        return None
+    if ranks == (3, 4) and split is None:
+        sizes = argument(node, 2, "sizes") if name == "unflatten" else given(node)[:2]
+        return ("<", ">", *labels[1:]), (labels[0], list(sizes))
+    return (
+        ((split[0], *labels[2:]), split) if ranks == (4, 3) and split and labels[:2] == ("<", ">") else None
+    )
+
+
+def read(chain: list[fx.Node], known: Known) -> tuple[Layout, list[Step], float] | None:
+    """What the nodes from the product to the softmax do, and the scale; None: what no attention does."""
+    product = product_of(chain[0])
+    assert product is not None
+    layout: Layout | None = (product.out, None)
+    steps: list[Step] = []
+    scale = 1.0
+    if called(chain[0]) == "baddbmm":
+        alpha, beta = (known.number(chain[0].kwargs.get(name, 1)) for name in ("alpha", "beta"))
+        bias = chain[0].args[0]
+        if alpha is None or beta is None:
+            return None
+        scale = alpha
+        if beta:
+            steps = [Step(kind="add", operand=bias, labels=product.out[3 - len(shape(bias)) :], number=beta)]
+    for before, node in pairwise(chain):
+        name, others = name_of(node), [a for a in node.args if a is not before]
+        if name in CASTS | TURNS | REGROUPS:
+            layout = moved(layout, before, node)
+            if layout is None:
+                return None
+            continue
+        first = node.args[0] is before
+        if len(node.args) - len(others) != 1 or node.kwargs or (writes(node) and not first):
+            return None
+        if name in ("masked_fill", "where"):  # x.where(mask, y) or torch.where(mask, x, y)
+            mask, value = (
+                others
+                if node.op == "call_method" or name == "masked_fill" or others[0] is node.args[0]
+                else (others[1], others[0])
+            )
+            kind, operand, number = "fill", mask, known.number(value)
+            if number is None or example(mask) is None:
+                return None
+        elif name in ("mul", "add") or first:
+            (operand,) = others
+            kind, number = "add" if name in ("add", "sub") else "factor", known.number(operand)
+            sign = 1.0 if name in ("mul", "add") else -1.0
+            if number is not None and kind == "factor":
+                if steps and number <= 0:
+                    return None
+                scale *= number**sign
+                steps = [
+                    step if step.kind == "factor" else replace(step, number=step.number * number**sign)
+                    for step in steps
+                ]
+            if number is not None:  # a softmax ignores what is added to all scores
+                continue
+            number = sign
+        else:
+            return None
+        if kind == "factor" and any(step.kind != "factor" for step in steps):
+            return None
+        rank = len(shape(operand)) if example(operand) is not None else 0
+        keep = name == "where" and node.args.index(before) < 2
+        steps.append(
+            Step(
+                kind=kind,
+                operand=operand,
+                labels=layout[0][len(layout[0]) - rank :],
+                number=number,
+                keep=keep,
+            )
+        )
+    return layout, steps, scale
+
+
+def match(anchor: fx.Node, known: Known) -> Attention | None:
+    """Attention around a softmax; None: it is not attention.
+
+    Raises:
+        Unequal: it is, but must be left alone.
+    """
+    soft = softmax_of(anchor)
+    chain, after = (climb(soft[0]), descend(anchor)) if soft else (None, None)
+    found = read(chain, known) if chain and after else None
+    if not soft or not chain or not after or not found:
+        return None
+    _, dim, inner, shifted = soft
+    first, second, weights = product_of(chain[0]), product_of(after[-1]), [anchor, *after][-2]
+    assert first is not None and second is not None
+    layout, steps, scale = found
+    scores, key = layout[0], layout[0][dim]
+    moving: Layout | None = layout
+    for before, node in pairwise([anchor, *after[:-1]]):
+        moving = moving and moved(moving, before, node)
+    if moving is None or called(second.node) == "baddbmm" or second.operands[0] is second.operands[1]:
+        return None
+    labels, split = moving
+    ours = second.operands.index(weights)
+    name = dict(zip(second.labels[ours], labels, strict=True))
+    v_labels, out = (
+        tuple(name.get(label, "D") for label in of) for of in (second.labels[1 - ours], second.out)
+    )
+    mine = 0 if key in first.labels[1] else 1
+    q_labels, k_labels = first.labels[mine], first.labels[1 - mine]
+    width = {*q_labels} & {*k_labels} - {*first.out}
+    queries = [at for at in labels if at in q_labels and at not in k_labels and at not in v_labels]
+    parts = {*scores} - {key, *queries[-1:]}
+    batch = ("<", ">") if split else tuple(at for at in scores if at in parts)
+    if (
+        key not in k_labels or key in q_labels or len(width) != 1 or not queries
+        or {*q_labels, *k_labels} != {*first.out, *width} or parts not in ({*batch}, {split and split[0]})
+        or v_labels.count("D") != 1 or key not in v_labels or {*out} != {*labels, "D"} - {key}
+    ):  # fmt: skip
+        return None
+    q, k, v = first.operands[mine], first.operands[1 - mine], second.operands[1 - ours]
+    site = Attention(
+        nodes=(*chain, *inner, *after), softmax=anchor, q=(q, q_labels), k=(k, k_labels), v=(v, v_labels),
+        batch=batch, query=queries[-1], key=key, width=width.pop(), out=out, split=split, steps=tuple(steps),
+        scale=scale,
+    )  # fmt: skip
+    operands = {q, k, v, *(step.operand for step in steps)}
+    if operands & {*site.nodes}:
+        return None
+    check_operands(site, operands)
+    return check_masks(check_nodes(site, known), known, shifted)
+
+
+def check_nodes(site: Attention, known: Known) -> Attention:
+    """Nothing else sees the scores or the weights, and none of them is rounded more than the queries."""
+    last, dtype, inputs = site.nodes[-1], example(site.q[0]).dtype, site.inputs
+    for node in site.nodes:
+        tensor = example(node)
+        if name_of(node) == "dropout" and argument(node, 2, "training", "train", default=True) is not False:
+            rate = known.rate(argument(node, 1, "p", default=0.5))
+            if rate is None or not rate.constant or rate.values[0] != 0:
+                raise Unequal(f"dropout {rate.values[0]:g} in training" if rate else "dropout in training")
+            inputs |= rate.inputs
+        if tensor is not None and torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
+            raise Unequal(f"scores or weights are rounded to {str(tensor.dtype).removeprefix('torch.')}")
+        for user in node.users if node is not last else ():
+            only_shape = name_of(user).endswith("_like") and {*user.users} <= {*site.nodes}
+            if user not in site.nodes and not only_shape:
+                raise Unequal("the scores or weights are used elsewhere")
+    return replace(site, inputs=inputs)
+
+
+def check_operands(site: Attention, operands: set[Any]) -> None:
+    """Sizes, types and devices suit a fused call, and operands are not changed before the second product."""
+    tensors = [example(node) for node, _ in (site.q, site.k, site.v)]
+    kinds = {(tensor.dtype, tensor.device) for tensor in (*tensors, example(site.nodes[-1]))}
+    if len(kinds) > 1 or not tensors[0].dtype.is_floating_point:
+        raise Unequal("the types of its tensors differ")
+    q, k, v = (dict(zip(labels, shape(node), strict=True)) for node, labels in (site.q, site.k, site.v))
+    if tensors[0].device.type == "cpu" and not same(q[site.width], v["D"]):
+        raise Unequal("keys and values of different widths are not fused on a CPU")
+    repeated = [
+        b for b in site.batch if not is_one(v.get(b, 1)) and is_one(q.get(b, 1)) and is_one(k.get(b, 1))
+    ]
+    if not site.split and repeated:
+        raise Unequal("one row of weights is used for several values")
+    if is_one(k[site.key]) != is_one(v[site.key]) or is_one(q[site.width]) != is_one(k[site.width]):
+        raise Unequal("a dimension of size 1 is repeated")
+    if site.split and any(site.split[0] in step.labels for step in site.steps):
+        raise Unequal("its mask is joined over batch and heads")
+    storages = {storage(node) for node in operands if example(node) is not None}
+    node = site.nodes[0]
+    while (node := node.next) is not site.nodes[-1]:
+        target = node.args[0] if writes(node) and node not in site.nodes else None
+        if example(target) is not None and storage(target) in storages:
+            raise Unequal("an operand is changed in place")
+
+
+def check_masks(site: Attention, known: Known, shifted: bool) -> Attention:
+    """Decide how masks are given to the fused call."""
+    dtype, masks = example(site.q[0]).dtype, site.masks
+    for step in site.steps:
+        tensor = example(step.operand)
+        if step.kind == "fill" and step.number > HIDDEN:
+            raise Unequal(f"a mask fills in {step.number:g}")
+        if (
+            step.kind == "factor"
+            and site.key in step.labels
+            and not is_one(shape(step.operand)[step.labels.index(site.key)])
+        ):
+            raise Unequal("each score has a scale of its own")
+        if tensor is not None and step.kind != "fill" and torch.promote_types(tensor.dtype, dtype) != dtype:
+            raise Unequal("the type of a mask differs")
+    causal = causal_triangle(site, masks[0], known) if len(masks) == 1 else None
+    if causal:
+        return replace(site, causal=True, inputs=site.inputs | causal.inputs)
+    adds = [example(step.operand) for step in masks if step.kind == "add"]
+    if any(tensor is None or tensor.dtype == torch.bool for tensor in adds):
+        raise Unequal("the type of a mask differs")
+    gradient = any(tensor.requires_grad and tensor.device.type == "cpu" for tensor in adds)
+    if gradient and example(site.nodes[-1]).requires_grad:
+        raise Unequal("a mask that needs a gradient is not fused on a CPU")
+    # Rows whose keys are all hidden: what was filled in must hide each score to the last bit, and be one number.
+    fills = {step.number for step in masks if step.kind == "fill"}
+    finite = {number for number in fills if math.isfinite(number)}
+    if masks and (not shifted or (dtype == torch.float16 and (finite or adds))):
+        raise Unequal("a row without a key would differ")
+    if len(finite) > 1 or (adds and any(number > torch.finfo(dtype).min for number in finite)):
+        raise Unequal("masks of several kinds")
+    return replace(site, check_rows=bool(adds) or fills > finite)
+
+
+def causal_triangle(site: Attention, step: Step, known: Known) -> Triangle | None:
+    """The mask, if it hides the keys after the query and nothing else."""
+    found = known.triangle(step.operand)
+    if found is None or {*step.labels[-2:]} != {site.query, site.key}:
+        return None
+    lengths = [
+        shape(node)[labels.index(at)] for (node, labels), at in ((site.q, site.query), (site.k, site.key))
+    ]
+    if not all(same(size, lengths[0]) for size in (*shape(step.operand)[-2:], lengths[1])):
+        return None
+    if step.labels[-1] == site.query:
+        found = found.turned()
+    low, high = found.values.tolist()
+    filled = step.kind == "fill" and bool(low) is step.keep and bool(high) is not step.keep
+    added = step.kind == "add" and low == 0 and high * step.number <= HIDDEN
+    return found if found.at == 1 and (filled or added) else None
+
+
+def sites(
+    graph_module: fx.GraphModule, inputs: Sequence[Any] = ()
+) -> Iterator[tuple[fx.Node, Attention | str]]:
+    """The softmax of each attention by hand, with what was found or why it must be left alone."""
+    graph = graph_module.graph
+    follow_writes(graph)
+    known = Known(graph, inputs)
+    for node in list(graph.nodes):
+        try:
+            site = match(node, known) if name_of(node) in ("softmax", "truediv") else None
+        except Unequal as why:
+            yield node, str(why)
+        else:
+            if site:
+                yield node, site
+
+
+def follow_writes(graph: fx.Graph) -> None:
+    """Let what follows ``x.add_(y)`` use its result instead of ``x``, so that steps form a chain."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if writes(node) and called(node) != "setitem" and example(node) is not None:
+            node.args[0].replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
+
+
+# --- The fused call.
+
+
+class Writer:
+    """Writes one attention as the fused call, before the second product."""
+
+    def __init__(self, graph: fx.Graph, site: Attention) -> None:
+        self.graph, self.site = graph, site
+        self.sources: dict[str, tuple[fx.Node, int]] = {}
+        for node, labels in (site.q, site.k, site.v):
+            for dim, label in enumerate(labels):
+                if label not in self.sources or not is_one(shape(node)[dim]):
+                    self.sources[label] = (node, dim)
+
+    def call(self, name: str, *args: Any) -> fx.Node:
+        return self.graph.call_method(name, args)
+
+    def function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(function, args, kwargs)
+
+    def size(self, label: str) -> Any:
+        node, dim = self.sources[label]
+        size = shape(node)[dim]
+        return size if isinstance(size, int) else self.call("size", node, dim)
+
+    def ordered(self, node: fx.Node, labels: Sequence[str], order: Sequence[str]) -> fx.Node:
+        """The dimensions in this order; those missing have size 1."""
+        here = [label for label in order if label in labels]
+        if here != list(labels):
+            node = self.call("permute", node, *(list(labels).index(label) for label in here))
+        for dim, label in enumerate(order):
+            node = node if label in here else self.call("unsqueeze", node, dim)
+        return node
+
+    def operand(self, of: tuple[fx.Node, tuple[str, ...]], row: str, column: str) -> fx.Node:
+        """[*B, row, column], with each batch dimension at its full size, and the last contiguous."""
+        (node, labels), split, batch = of, self.site.split, self.site.batch
+        sizes = dict(zip(labels, shape(node), strict=True))
+        strides = dict(zip(labels, example(node).stride(), strict=True))
+        if split and split[0] in labels:
+            node = self.ordered(node, labels, (split[0], row, column))
+            node = self.call("reshape", node, *split[1], self.size(row), self.size(column))
+        else:
+            node = self.ordered(node, labels, (*batch, row, column))
+            full = [self.size(b) if is_one(sizes.get(b, 1)) and b in self.sources else -1 for b in batch]
+            if any(size not in (-1, 1) for size in full):
+                node = self.call("expand", node, *full, -1, -1)
+        if not is_one(sizes[column]) and not same(strides[column], 1):
+            node = self.call("contiguous", node)
+        return node
+
+    def four(self, node: fx.Node, spread: bool = True) -> fx.Node:
+        """Four dimensions, without which no fused kernel runs: the last two are kept."""
+        number = len(self.site.batch)
+        if number < 2:
+            node = self.call("unsqueeze", node, number)
+            return node if number else self.call("unsqueeze", node, 0)
+        if number > 2 and not spread:
+            node = self.call("expand", node, *map(self.size, self.site.batch[:-1]), -1, -1, -1)
+        return self.call("flatten", node, 0, number - 2) if number > 2 else node
+
+    def bias(self, q: fx.Node) -> fx.Node | None:
+        """All masks as what is added to the scores, [B or 1, H or 1, L or 1, S or 1]."""
+        bias, dtype = None, example(self.site.q[0]).dtype
+        order = (*self.site.batch, self.site.query, self.site.key)
+        for step in self.site.masks:
+            mask = self.ordered(step.operand, step.labels, order)
+            if step.kind == "add":
+                mask = mask if example(step.operand).dtype == dtype else self.call("to", mask, dtype)
+                mask = mask if step.number == 1 else self.function(torch.mul, mask, step.number)
+                bias = mask if bias is None else self.function(torch.add, bias, mask)
+                continue
+            # The lowest number absorbs each score: a row without a key is equal everywhere, as if all were filled.
+            fill = max(step.number, torch.finfo(dtype).min) if math.isfinite(step.number) else step.number
+            hidden = self.call("new_full", q, (), fill if math.isinf(fill) else torch.finfo(dtype).min)
+            shown = self.call("new_zeros", q, ()) if bias is None else bias
+            bias = self.function(torch.where, mask, *((shown, hidden) if step.keep else (hidden, shown)))
+        if bias is None:
+            return None
+        ones = all(b not in s.labels or is_one(shape(s.operand)[s.labels.index(b)])
+                   for s in self.site.masks for b in self.site.batch[:-1])  # fmt: skip
+        return self.four(bias, spread=ones)
+
+    def write(self) -> fx.Node:
+        site = self.site
+        q, k, v = (
+            self.operand(*of)
+            for of in (
+                (site.q, site.query, site.width),
+                (site.k, site.key, site.width),
+                (site.v, site.key, "D"),
+            )
+        )
+        for step in site.steps:
+            if step.kind == "factor":
+                factor = (
+                    self.ordered(step.operand, step.labels, (*site.batch, site.query, site.key))
+                    if step.labels
+                    else step.operand
+                )
+                q = self.function(torch.mul if step.number > 0 else torch.div, q, factor)
+        q, k, v = map(self.four, (q, k, v))
+        bias = None if site.causal else self.bias(q)
+        if bias is not None and not example(site.nodes[-1]).requires_grad:
+            bias = self.call("detach", bias)  # a parameter needs a gradient also where none is computed
+        out = self.function(
+            F.scaled_dot_product_attention,
+            q,
+            k,
+            v,
+            attn_mask=bias,
+            is_causal=site.causal,
+            scale=site.scale,
+        )
+        if site.check_rows:
+            lowest = self.function(torch.eq, self.call("amax", bias, -1, True), -math.inf)
+            number = (self.call("new_full", q, (), value) for value in (math.nan, 1.0))
+            out = self.function(torch.mul, out, self.function(torch.where, lowest, *number))
+        return self.result(out)
+
+    def result(self, out: fx.Node) -> fx.Node:
+        """From [B, H, L, D] to the dimensions of the second product."""
+        batch, split, labels = self.site.batch, self.site.split, self.site.out
+        if len(batch) < 2:
+            out = self.call("squeeze", out, len(batch))
+            out = out if batch else self.call("squeeze", out, 0)
+        elif len(batch) > 2:
+            out = self.call("unflatten", out, 0, tuple(map(self.size, batch[:-1])))
+        if split and split[0] in labels:
+            batch = (split[0],)
+            out = self.call("reshape", out, *map(self.size, (split[0], self.site.query, "D")))
+        order = (*batch, self.site.query, "D")
+        return (
+            out if order == labels else self.call("permute", out, *(order.index(label) for label in labels))
+        )
+
+
+def loosen(node: fx.Node) -> bool:
+    """Let views of a result, which was contiguous and is not, be reshapes; whether it leaves the graph as it is."""
+    leaves = False
+    for user in list(node.users):
+        if user.op == "call_method" and user.target == "view":
+            user.target = "reshape"
+        leaves |= user.op == "output" or (name_of(user) in VIEWS and loosen(user))
+    return leaves
+
+
+def sweep(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    """Erase these nodes and what was computed for them alone."""
+    for node in nodes:
+        if not node.users and node in graph.nodes:
+            sources = node.all_input_nodes
+            graph.erase_node(node)
+            sweep(graph, [source for source in sources if name_of(source) in PURE and not writes(source)])
+
+
+def rewrite_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Replace attention by hand in a graph of Dynamo's, in place, and return it.
+
+    Triangles in the inputs of the graph are looked at only if ``graph_module.meta["inputs"]`` holds them; those
+    relied upon are in ``meta["assumed"]`` then, and the caller must check them (see :class:`Known`).
+    """
+    for child in graph_module.children():  # the bodies of checkpoints
+        if isinstance(child, fx.GraphModule):
+            rewrite_attention(child)
+    graph, inputs = graph_module.graph, graph_module.meta.get("inputs", ())
+    for _, site in sites(graph_module, inputs):
+        if isinstance(site, str):
+            continue
+        last = site.nodes[-1]
+        with graph.inserting_before(last):
+            out = Writer(graph, site).write()
+            if loosen(last):
+                out = graph.call_method("contiguous", (out,))
+        out.meta = dict(last.meta)
+        last.replace_all_uses_with(out)
+        sweep(graph, site.nodes[::-1])
+        graph_module.meta.setdefault("assumed", {}).update({i: triangle_of(inputs[i]) for i in site.inputs})
+    graph_module.recompile()
+    return graph_module
+
+
+Pass = Callable[[fx.GraphModule], fx.GraphModule]
+
+
+def attention_backend(
+    inner: str | Callable[..., Any] = "eager", passes: Sequence[Pass] = (rewrite_attention,)
+) -> Callable[..., Any]:
+    """A backend of torch.compile that rewrites attention and hands the graph to another.
+
+    inner: the other's name or itself. "inductor" takes ``mode`` and ``options`` as torch.compile does.
+    passes: what is done to each graph, in this order.
+    """
+
+    def attention_to_sdpa(graph_module: fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+        from torch._dynamo import lookup_backend
+
+        unchanged = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+        graph_module.meta["inputs"] = inputs
+        for change in passes:
+            graph_module = change(graph_module)
+        graph_module.meta.pop("inputs", None)
+        assumed = graph_module.meta.pop("assumed", {})
+        if inner == "inductor" and settings:
+            from torch._inductor import list_mode_options
+
+            patches = {
+                **list_mode_options(settings.get("mode") or "default"),
+                **(settings.get("options") or {}),
+            }
+            settings = {"config_patches": {name.replace("-", "_"): value for name, value in patches.items()}}
+        backend = lookup_backend(inner) if isinstance(inner, str) else inner
+        compiled = backend(graph_module, inputs, **settings)
+        return checked(compiled, unchanged, assumed) if assumed else compiled
+
+    return attention_to_sdpa
+
+
+def checked(compiled: Any, unchanged: fx.GraphModule, assumed: dict[int, Triangle]) -> Callable[..., Any]:
+    """Run the rewritten graph while the inputs are the triangles that were seen, else the unchanged one."""
+    seen: dict[int, tuple[Any, int]] = {}
+
+    def holds(inputs: Sequence[Any]) -> bool:
+        for index, triangle in assumed.items():
+            tensor = inputs[index]
+            known, version = seen.get(index, (None, -1))
+            if known is None or known() is not tensor or version != tensor._version:
+                if not triangle.equals(triangle_of(tensor)):
+                    return False
+                seen[index] = (weakref.ref(tensor), tensor._version)
+        return True
+
+    return lambda *inputs: compiled(*inputs) if holds(inputs) else unchanged(*inputs)
