@@ -75,7 +75,9 @@ def baddbmm_alibi(q, k, v):
     slopes = torch.tensor([2.0 ** -(i + 1) for i in range(h)], dtype=q.dtype)
     alibi = (slopes[:, None, None] * torch.arange(n)).to(q.dtype)
     bias = alibi.expand(b, h, 1, n).reshape(b * h, 1, n)
-    scores = torch.baddbmm(bias, q.reshape(b * h, n, d), k.reshape(b * h, n, d).mT, beta=1.0, alpha=WIDTH**-0.5)
+    scores = torch.baddbmm(
+        bias, q.reshape(b * h, n, d), k.reshape(b * h, n, d).mT, beta=1.0, alpha=WIDTH**-0.5
+    )
     weights = torch.softmax(scores, -1)
     return torch.bmm(weights, v.reshape(b * h, n, d)).view(b, h, n, d)
 
@@ -201,7 +203,9 @@ class LearnedTemperature(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.rand(HEADS, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5)
+        self.temperature = nn.Parameter(
+            torch.rand(HEADS, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         padding = (k[:, :1, None, :, 0] > 1.0).to(q.dtype) * torch.finfo(q.dtype).min
