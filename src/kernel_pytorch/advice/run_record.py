@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from ..errors import KernelPytorchError
 from .facts import AdviceReport, Finding, Machine, ModelFacts, Trial, Verdict
 from .messages import (
     Compared,
@@ -36,6 +37,10 @@ _END_S = 2.0
 """To kill the last worker and print the report."""
 _GRACE_S = 1.0
 """For a worker to say itself that a trial's time is over."""
+
+
+class AdviceError(KernelPytorchError):
+    """The advisor itself cannot run."""
 
 
 def reserve(load_s: float) -> float:
@@ -145,10 +150,13 @@ class RunRecord:
 
         Raises:
             TargetError: the user's file cannot be loaded.
+            AdviceError: the worker cannot run.
         """
         if self._stage == "loading" and self._facts is None:
             if verdict == "out of time":
                 why = f"not loaded after {now - self._started:.0f} s"
+            if verdict == "failed":
+                raise AdviceError(f"the worker cannot run: {why}")
             raise TargetError(f"{request.target}: {why}" + " while it was loaded" * (verdict == "killed"))
         if request.confirm:
             self._result = Trial(strategy=" + ".join(request.confirm), verdict=verdict, reason=why)
