@@ -56,7 +56,7 @@ def survey(model: nn.Module, sample: Sample, step: Step) -> Survey:
         Exception: of whatever kind, if the model cannot be copied or fails on its inputs.
     """
     try:
-        with _fake_warnings_off(), fake(model, sample) as (shapes, inputs):
+        with fake_warnings_off(), fake(model, sample) as (shapes, inputs):
             return _surveyed(shapes, inputs, step)
     except Exception:  # it needs numbers, or cannot be copied so: the real run tells what is wrong
         device = next((t.device for t in sample.tensors() if t.device.type != "cpu"), None)
@@ -83,7 +83,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 @contextmanager
-def _fake_warnings_off() -> Iterator[None]:
+def fake_warnings_off() -> Iterator[None]:
     """Silence tracebacks that fake tensors log before they raise."""
     with ExitStack() as restoring:
         for name in ("torch._subclasses.fake_tensor", "torch._subclasses.fake_impls"):

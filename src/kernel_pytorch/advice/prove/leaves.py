@@ -1,0 +1,54 @@
+"""The leaves of any nesting of outputs, with their paths. Imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping, Sequence, Set
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+_OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Module, enum.Enum)
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each leaf, as ("[0].logits", tensor), in order.
+
+    Goes into mappings, sequences, dataclasses and other objects with attributes, each once on a path.
+    Empty containers are leaves, so that they count as structure.
+    """
+    yield from _leaves(tree, path, ())
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """All tensors, in order."""
+    return [leaf for _, leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    if id(tree) in above:
+        return
+    parts = _parts(tree)
+    if not parts:
+        yield path, tree
+    for name, part in parts:
+        yield from _leaves(part, path + name, (*above, id(tree)))
+
+
+def _parts(tree: Any) -> list[tuple[str, Any]]:
+    if tree is None or isinstance(tree, (torch.Tensor, str, bytes, bytearray, range, *_OPAQUE)):
+        return []
+    if isinstance(tree, Mapping):
+        return [(f"[{key!r}]", value) for key, value in tree.items()]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return [(f".{name}", value) for name, value in zip(tree._fields, tree, strict=True)]
+    if isinstance(tree, Set):
+        return [("{}", sorted(tree, key=repr))] if tree else []
+    if isinstance(tree, Sequence):
+        return [(f"[{number}]", value) for number, value in enumerate(tree)]
+    if dataclasses.is_dataclass(tree):
+        return [(f".{one.name}", getattr(tree, one.name)) for one in dataclasses.fields(tree)]
+    return [(f".{name}", value) for name, value in getattr(tree, "__dict__", {}).items()]
