@@ -84,9 +84,8 @@ def _break(place: str, statement: str, text: str) -> GraphBreak:
     hint = next((line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: ")), "")
     named = "\n".join(line for line in lines if not line.startswith("Hint: "))
     causes: list[BreakCause] = [cause for words, cause in _CAUSES if words in named]
-    return GraphBreak(
-        place=place, cause=(causes or ["other"])[0], reason=reason, hint=hint, statement=statement
-    )
+    cause: BreakCause = causes[0] if causes else "other"
+    return GraphBreak(place=place, cause=cause, reason=reason, hint=hint, statement=statement)
 
 
 def _recompiles(log: DynamoLog, phases: list[Phase]) -> tuple[Recompile, ...]:

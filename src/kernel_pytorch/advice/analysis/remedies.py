@@ -78,8 +78,8 @@ def of_loop(loop: PythonLoop) -> str:
             'torch.einsum("...i,eio->...eo", x, weights)'
         )
     return (
-        f"call {loop.operator} once on the whole tensor before the loop, and keep in the loop only what needs "
-        "the step before it; a recurrence as torch.nn.GRU or LSTM, a running sum as torch.cumsum"
+        f"call {loop.operator} once on the whole tensor before the loop, and keep in the loop only what "
+        "needs the step before it; a recurrence as torch.nn.GRU or LSTM, a running sum as torch.cumsum"
     )
 
 
