@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sample import Sample
-from .compare import Comparison, compare_gradients, compare_outputs, tensors_of
+from .compare import Comparison, compare_gradients, compare_outputs
+from .leaves import tensors_of
 from .limits import NotKeptError
 from .rounds import Round
 

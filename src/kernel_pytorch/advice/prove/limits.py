@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..analysis.places import raised
 from ..facts import Verdict
 
 MOST_CHARACTERS = 240
@@ -53,11 +52,8 @@ class Deadline:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its class, what it says, and where it was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if len(text) > MOST_CHARACTERS:
-        text = text[: MOST_CHARACTERS - 3] + "..."
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return text + place
+    """An exception in one line that is not too long, with where it was raised."""
+    text, _, place = raised(error).rpartition(" (")
+    if not text or len(text) <= MOST_CHARACTERS:
+        return raised(error)
+    return f"{text[:MOST_CHARACTERS]}... ({place}"

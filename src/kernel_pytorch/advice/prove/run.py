@@ -21,15 +21,16 @@ from ..analysis.observe import observe
 from ..facts import AdviceReport, Finding, Level, Machine, ModelFacts, Options, Trial
 from ..sample import Sample
 from ..strategy.protocol import Strategy
-from ..strategy.registry import strategies
+from ..strategy.registry import broken, strategies
 from .limits import describe
 from .search import search
 from .session import Session
 from .state import preserved
 from .task import Loss, OptimizerFactory, Redraw, Task
 
-ANALYSIS_S = 12.0
-"""Seconds that the analysis may take beyond the budget of the trials."""
+FACTS_S = 9.0
+FINDINGS_S = 6.0
+"""Seconds that both may take beyond the budget of the trials, where a call is quick."""
 
 
 def advise(
@@ -107,7 +108,8 @@ def optimise(
         target=type(model).__name__,
     )
     with preserved(model, given):
-        return run(task, strategies(), remarks=moved)
+        known = strategies()
+        return run(task, known, remarks=(*moved, *broken))
 
 
 def run(
@@ -126,8 +128,8 @@ def run(
     """
     began, options = clock(), task.options
     session = Session(task, facts, clock=clock)
-    facts = with_remarks(session.facts(ANALYSIS_S), remarks)
-    found = findings_of(session.task, facts)
+    facts = with_remarks(session.facts(FACTS_S), remarks)
+    found, unobserved = look(session.task, facts, FINDINGS_S)
     deadline = clock() + options.budget_s
     trials = tuple(search(known, facts, options, deadline=deadline, clock=clock, trial=session.trial))
     kept = chosen(known, trials)
@@ -138,7 +140,7 @@ def run(
         target=task.target or type(task.model).__name__,
         machine=machine_of(facts),
         options=options,
-        facts=with_remarks(facts, failed),
+        facts=with_remarks(facts, (*unobserved, *failed)),
         findings=found,
         trials=trials,
         result=result,
@@ -163,9 +165,19 @@ def another_like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     return lambda parameters: kind(parameters, **options)
 
 
+def look(task: Task, facts: ModelFacts, limit_s: float) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """The defects of a model, and a remark on each thing that could not be looked at.
+
+    Args:
+        limit_s: seconds after which nothing more is looked at.
+    """
+    observed = observe(task, limit_s=limit_s)
+    return findings(facts, observed), () if facts.failed else observed.unobserved
+
+
 def findings_of(task: Task, facts: ModelFacts) -> tuple[Finding, ...]:
     """The defects of a model."""
-    return findings(facts, observe(task))
+    return look(task, facts, FINDINGS_S)[0]
 
 
 def offers_of(

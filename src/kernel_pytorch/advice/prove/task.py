@@ -13,6 +13,7 @@ from torch import nn
 
 from ..facts import Options
 from ..sample import Sample
+from .leaves import tensors_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs, inputs) -> scalar; see :func:`inputs_of`."""
@@ -103,8 +104,6 @@ def inputs_of(sample: Sample) -> Any:
 
 def floating(tree: Any) -> list[torch.Tensor]:
     """The floating and complex tensors of any nesting, dataclasses included."""
-    from .compare import tensors_of
-
     return [t for t in tensors_of(tree) if t.is_floating_point() or t.is_complex()]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..analysis.calls import synchronizer
 from ..analysis.memory import peak_memory
 from ..facts import ModelFacts, Trial, Verdict
 from ..strategy.protocol import Strategy
@@ -16,11 +16,11 @@ from .candidate import Candidate, build, forget_compiled_code, frames_compiled, 
 from .decide import Measured, reason_against
 from .equal import check_again, check_equal, warm_up
 from .judge import Evidence
-from .limits import Deadline, NotKeptError, describe
+from .limits import Deadline, NotKeptError, OutOfTimeError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original
 from .rounds import restored
-from .timing import time_pairs
+from .timing import time_pairs, verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +47,25 @@ def prove(proof: Proof, strategies: Sequence[Strategy], name: str) -> Trial:
     """
     found: dict[str, Any] = {}
     evidence = Evidence()
-    verdict: Verdict = "kept"
+    outcome: Verdict = "kept"
     reason = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where they are errors, a candidate would fail on the first
         try:
             _prove(proof, strategies, evidence, found)
+            found["source"] = tuple(strategies[-1].source())
         except NotKeptError as stop:
-            verdict, reason = stop.verdict, stop.reason
+            outcome, reason = stop.verdict, stop.reason
         except (Exception, SystemExit) as error:
-            verdict, reason = "failed", describe(error)
+            outcome, reason = "failed", describe(error)
     return Trial(
         strategy=name,
-        verdict=verdict,
+        verdict=outcome,
         reason=reason,
         lossless=all(strategy.lossless for strategy in strategies),
         error=evidence.error,
         original_error=evidence.original_error,
         compile_s=evidence.compile_s,
-        source=tuple(strategies[-1].source()) if verdict == "kept" else (),
         **found,
     )
 
@@ -107,16 +107,22 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
                 original.task.sample.clone,
                 budget_s=deadline.left(),
                 clock=deadline.clock,
+                synchronize=synchronizer(original.task.device),
             )
-        found.update(gain=timing.gain, low=timing.low, high=timing.high, pairs=timing.pairs)
+        if not timing.pairs:
+            raise OutOfTimeError(timing.stopped)
+        _, ratio, slow = verdict(timing, facts.noise.value or 0.0)
+        assert ratio is not None
+        found.update(gain=ratio.value, low=ratio.low, high=ratio.high, pairs=timing.pairs)
         if frames_compiled() != frames:
             raise NotKeptError("it was compiled again while it was timed")
     reason = reason_against(
         Measured(
-            gain=timing.gain,
-            low=timing.low,
-            candidate_s=statistics.median(second for _, second in timing.pairs),
+            gain=ratio.value,
+            low=ratio.low,
+            candidate_s=ratio.second_s,
             stopped=timing.stopped,
+            slow=slow,
             peak_ratio=found["peak_ratio"],
         ),
         facts,

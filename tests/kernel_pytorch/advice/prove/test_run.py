@@ -33,7 +33,7 @@ def hoping(change, gain=2.0, seconds=1.0, **attributes):
 
 @pytest.fixture(autouse=True)
 def without_findings(monkeypatch):
-    monkeypatch.setattr(run_module, "findings_of", lambda task, facts: ())
+    monkeypatch.setattr(run_module, "look", lambda task, facts, limit_s: ((), ("no time",)))
 
 
 def run_of(strategies, *, model=None, facts=FACTS, **options):
@@ -66,6 +66,7 @@ def test_right_changes_are_kept_wrong_ones_reverted_and_the_result_confirmed():
     assert report.result.gain == pytest.approx(2.0)
     assert [trial.strategy for trial in report.kept] == ["twice_as_fast"]
     assert report.reference == "the original in float64"
+    assert report.facts.remarks == ("no time",)
     assert not report.confirmed  # it is not a process of its own
     assert best is not model
     assert (best.seconds, model.seconds) == (0.005, 0.01)
