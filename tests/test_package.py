@@ -13,6 +13,10 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.advice.load",
+    "kernel_pytorch.advice.redraw",
+    "kernel_pytorch.advice.sample",
+    "kernel_pytorch.advice.static",
     "kernel_pytorch.links.collectives.carry",
     "kernel_pytorch.links.collectives.choosing",
     "kernel_pytorch.links.collectives.collectives",
@@ -155,6 +159,7 @@ FOLDERS = (
     "placement",
     "jobs",
     "distributed_scale",
+    "advice",
     "cli",
 )
 
