@@ -42,7 +42,7 @@ class CompilerOptimizationAssistant:
         budget_s: float = 120.0,
     ) -> OptimizationResult:
         """See :func:`.prove.run.optimise`."""
-        from ..advice.examine import optimised
+        from ..advice.assist import optimised
 
         steps = {"training": training, "loss": loss, "optimizer": optimizer}
         limits = {"max_error": max_error, "memory_gb": memory_gb, "lengths": lengths, "budget_s": budget_s}
@@ -51,7 +51,7 @@ class CompilerOptimizationAssistant:
     def apply_recommendations(
         self, model: nn.Module, recommendations: Sequence[OptimizationRecommendation], sample_input: Any
     ) -> dict[str, Any]:
-        """Prove each on top of those kept before it, and keep or revert it: see :func:`.examine.applied`."""
-        from ..advice.examine import applied
+        """Prove each on top of those kept before it, and keep or revert it: see :func:`.assist.applied`."""
+        from ..advice.assist import applied
 
         return applied(model, recommendations, sample_input, self.device)

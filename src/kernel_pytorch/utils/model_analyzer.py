@@ -31,11 +31,9 @@ class ModelArchitectureAnalyzer:
         self.device = device
 
     def analyze(self, model: nn.Module, sample_input: Any = None) -> ModelAnalysisResult:
-        """Run a copy of a model on a sample and say what is known of it.
+        """Run a copy of a model on a sample; without one, what needs a call is None.
 
-        Args:
-            sample_input: a tensor, a tuple (positional) or a dict (by keyword); None: nothing runs, and what
-                needs a call is None.
+        ``sample_input`` is a tensor, a tuple (positional) or a dict (by keyword).
         """
         from ..advice.examine import analysis
 

@@ -17,7 +17,7 @@ class OptimizationRecommendationEngine:
 
     def generate_recommendations(self, analysis: ModelAnalysisResult) -> list[OptimizationRecommendation]:
         """The strategies that apply to what was analysed, the greatest estimated gain first."""
-        from ..advice.examine import recommended
+        from ..advice.recommend import recommended
 
         return recommended(analysis)
 
@@ -33,6 +33,6 @@ class OptimizationImplementer:
         Raises:
             ValueError: it does not apply, or cannot be applied: why.
         """
-        from ..advice.examine import changed
+        from ..advice.recommend import changed
 
         return changed(model, recommendation.optimization_type, recommendation.analysis)
