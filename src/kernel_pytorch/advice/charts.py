@@ -166,7 +166,8 @@ def pairs(trials: Sequence[Trial]) -> str:
         for number, ratio in enumerate(found):
             height = y + 8 + (_ROW - 4) * (number + 0.5) / len(found)  # in the order measured, from the top
             parts.append(_dot(x(ratio), height, kind, f"pair {number + 1}: {ratio:.3f}", 3))
-    parts.append(words((_LEFT + _WIDTH) / 2, bottom + 36, "times as fast as the best so far; the result: as the original", "middle"))
+    what = "times as fast as the best so far; the result: as the original"
+    parts.append(words((_LEFT + _WIDTH) / 2, bottom + 36, what, "middle"))
     return picture(_WIDTH, bottom + 46, parts, "Pairs of each trial")
 
 

@@ -123,7 +123,9 @@ def test_every_pair_is_a_point_at_its_ratio():
     at = numbers(svg, "circle", "cx")
     assert len(at) == len(ratios) == 11 * 3 + 13
     (one,) = numbers(svg, "line", "x1", "one")
-    scale = {round((x - one) / math.log(ratio), 0) for x, ratio in zip(at, ratios, strict=True) if ratio > 1.5}
+    scale = {
+        round((x - one) / math.log(ratio), 0) for x, ratio in zip(at, ratios, strict=True) if ratio > 1.5
+    }
     assert max(scale) - min(scale) <= 1  # a logarithmic axis through 1
     assert all((x > one) == (ratio > 1) for x, ratio in zip(at, ratios, strict=True))
 
