@@ -17,7 +17,7 @@ from .inherited import (
     measured,
     recommendation,
 )
-from .prove.run import ANALYSIS_S, optimise
+from .prove.run import FACTS_S, optimise
 from .prove.search import hope_of, not_tried
 from .prove.session import Session
 from .prove.state import preserved
@@ -49,8 +49,8 @@ def optimised(
     )
     untried = tuple(one for one in report.trials if one.verdict == "not tried" and one.expected is not None)
     for trial in (*report.kept, *untried):
-        hope = hope_of(known[trial.strategy], report.facts)
-        hope = hope if isinstance(hope, Expectation) else None
+        judged = hope_of(known[trial.strategy], report.facts)
+        hope = judged if isinstance(judged, Expectation) else None
         result.recommendations.append(recommendation(known[trial.strategy], hope, trial, result))
     return result
 
@@ -78,7 +78,7 @@ def applied(
     models, lines, improvements = {}, {}, {}
     with preserved(model):
         session = Session(task_of(model, sample_input, device, training=training))
-        facts = session.facts(ANALYSIS_S)
+        facts = session.facts(FACTS_S)
         for strategy in wanted:
             hope = judge(strategy, facts)
             trial = not_tried(strategy, hope) if isinstance(hope, str) else session.trial(kept, strategy)

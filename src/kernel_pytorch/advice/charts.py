@@ -41,7 +41,7 @@ def roofline(facts: ModelFacts) -> str:
     if not peaks or bandwidth is None:
         why = "; ".join(facts.roofline.unmeasured.values())
         return _nothing("The machine's peaks were not measured" + (f": {why}" if why else ""))
-    points = [
+    points: list[tuple[str, float | None, float | None, float | None, str]] = [
         (f"{each.name}, {each.calls} calls", each.flops, each.bytes, each.seconds, "s1")
         for each in facts.operators
     ]

@@ -12,7 +12,7 @@ from .analysis.places import place_of_class
 from .facts import Finding, ModelFacts, Options
 from .inherited import ModelAnalysisResult, analysis_fields
 from .prove.copies import copy_of
-from .prove.run import ANALYSIS_S, device_of, findings_of
+from .prove.run import FACTS_S, FINDINGS_S, device_of, look, with_remarks
 from .prove.session import Session
 from .prove.state import preserved
 from .prove.task import Task
@@ -52,8 +52,9 @@ def analysis(model: nn.Module, sample_input: Any, device: torch.device | str | N
         return ModelAnalysisResult(**analysis_fields(facts, (), (), None))
     with preserved(model):
         session = Session(task)
-        facts = session.facts(ANALYSIS_S)
-        found = findings_of(session.task, facts)
+        facts = session.facts(FACTS_S)
+        found, unobserved = look(session.task, facts, FINDINGS_S)
+    facts = with_remarks(facts, unobserved)
     return ModelAnalysisResult(**analysis_fields(facts, found, hopes(facts), sample_input))
 
 
@@ -62,7 +63,7 @@ def bottlenecks(model: nn.Module, sample_input: Any, facts: ModelFacts | None) -
     if sample_input is None or facts is None or facts.failed:
         return ()
     with preserved(model):
-        return findings_of(Session(task_of(model, sample_input), facts).task, facts)
+        return look(Session(task_of(model, sample_input), facts).task, facts, FINDINGS_S)[0]
 
 
 def code(model: nn.Module) -> dict[str, Any]:
