@@ -68,7 +68,12 @@ TORCH_ALONE = (
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )
-SHIMS = ("communication_optimization", "hardware_adaptation", "orchestration")
+SHIMS = (
+    "communication_optimization",
+    "compiler_optimization_assistant",
+    "hardware_adaptation",
+    "orchestration",
+)
 HEAVY = (
     "torch",
     "triton",
@@ -127,8 +132,11 @@ def test_the_lower_floor_imports_light():
     names = [
         module
         for path in sorted(LOWER.rglob("*.py"))
-        if (module := module_name(path)) not in TORCH_ALONE and not module.endswith((*SHIMS, "__main__"))
+        if (module := module_name(path)) not in TORCH_ALONE
+        and not module.endswith((*SHIMS, "__main__"))
+        and path not in with_torch()
     ]
+    assert "kernel_pytorch.advice.write" in names
     script = (
         "import importlib, sys\n"
         f"for name in {HEAVY}: sys.modules[name] = None\n"
@@ -136,6 +144,26 @@ def test_the_lower_floor_imports_light():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def with_torch() -> list[Path]:
+    """The modules of the advisor that say that they load torch."""
+    found = []
+    for path in sorted((LOWER / "advice").rglob("*.py")):
+        says = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found += [path] if "Imports torch" in says.replace("\n", " ") else []
+    return found
+
+
+def test_the_advisor_loads_no_compiler_before_it_is_used():
+    names = [module_name(path) for path in with_torch()]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_the_lower_floor_never_imports_the_upper():
@@ -175,8 +203,9 @@ FOLDERS = (
     "links",
     "placement",
     "jobs",
-    "distributed_scale",
     "advice",
+    "distributed_scale",
+    "utils",
     "cli",
 )
 

@@ -130,12 +130,13 @@ def test_changes_are_made_in_their_order_with_imports_and_definitions_once(folde
         "def double(model):",
         "    model.gain *= 2",
     ]
-    first = simple(*define, "", "model.gain = 3", "# and again", "double(model)")
+    first = simple(*define, "", "model.gain = 3", "# and again", "double(model)", "# last")
     second = replace(first, strategy="another", source=(*define, "double(model)"))
     save(kept(first, second, target=f"{folder}/model.py:Attention"), folder / "fast.py")
     text = (folder / "fast.py").read_text()
     assert text.count("def double") == text.count("import helper") == text.count("# twice") == 1
-    assert "# and again" in text
+    assert "    # and again\n" in text
+    assert "    # last\n" in text
     assert use(folder, "print(fast.make_model().gain)") == "12\n"
 
 

@@ -1,4 +1,7 @@
-"""Where torch.compile splits a model's graph or compiles it again, found by Dynamo without a compiler."""
+"""Where torch.compile splits a model's graph or compiles it again, found by Dynamo without a compiler.
+
+Imports torch.
+"""
 
 from __future__ import annotations
 
