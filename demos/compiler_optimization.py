@@ -3,9 +3,9 @@
     python demos/compiler_optimization.py [--quick] [--output FOLDER]
 
 Each stack of four blocks runs as it is, with ``F.scaled_dot_product_attention``, under ``torch.compile``, and
-as the advisor leaves it, all with the same weights. Outputs (in training also gradients) are compared with the
-original in float64 before anything is timed: status 1 if one differs by more than 4 times the original's own
-rounding. Times are medians of interleaved pairs with 99 % intervals; a JSON and a picture are written.
+as the advisor leaves it, all with the same weights. Outputs (in training also gradients) are compared with
+the original in float64 before anything is timed: status 1 if one differs by more than 4 times the original's
+own rounding. Times are medians of interleaved pairs with 99 % intervals; a JSON and a picture are written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_pytorch.advice.prove.run import optimise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernel_pytorch.advice import median_ratio
+from kernel_pytorch.advice.prove.run import optimise
 
 MODELS = {"width 256, 4 heads": (256, 4), "width 512, 8 heads": (512, 8)}
 LENGTHS = (256, 512, 1024, 2048)
