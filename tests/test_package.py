@@ -13,6 +13,23 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.advice.analysis.analyse",
+    "kernel_pytorch.advice.analysis.attempt",
+    "kernel_pytorch.advice.analysis.calls",
+    "kernel_pytorch.advice.analysis.costs",
+    "kernel_pytorch.advice.analysis.fake",
+    "kernel_pytorch.advice.analysis.flops",
+    "kernel_pytorch.advice.analysis.formulas",
+    "kernel_pytorch.advice.analysis.granted",
+    "kernel_pytorch.advice.analysis.moved_bytes",
+    "kernel_pytorch.advice.analysis.others",
+    "kernel_pytorch.advice.analysis.parameters",
+    "kernel_pytorch.advice.analysis.profile",
+    "kernel_pytorch.advice.analysis.roofline",
+    "kernel_pytorch.advice.analysis.runs",
+    "kernel_pytorch.advice.analysis.scores",
+    "kernel_pytorch.advice.analysis.survey",
+    "kernel_pytorch.advice.analysis.traffic",
     "kernel_pytorch.advice.load",
     "kernel_pytorch.advice.redraw",
     "kernel_pytorch.advice.sample",
