@@ -25,11 +25,11 @@ class FirstLinear(nn.Linear):
 
     def parts(self, x: Tensor) -> Any:
         if self.joined is not None:
-            return self.joined(x).split(self.sizes, -1)
+            return torch.split(self.joined(x), self.sizes, -1)
         layers = [self, *self.later]
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.bias is None else torch.cat([layer.bias for layer in layers])
-        return F.linear(x, weight, bias).split(self.sizes, -1)
+        return torch.split(F.linear(x, weight, bias), self.sizes, -1)
 
     def forward(self, x: Tensor) -> Any:
         parts = self.parts(x)
