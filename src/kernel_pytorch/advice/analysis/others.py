@@ -39,7 +39,7 @@ def lengths(attempt: Attempt, limit: int | None) -> tuple[tuple[LengthFacts, ...
     """The facts at the task's other lengths, and the greatest length that fits in ``limit`` bytes."""
 
     def other_lengths() -> tuple[tuple[LengthFacts, ...], Fact]:
-        from .memory import lengths_facts
+        from .lengths import lengths_facts
 
         return lengths_facts(attempt.task, limit)
 
