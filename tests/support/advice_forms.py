@@ -1,6 +1,7 @@
 """Twenty ways to write attention, and eight functions that look like it and are another.
 
-Each is a module that takes queries, keys and values, [batch, heads, length, width] each, and returns as many values.
+Each is a module that takes queries, keys and values and returns as many values, all of
+[batch, heads, length, width].
 """
 
 from __future__ import annotations
@@ -11,11 +12,50 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from kernel_pytorch.advice.strategy.attention_rewrite import attention_backend
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 LONGEST = 128
 INFINITY = float("inf")
+
+
+class Recorder:
+    """A backend that runs a graph as it is, and keeps it."""
+
+    def __init__(self) -> None:
+        self.graphs: list[fx.GraphModule] = []
+
+    def __call__(self, graph_module, inputs):
+        graph_module.graph.lint()
+        self.graphs.append(graph_module)
+        return graph_module.forward
+
+    @property
+    def fused(self):
+        """The calls of the fused attention."""
+        nodes = [node for graph in self.graphs for node in graph.graph.nodes]
+        return [node for node in nodes if node.target is F.scaled_dot_product_attention]
+
+    def names(self):
+        return {getattr(n.target, "__name__", n.target) for graph in self.graphs for n in graph.graph.nodes}
+
+
+def compiled(model, **options):
+    recorder = Recorder()
+    model.compile(backend=attention_backend(recorder), **options)
+    return recorder
+
+
+def inputs(length, seed=0, dtype=torch.float32, batch=BATCH):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, batch, HEADS, length, WIDTH)
+    return [t.to(dtype).requires_grad_() for t in torch.randn(shape, generator=generator).unbind()]
+
+
+def error(value, reference):
+    return ((value.double() - reference).norm() / reference.norm().clamp_min(1e-12)).item()
 
 
 @dataclass(frozen=True)
@@ -26,6 +66,8 @@ class Form:
     make: Callable[[], nn.Module]
     causal: bool = False
     """Whether its mask is the causal triangle at every length."""
+    trains: bool = True
+    """Whether it is rewritten in training too."""
 
 
 class Written(nn.Module):
@@ -35,8 +77,8 @@ class Written(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.function(q, k, v)
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(*tensors)
 
 
 def matmul_scaled_after(q, k, v):
@@ -75,7 +117,9 @@ def baddbmm_alibi(q, k, v):
     slopes = torch.tensor([2.0 ** -(i + 1) for i in range(h)], dtype=q.dtype)
     alibi = (slopes[:, None, None] * torch.arange(n)).to(q.dtype)
     bias = alibi.expand(b, h, 1, n).reshape(b * h, 1, n)
-    scores = torch.baddbmm(bias, q.reshape(b * h, n, d), k.reshape(b * h, n, d).mT, beta=1.0, alpha=WIDTH**-0.5)
+    scores = torch.baddbmm(
+        bias, q.reshape(b * h, n, d), k.reshape(b * h, n, d).mT, beta=1.0, alpha=WIDTH**-0.5
+    )
     weights = torch.softmax(scores, -1)
     return torch.bmm(weights, v.reshape(b * h, n, d)).view(b, h, n, d)
 
@@ -197,21 +241,28 @@ def split_mask(q, k, v):
 
 
 class LearnedTemperature(nn.Module):
-    """A temperature for each head, and a key-padding mask that is added."""
+    """A temperature for each head, and a key-padding mask."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.rand(HEADS, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5)
+        self.temperature = nn.Parameter(
+            torch.rand(HEADS, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        padding = (k[:, :1, None, :, 0] > 1.0).to(q.dtype) * torch.finfo(q.dtype).min
-        scores = q @ k.transpose(-2, -1) * self.temperature + padding.detach()
-        return scores.softmax(dim=-1) @ v
+        padding = k[:, :1, None, :, 0] > 1.0
+        scores = q @ k.transpose(-2, -1) * self.temperature
+        return scores.masked_fill(padding, torch.finfo(q.dtype).min).softmax(dim=-1) @ v
 
 
 FORMS = (
     *(
-        Form(function.__name__, lambda function=function: Written(function), causal)
+        Form(
+            function.__name__,
+            lambda function=function: Written(function),
+            causal,
+            trains=function is not baddbmm_alibi,
+        )
         for function, causal in (
             (matmul_scaled_after, False),
             (scaled_query, False),
