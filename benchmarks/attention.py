@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from dilated_attention_pytorch.attention import dilated_attention
 from dilated_attention_pytorch.core.pattern import DilatedPattern
-
 from kernel_pytorch.advice.analysis.memory import peak_memory
 from kernel_pytorch.advice.prove.ratio import Ratio
 

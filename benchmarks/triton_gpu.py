@@ -19,7 +19,6 @@ from dilated_attention_pytorch.attention import dilated_attention
 from dilated_attention_pytorch.core.pattern import DilatedPattern
 from dilated_attention_pytorch.kernels.backends import Backend, can_run_triton
 from dilated_attention_pytorch.kernels.reference import reference_attention
-
 from kernel_pytorch.advice.analysis.memory import peak_memory
 
 from .baselines import gather_pad_scatter

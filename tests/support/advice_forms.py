@@ -1,6 +1,7 @@
 """Twenty ways to write attention, and eight functions that look like it and are another.
 
-Each is a module that takes queries, keys and values, [batch, heads, length, width] each, and returns as many values.
+Each is a module that takes queries, keys and values and returns as many values, all of
+[batch, heads, length, width].
 """
 
 from __future__ import annotations
@@ -11,11 +12,50 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from kernel_pytorch.advice.strategy.attention_rewrite import attention_backend
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 LONGEST = 128
 INFINITY = float("inf")
+
+
+class Recorder:
+    """A backend that runs a graph as it is, and keeps it."""
+
+    def __init__(self) -> None:
+        self.graphs: list[fx.GraphModule] = []
+
+    def __call__(self, graph_module, inputs):
+        graph_module.graph.lint()
+        self.graphs.append(graph_module)
+        return graph_module.forward
+
+    @property
+    def fused(self):
+        """The calls of the fused attention."""
+        nodes = [node for graph in self.graphs for node in graph.graph.nodes]
+        return [node for node in nodes if node.target is F.scaled_dot_product_attention]
+
+    def names(self):
+        return {getattr(n.target, "__name__", n.target) for graph in self.graphs for n in graph.graph.nodes}
+
+
+def compiled(model, **options):
+    recorder = Recorder()
+    model.compile(backend=attention_backend(recorder), **options)
+    return recorder
+
+
+def inputs(length, seed=0, dtype=torch.float32, batch=BATCH):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, batch, HEADS, length, WIDTH)
+    return [t.to(dtype).requires_grad_() for t in torch.randn(shape, generator=generator).unbind()]
+
+
+def error(value, reference):
+    return ((value.double() - reference).norm() / reference.norm().clamp_min(1e-12)).item()
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def images() -> Images:
 
 def error(found: Any, right: Any) -> float:
     """Relative RMS."""
+    found, right = found.detach(), right.detach()
     return float((found.double() - right).norm() / right.norm().clamp_min(1e-30))
 
 
@@ -106,10 +107,15 @@ def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_gradients(original: nn.Module, changed: nn.Module, x: torch.Tensor) -> None:
-    """All of them, relative to the greater of a tensor's norm and 1e-3 of the whole's."""
+    """As near to those in float64 as the original's, but for a factor of four, or to 1e-5.
+
+    Errors are relative to the greater of a tensor's norm and 1e-3 of the whole's.
+    """
     right = gradients(copy.deepcopy(original).double(), x.double())
+    own = gradients(copy.deepcopy(original), x)
     found = gradients(changed, x)
     assert found.keys() == right.keys()
     whole = torch.stack([value.norm() for value in right.values()]).norm()
     for name, value in right.items():
-        assert (found[name].double() - value).norm() <= 1e-5 * max(value.norm(), 1e-3 * whole), name
+        allowed = max(4 * (own[name].double() - value).norm(), 1e-5 * max(value.norm(), 1e-3 * whole))
+        assert (found[name].double() - value).norm() <= allowed, name

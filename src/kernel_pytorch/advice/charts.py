@@ -41,7 +41,7 @@ def roofline(facts: ModelFacts) -> str:
     if not peaks or bandwidth is None:
         why = "; ".join(facts.roofline.unmeasured.values())
         return _nothing("The machine's peaks were not measured" + (f": {why}" if why else ""))
-    points = [
+    points: list[tuple[str, float | None, float | None, float | None, str]] = [
         (f"{each.name}, {each.calls} calls", each.flops, each.bytes, each.seconds, "s1")
         for each in facts.operators
     ]
@@ -166,14 +166,8 @@ def pairs(trials: Sequence[Trial]) -> str:
         for number, ratio in enumerate(found):
             height = y + 8 + (_ROW - 4) * (number + 0.5) / len(found)  # in the order measured, from the top
             parts.append(_dot(x(ratio), height, kind, f"pair {number + 1}: {ratio:.3f}", 3))
-    parts.append(
-        words(
-            (_LEFT + _WIDTH) / 2,
-            bottom + 36,
-            "times as fast as the best so far; the result: as the original",
-            "middle",
-        )
-    )
+    what = "times as fast as the best so far; the result: as the original"
+    parts.append(words((_LEFT + _WIDTH) / 2, bottom + 36, what, "middle"))
     return picture(_WIDTH, bottom + 46, parts, "Pairs of each trial")
 
 

@@ -46,6 +46,7 @@ class Lines:
                 self._define(node.name, "\n".join(block).strip("\n"))
             else:
                 statements += block
+        statements += lines[begin:]  # comments
         self.names |= {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         while statements and not statements[0].strip():
             del statements[0]

@@ -15,7 +15,7 @@ from kernel_pytorch.advice.facts import Options
 from kernel_pytorch.advice.write import save, source_file
 from kernel_pytorch.jobs.atomic import JobFolderError
 
-MODEL = '''
+MODEL = """
 import math
 import helper
 import torch
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 def make_model():
     torch.manual_seed(7)
     return Attention()
-'''
+"""
 # What a user does with the written file, where this package is not.
 USE = """
 import sys
@@ -99,7 +99,13 @@ def test_at_most_60_lines_beside_the_attention_pass():
 
 def test_the_docstring_says_where_it_is_from():
     said = ast.get_docstring(ast.parse(source_file(report())))
-    figures = ("2.10 (2.02 to 2.17) times", "Xeon of a test", "2 threads", "2.13.0", "2026-11-02T10:20:30+00:00")
+    figures = (
+        "2.10 (2.02 to 2.17) times",
+        "Xeon of a test",
+        "2 threads",
+        "2.13.0",
+        "2026-11-02T10:20:30+00:00",
+    )
     for figure in (*figures, "model.py:make_model", "in a fresh process", "attention to SDPA, torch.compile"):
         assert figure in said, figure
     lossy = kept(SDPA, result=replace(RESULT, lossless=False, error=0.0052))
@@ -110,17 +116,27 @@ def test_the_docstring_says_where_it_is_from():
 def test_names_cannot_break_out_of_the_docstring():
     evil = 'a\\"""\nimport os; os.abort()\n"""'
     tree = ast.parse(source_file(kept(SDPA, target=evil)))
-    assert "os" not in {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert "os" not in {
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
 
 
 def test_changes_are_made_in_their_order_with_imports_and_definitions_once(folder):
-    define = ["from torch import nn", "import helper", "", "# twice", "def double(model):", "    model.gain *= 2"]
-    first = simple(*define, "", "model.gain = 3", "# and again", "double(model)")
+    define = [
+        "from torch import nn",
+        "import helper",
+        "",
+        "# twice",
+        "def double(model):",
+        "    model.gain *= 2",
+    ]
+    first = simple(*define, "", "model.gain = 3", "# and again", "double(model)", "# last")
     second = replace(first, strategy="another", source=(*define, "double(model)"))
     save(kept(first, second, target=f"{folder}/model.py:Attention"), folder / "fast.py")
     text = (folder / "fast.py").read_text()
     assert text.count("def double") == text.count("import helper") == text.count("# twice") == 1
-    assert "# and again" in text
+    assert "    # and again\n" in text
+    assert "    # last\n" in text
     assert use(folder, "print(fast.make_model().gain)") == "12\n"
 
 
@@ -128,7 +144,9 @@ def test_a_model_rather_than_a_factory_and_another_module_of_that_name(folder):
     (folder / "model.py").write_text(MODEL + "\nclass Made:\n    one = make_model()\n")
     change = simple("model.extra = 1", "model = torch.nn.Sequential(model)")
     save(kept(change, target=f"{folder}/model.py:Made.one"), folder / "fast.py")
-    script = "sys.modules['model'] = torch\nmade = fast.make_model()\nprint(type(made).__name__, made[0].extra)"
+    script = (
+        "sys.modules['model'] = torch\nmade = fast.make_model()\nprint(type(made).__name__, made[0].extra)"
+    )
     assert use(folder, script) == "Sequential 1\n"
 
 
@@ -160,8 +178,14 @@ def test_where_the_file_of_the_original_is_unknown():
     [
         (nothing_kept(), "there is nothing to write: nothing was kept"),
         (failed(), "there is nothing to write: nothing was kept: the model failed"),
-        (kept(SDPA, result=None), "nothing to write: nothing is kept: attention to SDPA could not be confirmed"),
-        (report(result=replace(RESULT, verdict="reverted", reason="no")), "nothing to write: all was reverted"),
+        (
+            kept(SDPA, result=None),
+            "nothing to write: nothing is kept: attention to SDPA could not be confirmed",
+        ),
+        (
+            report(result=replace(RESULT, verdict="reverted", reason="no")),
+            "nothing to write: all was reverted",
+        ),
         (kept(simple()), "a change cannot be written: it gives no source"),
         (kept(simple("model =")), "a change cannot be written: invalid syntax"),
         (kept(simple("def optimise(): pass")), "a change cannot be written: the name optimise is taken"),

@@ -1,4 +1,4 @@
-"""Which line of the user's code an operator, a graph break or a guard comes from.
+"""Which line of the user's code an operator, a graph break or a guard comes from. Imports torch.
 
 The user's code is all that is neither Python's, torch's nor this package's; where a library builds the model,
 its lines are the model's.

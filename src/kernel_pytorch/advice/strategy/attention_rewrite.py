@@ -2,8 +2,8 @@
 
 This file imports torch alone: its text runs without the package that it is from.
 
-Legend: [*B, L, E] queries, [*B, S, E] keys, [*B, S, D] values, [*B, L, S] scores. Each dimension of the scores
-has a label, as in an einsum, which follows it through transposes and views: B, L and S may be anywhere.
+Legend: [*B, L, E] queries, [*B, S, E] keys, [*B, S, D] values, [*B, L, S] scores. Each dimension of the
+scores has a label, as in an einsum, which follows it through transposes and views: B, L, S may be anywhere.
 
     product  scores = q @ k^T       matmul, bmm, baddbmm, einsum
     chain    scale, masks, casts    in any order
@@ -11,8 +11,8 @@ has a label, as in an einsum, which follows it through transposes and views: B, 
     chain    casts, idle dropout
     product  weights @ v
 
-A site is left alone unless the result is equal in every case: also in rows whose keys are all hidden, where a
-mask of -inf gives NaN (the fused call: 0) and one of a finite number gives the mean of all values.
+A site is left alone unless the result and the gradients are equal in every case: also in rows whose keys are
+all hidden, where a mask of -inf gives NaN (the fused call: 0) and a finite number the mean of all values.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+Node = Any
+"""An Node, whose arguments may be of many kinds."""
 HIDDEN = -1e3
 """A score that is filled with at most this has the weight 0 as soon as one key of its row is not hidden."""
 
@@ -41,6 +43,8 @@ CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "contig
 TURNS = {"transpose", "permute", "T", "mT"}
 REGROUPS = {"view", "reshape", "unflatten", "flatten"}
 VIEWS = {"getitem", "unsqueeze", "expand", "expand_as", "squeeze"} | TURNS | REGROUPS
+WEIGHED = CASTS | TURNS | REGROUPS | {"dropout"}
+SCORED = CASTS | TURNS | REGROUPS | {"mul", "truediv", "add", "sub", "masked_fill", "where"}
 CREATORS = {"ones": 1, "zeros": 0, "new_ones": 1, "new_zeros": 0, "ones_like": 1, "zeros_like": 0}
 FILLERS = {"full": 1, "full_like": 1, "new_full": 2, "tensor": 0, "scalar_tensor": 0}
 ELEMENTWISE = CASTS | {
@@ -57,7 +61,7 @@ def called(node: Any) -> str:
 
 
 def name_of(node: Any) -> str:
-    """The function or method of torch that a node calls, in place or not, under one of its names; "": none."""
+    """The function or method of torch that a node calls, in place or not; "": none."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return ""
     module = "torch" if node.op == "call_method" else getattr(node.target, "__module__", None) or "torch"
@@ -68,14 +72,14 @@ def name_of(node: Any) -> str:
     return SYNONYMS.get(name, name)
 
 
-def writes(node: fx.Node) -> bool:
+def writes(node: Node) -> bool:
     """Whether a node changes its first argument."""
     name = called(node) if node.op in ("call_function", "call_method") else ""
     own = name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_", "not_", "is_")
     return own or name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "setitem")
 
 
-def argument(node: fx.Node, position: int, *names: str, default: Any = None) -> Any:
+def argument(node: Node, position: int, *names: str, default: Any = None) -> Any:
     if position < len(node.args):
         return node.args[position]
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
@@ -112,19 +116,20 @@ def aligned(a: Any, b: Any) -> bool:
     return len(sizes) == 2 and all(same(*pair) for pair in sizes)
 
 
-def given(node: fx.Node) -> list[Any]:
+def given(node: Node) -> list[Any]:
     """The sizes or dimensions given to a view or a permute."""
     rest = node.args[1:]
     return list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else list(rest)
 
 
-def permutation(node: fx.Node, rank: int) -> list[int]:
+def permutation(node: Node, rank: int) -> list[int]:
     """The order into which one of TURNS puts the dimensions; empty: not known."""
     name, order = name_of(node), list(range(rank))
     if name == "permute":
-        return [int(dim) % rank for dim in given(node) or node.kwargs.get("dims", ())]  # type: ignore
-    first, second = (-2, -1) if name == "mT" or (name == "T" and rank == 2) else (
-        argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))  # fmt: skip
+        return [int(dim) % rank for dim in given(node) or node.kwargs.get("dims", ())]
+    first, second = argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1")
+    if name in ("T", "mT"):
+        first, second = -2, -1
     if not isinstance(first, int) or not isinstance(second, int):
         return []
     order[first], order[second] = order[second], order[first]
@@ -145,7 +150,7 @@ def keeps_origin(index: Any, rank: int) -> bool:
 # --- What is known of masks before the graph runs: constants, and triangles of two constants.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Triangle:
     """A tensor that holds one value where column - row < ``at`` and another elsewhere, at every size."""
 
@@ -194,19 +199,18 @@ def triangle_of(tensor: Any) -> Triangle | None:
 class Known:
     """What is known of the tensors of a graph.
 
-    A triangle made in the graph (tril, triu, a comparison of aranges) is one at every length, because slices are
-    followed only from the first row and column. The values of an input, such as a buffer, may change between
-    calls: they are noted in ``assumed``, and :func:`attention_backend` looks at each call whether it is the same
-    tensor at the same version, else whether it is an equal triangle; if not, the graph runs as it was written.
+    A triangle made in the graph (tril, triu, a comparison of aranges) is one at every length, because slices
+    are followed only from the first row and column. The values of an input, such as a buffer, may change
+    between calls: what relies on them names it, and :func:`attention_backend` checks at each call that it is
+    the same tensor at the same version, or else an equal triangle; if not, the graph runs as it was written.
     """
 
     def __init__(self, graph: fx.Graph, inputs: Sequence[Any]) -> None:
-        self.inputs = dict(
-            zip((n for n in graph.nodes if n.op == "placeholder"), enumerate(inputs), strict=False)
-        )
-        self.found: dict[fx.Node, Triangle | Count | None] = {}
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self.inputs = dict(zip(placeholders, enumerate(inputs), strict=False))
+        self.found: dict[Node, Triangle | Count | None] = {}
         self.unstable: set[int] = set()
-        families: dict[int, list[fx.Node]] = {}
+        families: dict[int, list[Node]] = {}
         for node in graph.nodes:
             if example(node) is not None:
                 families.setdefault(storage(node), []).append(node)
@@ -238,15 +242,14 @@ class Known:
         """A rate of dropout, which Dynamo makes an input where shapes are dynamic."""
         return self.triangle(node.args[0] if name_of(node) == "item" else node)
 
-    def conclude(self, node: fx.Node, name: str) -> Triangle | Count | None:
+    def conclude(self, node: Node, name: str) -> Triangle | Count | None:
         if node in self.inputs:
             index, value = self.inputs[node]
             read = triangle_of(value)
             return read and Triangle(read.at, read.values, frozenset([index]))
         if name in CREATORS or name in FILLERS:
-            value = (
-                CREATORS[name] if name in CREATORS else argument(node, FILLERS[name], "fill_value", "data")
-            )
+            value = CREATORS.get(name)
+            value = argument(node, FILLERS[name], "fill_value", "data") if value is None else value
             plain = isinstance(value, (bool, int, float))
             return Triangle(0, torch.tensor([value, value], dtype=example(node).dtype)) if plain else None
         if name == "arange":
@@ -260,47 +263,42 @@ class Known:
             return Triangle(diagonal + (name == "tril"), kept, of.inputs)
         return self.viewed(node, name) if name in VIEWS else self.computed(node, name)
 
-    def viewed(self, node: fx.Node, name: str) -> Triangle | Count | None:
+    def viewed(self, node: Node, name: str) -> Triangle | Count | None:
         base = node.args[0]
         of, rank = self[base], len(shape(base))
         if isinstance(of, Count):  # still counts, if one dimension of the same size is left
             wide = [dim - len(shape(node)) for dim, size in enumerate(shape(node)) if not is_one(size)]
-            return (
-                Count(wide[0])
-                if len(wide) == 1 and same(shape(node)[wide[0]], shape(base)[of.axis])
-                else None
-            )
+            equal = len(wide) == 1 and same(shape(node)[wide[0]], shape(base)[of.axis])
+            return Count(wide[0]) if equal else None
         if of is None or of.constant:
             return of
         if name in TURNS:
             last = permutation(node, rank)[-2:]
-            return {(rank - 2, rank - 1): of, (rank - 1, rank - 2): of.turned()}.get(tuple(last))  # type: ignore
+            return (
+                of if last == [rank - 2, rank - 1] else of.turned() if last == [rank - 1, rank - 2] else None
+            )
         kept = keeps_origin(node.args[1], rank) if name == "getitem" else aligned(base, node)
         return of if kept else None
 
-    def computed(self, node: fx.Node, name: str) -> Triangle | None:
+    def computed(self, node: Node, name: str) -> Triangle | None:
         operands = [self[a] for a in node.all_input_nodes]
         axes = [of.axis for of in operands if isinstance(of, Count)]
         if name in ("lt", "le", "gt", "ge") and sorted(axes) == [-2, -1]:
             rows_first = axes[0] == -2
             above = name in (("lt", "le") if rows_first else ("gt", "ge"))  # true where row < column
-            at = name in (
-                ("lt", "ge") if rows_first else ("gt", "le")
-            )  # 0: the diagonal goes with what is above
-            return Triangle(int(at), torch.tensor([not above, above]))
+            on = name in ("le", "ge")  # true where row == column
+            return Triangle(int(on != above), torch.tensor([not above, above]))
         triangles = [of for of in operands if isinstance(of, Triangle)]
-        varying = [of for of in triangles if not of.constant]
         if name not in ELEMENTWISE or not triangles or len(triangles) < len(operands):
             return None
-        if len({of.at for of in varying}) > 1 or not all(
-            aligned(a, node) for a in node.all_input_nodes if self.triangle(a) in varying
-        ):
+        varying = [(of, a) for of, a in zip(triangles, node.all_input_nodes, strict=True) if not of.constant]
+        if len({of.at for of, _ in varying}) > 1 or not all(aligned(a, node) for _, a in varying):
             return None
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.triangle(a).values.clone())  # type: ignore
-        function = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.triangle(a).values.clone())  # type: ignore[union-attr]
+        function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
         values = function(*args, **kwargs).cpu().expand(2)
         inputs = frozenset(index for of in triangles for index in of.inputs)
-        return Triangle(varying[0].at if varying else 0, values, inputs)
+        return Triangle(varying[0][0].at if varying else 0, values, inputs)
 
 
 # --- Products, softmax and the chains between them.
@@ -308,13 +306,15 @@ class Known:
 
 @dataclass(frozen=True)
 class Product:
-    node: fx.Node
-    operands: tuple[fx.Node, fx.Node]
+    node: Node
+    operands: tuple[Node, Node]
     labels: tuple[tuple[str, ...], tuple[str, ...]]
+    """Of the operands' dimensions."""
     out: tuple[str, ...]
 
 
-def product_of(node: Any) -> Product | None:
+def product_of(node: Node) -> Any:
+    """The :class:`Product` that a node computes, or None."""
     name, equation = name_of(node), "...ic,...cj->...ij"
     if name == "einsum":
         equation, *operands = node.args
@@ -340,64 +340,60 @@ def labels_of(term: str, rank: int) -> tuple[str, ...]:
     return (*before, *(f".{n}" for n in range(number, 0, -1)), *after)
 
 
-def softmax_of(node: fx.Node) -> tuple[fx.Node, int, list[fx.Node], bool] | None:
-    """The scores, the dimension, the nodes that make up the softmax, and whether the maximum is subtracted."""
-    name = name_of(node)
-    if name == "softmax":
+def softmax_of(node: Node) -> tuple[Node, int, list[Node], bool] | None:
+    """The scores, the dimension, the nodes that compute it, and whether the maximum is subtracted."""
+    if name_of(node) == "softmax":
         dim = argument(node, 1, "dim")
-        return (node.args[0], dim, [node], True) if isinstance(dim, int) else None  # type: ignore
-    if name != "truediv" or name_of(node.args[0]) != "exp" or name_of(node.args[1]) != "sum":
+        return (node.args[0], dim, [node], True) if isinstance(dim, int) else None
+    if name_of(node) != "truediv" or [*map(name_of, node.args)] != ["exp", "sum"]:
         return None
     power, total = node.args
-    dim, scores = argument(total, 1, "dim", "axis"), power.args[0]  # type: ignore
-    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
-    if total.args[0] is not power or not isinstance(dim, int) or not keeps_dim(total):  # type: ignore
+    scores, dim = power.args[0], reduced(total)
+    if total.args[0] is not power or dim is None:
         return None
     if name_of(scores) != "sub":
-        return scores, dim, [power, total, node], False  # type: ignore
-    scores, top = scores.args  # type: ignore
-    shift = [power.args[0]]  # type: ignore
-    while name_of(top) in ("detach", "getitem", "values"):
-        shift.append(top)
-        top = top.args[0]
-    axis = argument(top, 1, "dim", "axis") if name_of(top) in ("max", "amax") else None
-    axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
-    if axis != dim or top.args[0] is not scores or not keeps_dim(top):
+        return scores, dim, [power, total, node], False
+    shift = [scores, scores.args[1]]
+    scores = scores.args[0]
+    while name_of(shift[-1]) in ("detach", "getitem"):
+        shift.append(shift[-1].args[0])
+    if (
+        name_of(shift[-1]) not in ("max", "amax")
+        or shift[-1].args[0] is not scores
+        or reduced(shift[-1]) != dim
+    ):
         return None
-    return scores, dim, [top, *reversed(shift), power, total, node], True
+    return scores, dim, [*shift[::-1], power, total, node], True
 
 
-def keeps_dim(node: fx.Node) -> bool:
-    return argument(node, 2, "keepdim") is True
+def reduced(node: Node) -> int | None:
+    """The one dimension over which a node reduces and which it keeps."""
+    dim = argument(node, 1, "dim", "axis")
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    return dim if isinstance(dim, int) and argument(node, 2, "keepdim") is True else None
 
 
-def climb(node: Any, depth: int = 16) -> list[fx.Node] | None:
-    """The nodes from a product up to this one, through operations on scores."""
+def climb(node: Node, depth: int = 16) -> list[Node] | None:
+    """The nodes from a product up to this one, through what is done to scores."""
     if product_of(node):
         return [node]
-    steps = CASTS | TURNS | REGROUPS | {"mul", "truediv", "add", "sub", "masked_fill", "where"}
-    if depth == 0 or name_of(node) not in steps or example(node) is None:
+    if depth == 0 or name_of(node) not in SCORED or example(node) is None:
         return None
     for source in node.all_input_nodes:
         if example(source) is not None and example(source).is_floating_point():
-            chain = climb(source, depth - 1)
-            if chain and (
-                name_of(node) in TURNS | REGROUPS or [*map(str, shape(source))] == [*map(str, shape(node))]
-            ):
+            kept = name_of(node) in REGROUPS | TURNS or str(shape(source)) == str(shape(node))
+            chain = climb(source, depth - 1) if kept else None
+            if chain:
                 return [*chain, node]
     return None
 
 
-def descend(node: fx.Node, depth: int = 8) -> list[fx.Node] | None:
-    """The nodes after this one up to a product, through operations that keep weights as they are."""
+def descend(node: Node, depth: int = 8) -> list[Node] | None:
+    """The nodes after this one up to a product, through what keeps weights as they are."""
     for user in node.users:
         if product_of(user):
             return [user]
-        chain = (
-            descend(user, depth - 1)
-            if depth and name_of(user) in CASTS | TURNS | REGROUPS | {"dropout"}
-            else None
-        )
+        chain = descend(user, depth - 1) if depth and name_of(user) in WEIGHED else None
         if chain:
             return [user, *chain]
     return None
@@ -425,9 +421,9 @@ class Step:
 class Attention:
     """Attention by hand, found in a graph."""
 
-    nodes: tuple[fx.Node, ...]
+    nodes: tuple[Node, ...]
     """From the first product to the second."""
-    softmax: fx.Node
+    softmax: Node
     q: Operand
     k: Operand
     v: Operand
@@ -445,21 +441,23 @@ class Attention:
     """Whether its mask hides the keys after the query and nothing else."""
     inputs: frozenset[int] = frozenset()
     """The inputs of the graph whose values this relies upon."""
-    check_rows: bool = False
-    """Whether -inf may hide all keys of a row."""
+    empty: str = ""
+    """What a row is whose keys are all hidden: the "mean" of the values where scores are filled with a finite
+    number, "NaN" where with -inf, in both cases without gradients of its scores; "added": NaN where -inf is
+    added, with gradients of NaN."""
 
     @property
     def masks(self) -> list[Step]:
         return [step for step in self.steps if step.kind != "factor"]
 
 
-Operand = tuple[fx.Node, tuple[str, ...]]
+Operand = tuple[Node, tuple[str, ...]]
 Layout = tuple[tuple[str, ...], tuple[str, list[Any]] | None]
 """Labels, and the split."""
 
 
-def moved(layout: Layout, before: fx.Node, node: fx.Node) -> Layout | None:
-    """Follow the labels through a transpose or view. A view may split the first of 3 dimensions, or join it."""
+def moved(layout: Layout, before: Node, node: Node) -> Layout | None:
+    """Follow the labels through a transpose or view, which may split the first dimension of 3, or join."""
     (labels, split), name = layout, name_of(node)
     if name in TURNS:
         order = permutation(node, len(labels))
@@ -477,74 +475,55 @@ def moved(layout: Layout, before: fx.Node, node: fx.Node) -> Layout | None:
     )
 
 
-def read(chain: list[fx.Node], known: Known) -> tuple[Layout, list[Step], float] | None:
+def read(chain: list[Node], known: Known) -> tuple[Layout, list[Step], float] | None:
     """What the nodes from the product to the softmax do, and the scale; None: what no attention does."""
-    product = product_of(chain[0])
-    assert product is not None
-    layout: Layout | None = (product.out, None)
+    layout: Layout | None = (product_of(chain[0]).out, None)
     steps: list[Step] = []
     scale = 1.0
     if called(chain[0]) == "baddbmm":
         alpha, beta = (known.number(chain[0].kwargs.get(name, 1)) for name in ("alpha", "beta"))
-        bias = chain[0].args[0]
         if alpha is None or beta is None:
             return None
-        scale = alpha
-        if beta:
-            steps = [Step(kind="add", operand=bias, labels=product.out[3 - len(shape(bias)) :], number=beta)]
+        scale, bias = alpha, chain[0].args[0]
+        labels = product_of(chain[0]).out[3 - len(shape(bias)) :]
+        steps += [Step(kind="add", operand=bias, labels=labels, number=beta)] if beta else []
     for before, node in pairwise(chain):
         name, others = name_of(node), [a for a in node.args if a is not before]
-        if name in CASTS | TURNS | REGROUPS:
-            layout = moved(layout, before, node)
-            if layout is None:
-                return None
-            continue
         first = node.args[0] is before
-        if len(node.args) - len(others) != 1 or node.kwargs or (writes(node) and not first):
+        if name in CASTS | TURNS | REGROUPS:
+            layout = moved(layout, before, node) if layout else None
+            continue
+        if layout is None or len(node.args) - len(others) != 1 or node.kwargs or (writes(node) and not first):
             return None
-        if name in ("masked_fill", "where"):  # x.where(mask, y) or torch.where(mask, x, y)
-            mask, value = (
-                others
-                if node.op == "call_method" or name == "masked_fill" or others[0] is node.args[0]
-                else (others[1], others[0])
-            )
-            kind, operand, number = "fill", mask, known.number(value)
-            if number is None or example(mask) is None:
+        if name in ("masked_fill", "where"):  # x.where(mask, y) is torch.where(mask, x, y)
+            kind = "fill"
+            operand, value = others if first or others[0] is node.args[0] else others[::-1]
+            number = known.number(value)
+            if number is None or example(operand) is None:
                 return None
         elif name in ("mul", "add") or first:
-            (operand,) = others
-            kind, number = "add" if name in ("add", "sub") else "factor", known.number(operand)
-            sign = 1.0 if name in ("mul", "add") else -1.0
-            if number is not None and kind == "factor":
-                if steps and number <= 0:
+            kind, (operand,) = "add" if name in ("add", "sub") else "factor", others
+            number = 1.0 if name in ("mul", "add") else -1.0
+            constant = known.number(operand)
+            if constant is not None and kind == "factor":
+                if not constant or (steps and constant < 0):
                     return None
-                scale *= number**sign
-                steps = [
-                    step if step.kind == "factor" else replace(step, number=step.number * number**sign)
-                    for step in steps
-                ]
-            if number is not None:  # a softmax ignores what is added to all scores
+                rate = constant**number
+                scale *= rate
+                steps = [s if s.kind == "factor" else replace(s, number=s.number * rate) for s in steps]
+            if constant is not None:  # a softmax ignores what is added to all scores
                 continue
-            number = sign
+            if kind == "factor" and any(step.kind != "factor" for step in steps):
+                return None
         else:
             return None
-        if kind == "factor" and any(step.kind != "factor" for step in steps):
-            return None
         rank = len(shape(operand)) if example(operand) is not None else 0
-        keep = name == "where" and node.args.index(before) < 2
-        steps.append(
-            Step(
-                kind=kind,
-                operand=operand,
-                labels=layout[0][len(layout[0]) - rank :],
-                number=number,
-                keep=keep,
-            )
-        )
-    return layout, steps, scale
+        labels, keep = layout[0][len(layout[0]) - rank :], name == "where" and node.args.index(before) < 2
+        steps.append(Step(kind=kind, operand=operand, labels=labels, number=number, keep=keep))
+    return (layout, steps, scale) if layout else None
 
 
-def match(anchor: fx.Node, known: Known) -> Attention | None:
+def match(anchor: Node, known: Known) -> Attention | None:
     """Attention around a softmax; None: it is not attention.
 
     Raises:
@@ -557,7 +536,6 @@ def match(anchor: fx.Node, known: Known) -> Attention | None:
         return None
     _, dim, inner, shifted = soft
     first, second, weights = product_of(chain[0]), product_of(after[-1]), [anchor, *after][-2]
-    assert first is not None and second is not None
     layout, steps, scale = found
     scores, key = layout[0], layout[0][dim]
     moving: Layout | None = layout
@@ -665,14 +643,15 @@ def check_masks(site: Attention, known: Known, shifted: bool) -> Attention:
     gradient = any(tensor.requires_grad and tensor.device.type == "cpu" for tensor in adds)
     if gradient and example(site.nodes[-1]).requires_grad:
         raise Unequal("a mask that needs a gradient is not fused on a CPU")
-    # Rows whose keys are all hidden: what was filled in must hide each score to the last bit, and be one number.
     fills = {step.number for step in masks if step.kind == "fill"}
-    finite = {number for number in fills if math.isfinite(number)}
-    if masks and (not shifted or (dtype == torch.float16 and (finite or adds))):
+    if not adds and len(fills) == 1:  # naively, exp of all scores is 0, and 0 / 0 is NaN
+        return replace(site, empty="NaN" if math.isinf(min(fills)) or not shifted else "mean")
+    if adds and (not shifted or dtype == torch.float16):
         raise Unequal("a row without a key would differ")
-    if len(finite) > 1 or (adds and any(number > torch.finfo(dtype).min for number in finite)):
+    lowest = all(number <= torch.finfo(dtype).min for number in fills)
+    if fills and (not adds or not lowest or example(site.nodes[-1]).requires_grad):
         raise Unequal("masks of several kinds")
-    return replace(site, check_rows=bool(adds) or fills > finite)
+    return replace(site, empty="added" if adds else "")
 
 
 def causal_triangle(site: Attention, step: Step, known: Known) -> Triangle | None:
@@ -693,9 +672,7 @@ def causal_triangle(site: Attention, step: Step, known: Known) -> Triangle | Non
     return found if found.at == 1 and (filled or added) else None
 
 
-def sites(
-    graph_module: fx.GraphModule, inputs: Sequence[Any] = ()
-) -> Iterator[tuple[fx.Node, Attention | str]]:
+def sites(graph_module: fx.GraphModule, inputs: Sequence[Any] = ()) -> Iterator[tuple[Node, Attention | str]]:
     """The softmax of each attention by hand, with what was found or why it must be left alone."""
     graph = graph_module.graph
     follow_writes(graph)
@@ -726,37 +703,35 @@ class Writer:
 
     def __init__(self, graph: fx.Graph, site: Attention) -> None:
         self.graph, self.site = graph, site
-        self.sources: dict[str, tuple[fx.Node, int]] = {}
+        self.sources: dict[str, tuple[Node, int]] = {}
         for node, labels in (site.q, site.k, site.v):
             for dim, label in enumerate(labels):
                 if label not in self.sources or not is_one(shape(node)[dim]):
                     self.sources[label] = (node, dim)
 
-    def call(self, name: str, *args: Any) -> fx.Node:
-        return self.graph.call_method(name, args)
-
-    def function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.graph.call_function(function, args, kwargs)
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
+        make = self.graph.call_method if isinstance(function, str) else self.graph.call_function
+        return make(function, args, kwargs)
 
     def size(self, label: str) -> Any:
         node, dim = self.sources[label]
         size = shape(node)[dim]
         return size if isinstance(size, int) else self.call("size", node, dim)
 
-    def ordered(self, node: fx.Node, labels: Sequence[str], order: Sequence[str]) -> fx.Node:
+    def ordered(self, node: Node, labels: Sequence[str], order: Sequence[str]) -> Node:
         """The dimensions in this order; those missing have size 1."""
         here = [label for label in order if label in labels]
         if here != list(labels):
-            node = self.call("permute", node, *(list(labels).index(label) for label in here))
+            node = self.call("permute", node, *map(list(labels).index, here))
         for dim, label in enumerate(order):
             node = node if label in here else self.call("unsqueeze", node, dim)
         return node
 
-    def operand(self, of: tuple[fx.Node, tuple[str, ...]], row: str, column: str) -> fx.Node:
+    def operand(self, of: Operand, row: str, column: str) -> Node:
         """[*B, row, column], with each batch dimension at its full size, and the last contiguous."""
         (node, labels), split, batch = of, self.site.split, self.site.batch
         sizes = dict(zip(labels, shape(node), strict=True))
-        strides = dict(zip(labels, example(node).stride(), strict=True))
+        stride = example(node).stride(labels.index(column))
         if split and split[0] in labels:
             node = self.ordered(node, labels, (split[0], row, column))
             node = self.call("reshape", node, *split[1], self.size(row), self.size(column))
@@ -765,98 +740,101 @@ class Writer:
             full = [self.size(b) if is_one(sizes.get(b, 1)) and b in self.sources else -1 for b in batch]
             if any(size not in (-1, 1) for size in full):
                 node = self.call("expand", node, *full, -1, -1)
-        if not is_one(sizes[column]) and not same(strides[column], 1):
-            node = self.call("contiguous", node)
-        return node
+        contiguous = is_one(sizes[column]) or same(stride, 1)
+        return node if contiguous else self.call("contiguous", node)
 
-    def four(self, node: fx.Node, spread: bool = True) -> fx.Node:
-        """Four dimensions, without which no fused kernel runs: the last two are kept."""
+    def four(self, node: Node, spread: bool = True) -> Node:
+        """With four dimensions, as fused kernels need. spread: all batch dimensions are full or all are 1."""
         number = len(self.site.batch)
-        if number < 2:
+        for _ in range(2 - number):
             node = self.call("unsqueeze", node, number)
-            return node if number else self.call("unsqueeze", node, 0)
         if number > 2 and not spread:
             node = self.call("expand", node, *map(self.size, self.site.batch[:-1]), -1, -1, -1)
         return self.call("flatten", node, 0, number - 2) if number > 2 else node
 
-    def bias(self, q: fx.Node) -> fx.Node | None:
+    def bias(self, q: Node) -> Node:
         """All masks as what is added to the scores, [B or 1, H or 1, L or 1, S or 1]."""
-        bias, dtype = None, example(self.site.q[0]).dtype
-        order = (*self.site.batch, self.site.query, self.site.key)
-        for step in self.site.masks:
-            mask = self.ordered(step.operand, step.labels, order)
+        bias, site, dtype = None, self.site, example(self.site.q[0]).dtype
+        for step in site.masks:
+            mask = self.ordered(step.operand, step.labels, (*site.batch, site.query, site.key))
             if step.kind == "add":
                 mask = mask if example(step.operand).dtype == dtype else self.call("to", mask, dtype)
-                mask = mask if step.number == 1 else self.function(torch.mul, mask, step.number)
-                bias = mask if bias is None else self.function(torch.add, bias, mask)
+                mask = mask if step.number == 1 else self.call(torch.mul, mask, step.number)
+                bias = mask if bias is None else self.call(torch.add, bias, mask)
                 continue
-            # The lowest number absorbs each score: a row without a key is equal everywhere, as if all were filled.
-            fill = max(step.number, torch.finfo(dtype).min) if math.isfinite(step.number) else step.number
-            hidden = self.call("new_full", q, (), fill if math.isinf(fill) else torch.finfo(dtype).min)
+            fill = torch.finfo(dtype).min if site.empty != "added" else step.number
+            hidden = self.call("new_full", q, (), fill)
             shown = self.call("new_zeros", q, ()) if bias is None else bias
-            bias = self.function(torch.where, mask, *((shown, hidden) if step.keep else (hidden, shown)))
-        if bias is None:
-            return None
-        ones = all(b not in s.labels or is_one(shape(s.operand)[s.labels.index(b)])
-                   for s in self.site.masks for b in self.site.batch[:-1])  # fmt: skip
-        return self.four(bias, spread=ones)
+            bias = self.call(torch.where, mask, *((shown, hidden) if step.keep else (hidden, shown)))
+        leading = [(s, b) for s in site.masks for b in site.batch[:-1] if b in s.labels]
+        bias = self.four(bias, all(is_one(shape(s.operand)[s.labels.index(b)]) for s, b in leading))
+        # A parameter says that it needs a gradient also where none is computed, and would not be fused then.
+        return bias if example(site.nodes[-1]).requires_grad else self.call("detach", bias)
 
-    def write(self) -> fx.Node:
+    def write(self) -> Node:
         site = self.site
-        q, k, v = (
-            self.operand(*of)
-            for of in (
-                (site.q, site.query, site.width),
-                (site.k, site.key, site.width),
-                (site.v, site.key, "D"),
-            )
-        )
+        q = self.operand(site.q, site.query, site.width)
         for step in site.steps:
             if step.kind == "factor":
-                factor = (
-                    self.ordered(step.operand, step.labels, (*site.batch, site.query, site.key))
-                    if step.labels
-                    else step.operand
-                )
-                q = self.function(torch.mul if step.number > 0 else torch.div, q, factor)
+                order = (*site.batch, site.query, site.key)
+                factor = self.ordered(step.operand, step.labels, order) if step.labels else step.operand
+                q = self.call(torch.mul if step.number > 0 else torch.div, q, factor)
+        k, v = self.operand(site.k, site.key, site.width), self.operand(site.v, site.key, "D")
         q, k, v = map(self.four, (q, k, v))
-        bias = None if site.causal else self.bias(q)
-        if bias is not None and not example(site.nodes[-1]).requires_grad:
-            bias = self.call("detach", bias)  # a parameter needs a gradient also where none is computed
-        out = self.function(
-            F.scaled_dot_product_attention,
-            q,
-            k,
-            v,
-            attn_mask=bias,
-            is_causal=site.causal,
-            scale=site.scale,
-        )
-        if site.check_rows:
-            lowest = self.function(torch.eq, self.call("amax", bias, -1, True), -math.inf)
-            number = (self.call("new_full", q, (), value) for value in (math.nan, 1.0))
-            out = self.function(torch.mul, out, self.function(torch.where, lowest, *number))
+        bias = self.bias(q) if site.masks and not site.causal else None
+        if site.empty:
+            lowest = -math.inf if site.empty == "added" else torch.finfo(example(site.q[0]).dtype).min
+            empty = self.call(torch.eq, self.call("amax", bias, -1, True), lowest)
+            nan, one, zero = (self.call("new_full", q, (), value) for value in (math.nan, 1.0, 0.0))
+        if site.empty in ("NaN", "mean"):  # equal scores, which give no gradient to the query and the keys
+            q = self.call(torch.where, empty, zero, q)
+        how = {"attn_mask": bias, "is_causal": site.causal, "scale": site.scale}
+        out = self.call(F.scaled_dot_product_attention, q, k, v, **how)
+        if site.empty == "added":
+            out = self.call(torch.mul, out, self.call(torch.where, empty, nan, one))
+        if site.empty == "NaN":  # and in the gradients of all values
+            total = self.call("sum", v, -2, True)
+            out = self.call(
+                torch.add, out, self.call(torch.mul, self.call(torch.where, empty, nan, zero), total)
+            )
         return self.result(out)
 
-    def result(self, out: fx.Node) -> fx.Node:
+    def result(self, out: Node) -> Node:
         """From [B, H, L, D] to the dimensions of the second product."""
         batch, split, labels = self.site.batch, self.site.split, self.site.out
-        if len(batch) < 2:
+        for _ in range(2 - len(batch)):
             out = self.call("squeeze", out, len(batch))
-            out = out if batch else self.call("squeeze", out, 0)
-        elif len(batch) > 2:
+        if len(batch) > 2:
             out = self.call("unflatten", out, 0, tuple(map(self.size, batch[:-1])))
         if split and split[0] in labels:
             batch = (split[0],)
             out = self.call("reshape", out, *map(self.size, (split[0], self.site.query, "D")))
         order = (*batch, self.site.query, "D")
-        return (
-            out if order == labels else self.call("permute", out, *(order.index(label) for label in labels))
-        )
+        return out if order == labels else self.call("permute", out, *map(order.index, labels))
 
 
-def loosen(node: fx.Node) -> bool:
-    """Let views of a result, which was contiguous and is not, be reshapes; whether it leaves the graph as it is."""
+def lift(graph: fx.Graph, node: Node) -> None:
+    """Give a fused call of three dimensions a fourth, without which no fused kernel runs."""
+    operands, mask = node.args[:3], argument(node, 3, "attn_mask")
+    if len(operands) < 3 or any(example(of) is None or example(of).dim() != 3 for of in operands):
+        return
+    if len({str(shape(of)[0]) for of in operands}) > 1 or (mask is not None and example(mask) is None):
+        return
+    with graph.inserting_before(node):
+        lifted = [graph.call_method("unsqueeze", (of, 1)) for of in operands]
+        if mask is not None and example(mask).dim() == 3:
+            mask = graph.call_method("unsqueeze", (mask, 1))
+        names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        how = {**dict(zip(names, node.args[3:], strict=False)), **node.kwargs, "attn_mask": mask}
+        call = graph.call_function(F.scaled_dot_product_attention, tuple(lifted), how)
+        out = graph.call_method("squeeze", (call, 1))
+    out.meta = dict(node.meta)
+    node.replace_all_uses_with(out)
+    graph.erase_node(node)
+
+
+def loosen(node: Node) -> bool:
+    """Let views of a result that is no longer contiguous be reshapes; whether it leaves the graph."""
     leaves = False
     for user in list(node.users):
         if user.op == "call_method" and user.target == "view":
@@ -865,7 +843,7 @@ def loosen(node: fx.Node) -> bool:
     return leaves
 
 
-def sweep(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+def sweep(graph: fx.Graph, nodes: Sequence[Node]) -> None:
     """Erase these nodes and what was computed for them alone."""
     for node in nodes:
         if not node.users and node in graph.nodes:
@@ -877,13 +855,16 @@ def sweep(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
 def rewrite_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Replace attention by hand in a graph of Dynamo's, in place, and return it.
 
-    Triangles in the inputs of the graph are looked at only if ``graph_module.meta["inputs"]`` holds them; those
+    Triangles in the graph's inputs are looked at only if ``graph_module.meta["inputs"]`` holds them; those
     relied upon are in ``meta["assumed"]`` then, and the caller must check them (see :class:`Known`).
     """
     for child in graph_module.children():  # the bodies of checkpoints
         if isinstance(child, fx.GraphModule):
             rewrite_attention(child)
     graph, inputs = graph_module.graph, graph_module.meta.get("inputs", ())
+    for node in list(graph.nodes):
+        if node.target is F.scaled_dot_product_attention:
+            lift(graph, node)
     for _, site in sites(graph_module, inputs):
         if isinstance(site, str):
             continue
@@ -912,7 +893,7 @@ def attention_backend(
     passes: what is done to each graph, in this order.
     """
 
-    def attention_to_sdpa(graph_module: fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+    def attention_to_sdpa(graph_module: fx.GraphModule, inputs: Any, **settings: Any) -> Any:
         from torch._dynamo import lookup_backend
 
         unchanged = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
@@ -924,10 +905,7 @@ def attention_backend(
         if inner == "inductor" and settings:
             from torch._inductor import list_mode_options
 
-            patches = {
-                **list_mode_options(settings.get("mode") or "default"),
-                **(settings.get("options") or {}),
-            }
+            patches = list_mode_options(settings.get("mode") or "default") | (settings.get("options") or {})
             settings = {"config_patches": {name.replace("-", "_"): value for name, value in patches.items()}}
         backend = lookup_backend(inner) if isinstance(inner, str) else inner
         compiled = backend(graph_module, inputs, **settings)

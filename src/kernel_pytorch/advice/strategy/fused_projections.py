@@ -25,11 +25,11 @@ class FirstLinear(nn.Linear):
 
     def parts(self, x: Tensor) -> Any:
         if self.joined is not None:
-            return self.joined(x).split(self.sizes, -1)
+            return torch.split(self.joined(x), self.sizes, -1)
         layers = [self, *self.later]
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.bias is None else torch.cat([layer.bias for layer in layers])
-        return F.linear(x, weight, bias).split(self.sizes, -1)
+        return torch.split(F.linear(x, weight, bias), self.sizes, -1)
 
     def forward(self, x: Tensor) -> Any:
         parts = self.parts(x)
@@ -66,12 +66,12 @@ def fuse_linears(model: nn.Module, groups: list[tuple[str, ...]]) -> None:
         layers: list[Any] = [model.get_submodule(path) for path in group]
         first, sizes = layers[0], [layer.out_features for layer in layers]
         joined: Any = None
+        trainable = first.weight.requires_grad
         if not first.training:
             joined = nn.Linear(first.in_features, sum(sizes), first.bias is not None, device="meta").eval()
             for name, _ in list(joined.named_parameters()):
                 values = torch.cat([getattr(layer, name).detach() for layer in layers])
-                fixed = nn.Parameter(values, requires_grad=first.weight.requires_grad)
-                joined.register_parameter(name, fixed)
+                joined.register_parameter(name, nn.Parameter(values, requires_grad=trainable))
                 for layer in layers:
                     layer.register_parameter(name, None)
         first.__class__, first.sizes, first.later, first.joined = FirstLinear, sizes, layers[1:], joined

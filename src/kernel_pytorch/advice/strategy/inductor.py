@@ -1,4 +1,4 @@
-"""Inductor under settings of its own. Imports torch alone: its text goes to written files."""
+"""Settings that torch.compile has no option for. Imports torch alone: its text goes to written files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-def inductor_with(options: dict[str, Any], memory_budget: float = 1.0) -> Callable[..., Any]:
-    """A backend of torch.compile: inductor, under settings that hold while it compiles.
+def inductor_with_budget(share: float) -> Callable[..., Any]:
+    """Inductor as a backend, that keeps a share of a training step's activations and computes the rest again."""
 
-    Args:
-        options: of inductor.
-        memory_budget: share of the activations that a training step may keep; the rest is computed again.
-    """
-
-    def backend(graph: Any, inputs: Any) -> Any:
+    def backend(graph: Any, inputs: Any, options: Any = None) -> Any:
         from torch._functorch import config
         from torch._inductor.compile_fx import compile_fx
 
-        with config.patch(activation_memory_budget=memory_budget):
+        with config.patch(activation_memory_budget=share):
             return compile_fx(graph, inputs, config_patches=options)
 
     return backend

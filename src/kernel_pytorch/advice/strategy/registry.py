@@ -27,10 +27,10 @@ broken: list[str] = []
 
 def built_in() -> list[Strategy]:
     """Fresh objects of this package's strategies, from equal results to fewer bits."""
-    from .attention import AttentionStrategy
+    from .attention import AttentionToSDPA
 
     return [
-        AttentionStrategy(),
+        AttentionToSDPA(),
         Threads(),
         FusedProjections(),
         ChannelsLast(),

@@ -33,12 +33,14 @@ def test_precision_and_recall():
             confusion[case.kind or "clean", kind] += 1
         for finding in found:
             if finding not in hits:
-                print(f"{case.name}, {case.kind or 'clean'} at {case.expected() if case.kind else '-'}: {finding}")
+                print(f"{case.name}, expected {case.kind or 'nothing'}: {finding}")
         if case.kind and not hits:
             print(f"{case.name}: missed {case.kind} at {case.expected()}")
     for (expected, kind), count in sorted(confusion.items()):
         print(f"{expected:32} {kind:32} {count:3}")
     precision, recall = right / reported, right / len(DEFECTS)
-    print(f"precision {precision:.3f}, recall {recall:.3f} of {len(DEFECTS)} defects, {len(CLEAN)} clean models")
+    print(
+        f"precision {precision:.3f}, recall {recall:.3f} of {len(DEFECTS)} defects, {len(CLEAN)} clean models"
+    )
     assert precision >= 0.95
     assert recall >= 0.95

@@ -84,7 +84,14 @@ def pair():
         lambda self, x: self.norm(self.conv(x).add_(1)),
         lambda self, x: self.norm(self.norm(self.conv(x))),
     ],
-    ids=["returned", "read too", "read as a number", "changed between", "changed in place", "norm used twice"],
+    ids=[
+        "returned",
+        "read too",
+        "read as a number",
+        "changed between",
+        "changed in place",
+        "norm used twice",
+    ],
 )
 def test_a_batch_norm_does_not_fold_where(forward):
     assert structure(Net(forward, **pair()).eval(), IMAGES).conv_batch_norms == ()
