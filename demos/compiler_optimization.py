@@ -3,9 +3,9 @@
     python demos/compiler_optimization.py [--quick] [--output FOLDER]
 
 Each stack of four blocks runs as it is, with ``F.scaled_dot_product_attention``, under ``torch.compile``, and
-as the advisor leaves it, all with the same weights. Outputs (in training also gradients) are compared with the
-original in float64 before anything is timed: status 1 if one differs by more than 4 times the original's own
-rounding. Times are medians of interleaved pairs with 99 % intervals; a JSON and a picture are written.
+as the advisor leaves it, all with the same weights. Outputs (in training also gradients) are compared with
+the original in float64 before anything is timed: status 1 if one differs by more than 4 times the original's
+own rounding. Times are medians of interleaved pairs with 99 % intervals; a JSON and a picture are written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_pytorch.advice.prove.run import optimise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernel_pytorch.advice import median_ratio
+from kernel_pytorch.advice.prove.run import optimise
 
 MODELS = {"width 256, 4 heads": (256, 4), "width 512, 8 heads": (512, 8)}
 LENGTHS = (256, 512, 1024, 2048)
@@ -148,7 +148,7 @@ def timed_pairs(first: Callable[[], object], second: Callable[[], object], pairs
 
 
 def measure(
-    name: str, variants: dict[str, nn.Module], x: Tensor, *, training: bool, pairs: int
+    name: str, variants: dict[str, nn.Module], x: Tensor, training: bool, pairs: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The figures of all variants but the first, which is the original, and what is wrong."""
     original = variants["original"]
@@ -216,7 +216,6 @@ def main() -> int:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(machine)
     figures: list[dict[str, Any]] = []
     wrong: list[str] = []
     kept: dict[str, list[str]] = {}
@@ -233,14 +232,13 @@ def main() -> int:
             variants |= {"torch.compile": compiled(original), "advice": better}
             for length in (AT,) if training or args.quick else LENGTHS:
                 x = torch.randn(1, length, width, generator=torch.Generator().manual_seed(2))
-                pairs = 11 if args.quick else 21
-                found, faults = measure(name, variants, x, training=training, pairs=pairs)
+                found, faults = measure(name, variants, x, training, 11 if args.quick else 21)
                 figures, wrong = figures + found, wrong + faults
     path = args.output / "compiler_optimization.json"
     record = {"machine": machine, "kept": kept, "wrong": wrong, "figures": figures}
     path.write_text(json.dumps(record, indent=1))
     draw(figures, path.with_suffix(".png"))
-    print(f"written: {path}, {path.with_suffix('.png')}")
+    print(f"{machine}; written: {path}, {path.with_suffix('.png')}")
     if not args.quick:
         print(WHY)
     for line in wrong:

@@ -1,7 +1,7 @@
 """Small models with exactly one defect each, and clean ones that look alike.
 
-The line of a defect ends in ``# defect``. ``recorded`` are the facts that a case's findings need and that only
-the analysis of the whole process can give; all else is found by running the model.
+The line of a defect ends in ``# defect``. ``recorded`` are the facts that a case's findings need and that
+only the analysis of the whole process can give; all else is found by running the model.
 """
 
 from __future__ import annotations
@@ -192,9 +192,8 @@ class Annealed(Linear):
         self.temperature = 1.0
 
     def forward(self, x):
-        scale = 2 if self.temperature > 0.5 else 1  # defect
-        self.temperature = self.temperature * 0.99
-        return self.linear(x) * scale
+        self.temperature = self.temperature * 0.9
+        return F.layer_norm(self.linear(x), (WIDTH,), eps=1e-6 * self.temperature)  # defect
 
 
 class ToCpu(Linear):

@@ -42,6 +42,9 @@ def work(scenario: str, request: Request, pipe: Pipe) -> None:
     if scenario == "refused":
         pipe.send(Refused(why="model.py has no 'make'"))
         return
+    if scenario == "cannot run":
+        pipe.send(Failed(why="ModuleNotFoundError: No module named 'torch.fx'"))
+        return
     if scenario == "dead on loading":
         os._exit(7)
     if scenario == "file vanished" and request.facts is not None:

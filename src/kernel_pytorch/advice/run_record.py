@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from ..errors import KernelPytorchError
 from .facts import AdviceReport, Finding, Machine, ModelFacts, Trial, Verdict
 from .messages import (
     Compared,
@@ -32,10 +33,14 @@ OVERTIME_S = 15.0
 """Beyond the budget; all is over by then."""
 ANALYSIS_S = 9.0
 """Asked of the analysis."""
-_END_S = 2.0
-"""To kill the last worker and print the report."""
+_END_S = 3.0
+"""To kill the last worker, which takes seconds where it holds much memory, and to print the report."""
 _GRACE_S = 1.0
 """For a worker to say itself that a trial's time is over."""
+
+
+class AdviceError(KernelPytorchError):
+    """The advisor itself cannot run."""
 
 
 def reserve(load_s: float) -> float:
@@ -117,6 +122,7 @@ class RunRecord:
             self._begin_findings(request, now)
         elif isinstance(message, Observed):
             self._findings = message.findings
+            self._remarks += message.remarks
             self._stage, self.deadline = "trials", self._until
         elif isinstance(message, Planned):
             self._planned = {trial.strategy: trial for trial in message.trials}
@@ -133,6 +139,7 @@ class RunRecord:
             self._reference = message.reference or self._reference
         elif isinstance(message, Offered):
             self._offers = message.offers
+            self._remarks += message.remarks
         elif isinstance(message, Confirmed):
             self._result = message.trial
 
@@ -145,10 +152,13 @@ class RunRecord:
 
         Raises:
             TargetError: the user's file cannot be loaded.
+            AdviceError: the worker cannot run.
         """
         if self._stage == "loading" and self._facts is None:
             if verdict == "out of time":
                 why = f"not loaded after {now - self._started:.0f} s"
+            if verdict == "failed":
+                raise AdviceError(f"the worker cannot run: {why}")
             raise TargetError(f"{request.target}: {why}" + " while it was loaded" * (verdict == "killed"))
         if request.confirm:
             self._result = Trial(strategy=" + ".join(request.confirm), verdict=verdict, reason=why)
@@ -193,7 +203,7 @@ class RunRecord:
 
     def _begin_findings(self, request: Request, now: float) -> None:
         self._stage = "findings"
-        self.deadline = min(self._until, now + 5.0 + 0.2 * request.options.budget_s)
+        self.deadline = min(self._until, now + 10.0 + 0.1 * request.options.budget_s)
 
 
 def outcome(trial: Trial) -> str:

@@ -35,6 +35,7 @@ class Supervisor:
 
         Raises:
             TargetError: what the user named is not there, is not what is needed, or raises.
+            AdviceError: a worker cannot run.
             KeyboardInterrupt: Ctrl-C or SIGTERM.
         """
         with tempfile.TemporaryDirectory(prefix="kernel-pytorch-", ignore_cleanup_errors=True) as folder:

@@ -14,6 +14,7 @@ import fake_advice_worker
 import pytest
 
 from kernel_pytorch.advice.facts import Options
+from kernel_pytorch.advice.run_record import AdviceError
 from kernel_pytorch.advice.supervise import Supervisor
 from kernel_pytorch.advice.target import TargetError
 from kernel_pytorch.jobs.node.processes import lives
@@ -132,6 +133,11 @@ def test_a_mistake_of_the_user_ends_the_run():
 def test_a_process_that_ends_while_the_file_is_loaded():
     with pytest.raises(TargetError, match="ended with status 7 while it was loaded"):
         supervisor("dead on loading").run()
+
+
+def test_a_worker_that_cannot_run_is_no_mistake_of_the_user():
+    with pytest.raises(AdviceError, match=r"the worker cannot run: .*torch.fx"):
+        supervisor("cannot run").run()
 
 
 def test_what_a_model_prints_goes_to_standard_error(capfd):

@@ -32,7 +32,7 @@ class DynamoLog:
     code: dict[int, tuple[str, int]] = field(default_factory=dict)
     """File and first line of each frame's code."""
     specialised: dict[int, tuple[str, int]] = field(default_factory=dict)
-    """The user's line by which a frame was compiled for one value of a size, of each frame."""
+    """The user's line that needs one value of a size or number, by id of the frame."""
 
 
 class _Handler(logging.Handler):
@@ -53,15 +53,22 @@ class _Handler(logging.Handler):
             metrics = metadata["compilation_metrics"]
             if metrics.get("co_filename"):
                 self.log.code[frame] = (metrics["co_filename"], metrics["co_firstlineno"])
-        elif "symbolic_shape_specialization" in metadata:
-            where = _users(metadata["symbolic_shape_specialization"].get("user_stack") or [])
-            if where is not None:
-                self.log.specialised[frame] = where
+        for kind in ("symbolic_shape_specialization", "guard_added", "guard_added_fast"):
+            fixed = metadata.get(kind)
+            if fixed is not None and (kind == "symbolic_shape_specialization" or _fixes_value(fixed)):
+                where = _users(fixed.get("user_stack") or [])
+                if where is not None:
+                    self.log.specialised[frame] = where
+
+
+def _fixes_value(guard: dict[str, Any]) -> bool:
+    """Whether a guard is "Eq(expression, number)"."""
+    return re.fullmatch(r"Eq\(.*, -?[\d.e+-]+\)", str(guard.get("expr"))) is not None
 
 
 @contextmanager
 def recorded() -> Iterator[DynamoLog]:
-    """Record while Dynamo compiles, with empty caches; nothing is printed.
+    """Record while Dynamo compiles, with empty caches, for its eager backend alone; nothing is printed.
 
     On leaving, Dynamo's caches are empty again, and loggers and their handlers are as they were.
     """
@@ -79,7 +86,7 @@ def recorded() -> Iterator[DynamoLog]:
     for handler in muted:
         handler.addFilter(_nothing)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.compiler.set_stance(force_backend="eager"):
             warnings.simplefilter("ignore")
             yield log
     finally:

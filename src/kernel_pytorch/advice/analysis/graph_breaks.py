@@ -41,10 +41,10 @@ def compiled_runs(
     """Run a model under Dynamo's eager backend; it is changed: give a copy.
 
     Code that is compiled anew in two calls of a phase is compiled in each of them: the first new compilation
-    is what automatic dynamic shapes cost. A call of another length may raise, and then does not count.
+    is what automatic dynamic shapes cost. A call that raises does not count.
 
     Raises:
-        Exception: what another call raised.
+        Exception: what the first call raised.
     """
     phases: list[Phase] = []
     failed = set()
@@ -56,7 +56,7 @@ def compiled_runs(
             try:
                 call(model)
             except Exception:
-                if phase != "length":
+                if phase == "first":
                     raise
                 failed.add(log.call)
     log.breaks = [found for found in log.breaks if found[0] not in failed]
@@ -101,7 +101,7 @@ def _recompiles(log: DynamoLog, phases: list[Phase]) -> tuple[Recompile, ...]:
         for frame, reasons in calls.items():
             reason = reasons[max(reasons)]
             of_size = "size mismatch" in reason or ".size()" in reason
-            where = _line_of(log, frame, reason, of_size)
+            where = _line_of(log, frame, reason)
             if len(reasons) < 2 or where is None:
                 continue
             place = blame.place(*where)
@@ -111,7 +111,6 @@ def _recompiles(log: DynamoLog, phases: list[Phase]) -> tuple[Recompile, ...]:
     return tuple(found.values())
 
 
-def _line_of(log: DynamoLog, frame: int, reason: str, of_size: bool) -> tuple[str, int] | None:
-    """The line that needs the value: of the guard, else where a size was fixed, else of the function."""
-    where = blame.in_traceback(reason) or (log.specialised.get(frame) if of_size else None)
-    return where or log.code.get(frame)
+def _line_of(log: DynamoLog, frame: int, reason: str) -> tuple[str, int] | None:
+    """The line that needs the value: of the guard, else where it was fixed, else of the function."""
+    return blame.in_traceback(reason) or log.specialised.get(frame) or log.code.get(frame)

@@ -33,7 +33,7 @@ from .operators import OperatorWatch, Origin, Run
 from .places import raised
 from .storages import tensors
 
-LIMIT_S = 30.0
+LIMIT_S = 10.0
 """After this no other run of the model begins."""
 _DIFFERENT = 1e-3
 """RMS of the difference, relative, from which outputs differ by more than the order of sums."""
@@ -73,7 +73,7 @@ class _Observing:
         try:
             look()
         except (Exception, SystemExit) as error:
-            self.unobserved.append(f"{what} could not be looked at: {raised(error)}")
+            self.unobserved.append(f"{what} could not be looked at: {_why(error)}")
 
     def run_eager(self) -> None:
         """Two calls, the second of them watched; in inference another to compare."""
@@ -137,28 +137,43 @@ class _Observing:
 
     def _calls(self, done: list[int]) -> Iterator[tuple[Phase, Callable[[nn.Module], object]]]:
         task = self.task
-        yield "first", partial(self._step, sample=task.sample.clone())
+        yield "first", partial(self._call, draw=task.sample.clone)
         for seed in (1, 2):
             if self.clock() >= self.deadline:
                 self.unobserved.append("other inputs were not looked at: no time was left")
                 return
-            yield "again", partial(self._step, sample=task.draw(None, seed))
+            yield "again", partial(self._other, what="other inputs", draw=partial(task.draw, None, seed))
         for length in _lengths(task):
             if len(done) == 2 or self.clock() >= self.deadline:
                 return
-            yield "length", partial(self._at, length=length, done=done)
+            asked = f"length {length}" if length in task.options.lengths else ""  # another one is a guess
+            ran = partial(done.append, length)
+            yield "length", partial(self._other, what=asked, draw=partial(task.draw, length, 3), ran=ran)
 
-    def _step(self, model: nn.Module, *, sample: Sample) -> object:
-        return self.task.step(model, sample)
+    def _call(self, model: nn.Module, *, draw: Callable[[], Sample]) -> None:
+        self.task.step(model, draw())
 
-    def _at(self, model: nn.Module, *, length: int, done: list[int]) -> None:
+    def _other(
+        self,
+        model: nn.Module,
+        *,
+        what: str,
+        draw: Callable[[], Sample],
+        ran: Callable[[], None] = lambda: None,
+    ) -> None:
         try:
-            self.task.step(model, self.task.draw(length, 3))
+            sample = draw()
+            try:
+                self.task.step(model, sample)
+            except Exception:
+                with _eager():
+                    self.task.step(model, sample)  # its error is the shorter one
+                raise
         except (Exception, SystemExit) as error:
-            if length in self.task.options.lengths:  # another one was a guess
-                self.unobserved.append(f"the model could not be run at length {length}: {raised(error)}")
-            raise RuntimeError(f"at length {length}") from error
-        done.append(length)
+            if what:
+                self.unobserved.append(f"the model could not be run on {what}: {_why(error)}")
+            raise RuntimeError(f"on {what}") from error
+        ran()
 
 
 def _run(task: Task, model: nn.Module, sample: Sample) -> Any:
@@ -216,6 +231,16 @@ def _difference(first: Any, second: Any) -> float:
         size = known.abs().nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt()
         worst = max(worst, float(change.square().mean().sqrt() / (size + 1e-30)))
     return worst
+
+
+def _why(error: BaseException) -> str:
+    """The exception and its line; of Dynamo's long ones the first line."""
+    if type(error).__module__ != "torch._dynamo.exc":
+        return raised(error)
+    text = str(error)
+    where = blame.in_traceback(text)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" + (f" ({blame.place(*where)})" if where else "")
 
 
 def _is_dropout(part: nn.Module) -> bool:

@@ -66,6 +66,8 @@ class Layout:
         self.all += 1
         if image.is_contiguous(memory_format=torch.channels_last) or not _wants_channels_last(image):
             return
+        if _cuts_patches(operator):
+            return
         self.wrong += 1
         self.bytes += nbytes(image) + nbytes(operator.outputs[0])
         self.first = self.first or operator.where
@@ -76,6 +78,12 @@ class Layout:
         return ConvolutionLayout(
             place=blame.place(*self.first), calls=self.wrong, of=self.all, bytes=self.bytes
         )
+
+
+def _cuts_patches(operator: Operator) -> bool:
+    """Whether each pixel is read once, as where a vision transformer cuts an image."""
+    kernel, stride = list(operator.inputs[1].shape[2:]), list(operator.args[3])
+    return kernel == stride and max(kernel) > 1
 
 
 def _wants_channels_last(image: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ Where the statement at fault is known, the remedy is the statement to write in i
 from __future__ import annotations
 
 import ast
+import re
 
 from .observations import (
     Differing,
@@ -63,10 +64,11 @@ def of_recompile(found: Recompile) -> str:
             "make no Python value of the length here: torch functions over the whole dimension in place of "
             "range(length), no dict with the length as its key"
         )
-    attribute = found.guard.split(" ")[0].removeprefix("L['").split("'")[0]
-    name = attribute.rpartition(".")[2] or "value"
+    named = re.search(r"\b[A-Za-z_]\w*\.([A-Za-z_]\w*)", found.guard)
+    if named is None:
+        return "give the value as a tensor, or keep it constant"
     return (
-        f'keep {attribute} as a tensor: self.register_buffer("{name}", torch.tensor(...)), changed in place'
+        f'keep {named[0]} a tensor: self.register_buffer("{named[1]}", torch.tensor(...)), changed in place'
     )
 
 
@@ -94,7 +96,7 @@ def of_copy(copy: RepeatedCopy) -> str:
 
 def of_constant(built: RebuiltConstant) -> str:
     """Of a tensor computed from sizes alone."""
-    if any(word in built.statement for word in ("tril", "triu", "<=", ">=", "<", ">")):
+    if any(word in built.statement.lower() for word in ("mask", "tril", "triu", "<", ">")):
         return (
             'in __init__: self.register_buffer("mask", ..., persistent=False) at the greatest length, here '
             "self.mask[:n, :n]; for attention is_causal=True needs none"

@@ -33,9 +33,7 @@ def test_precision_and_recall():
             confusion[case.kind or "clean", kind] += 1
         for finding in found:
             if finding not in hits:
-                print(
-                    f"{case.name}, {case.kind or 'clean'} at {case.expected() if case.kind else '-'}: {finding}"
-                )
+                print(f"{case.name}, expected {case.kind or 'nothing'}: {finding}")
         if case.kind and not hits:
             print(f"{case.name}: missed {case.kind} at {case.expected()}")
     for (expected, kind), count in sorted(confusion.items()):
