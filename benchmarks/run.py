@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import attention, hilbert, pool, ring, telemetry  # noqa: F401  (they register themselves)
+from . import advisor, attention, hilbert, pool, ring, telemetry  # noqa: F401  (they register themselves)
 from .registry import BENCHMARKS, NumericsError, Options, UsageError
 from .report import document, hardware_name, slug
 from .verify import REPOSITORY, failure_of

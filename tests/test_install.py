@@ -27,6 +27,9 @@ VERSION = kernel_pytorch.__version__
 README = (ROOT / "README.md").read_text()
 EXTRAS = {
     "train": {"matplotlib", "rich"},
+    "advice": {"matplotlib", "rich"},
+    "quantize": {"torchao"},
+    "liger": {"liger-kernel"},
     "tensorboard": {"tensorboard"},
     "tokenizers": {"tokenizers"},
     "nvidia": {"nvidia-ml-py"},

@@ -13,6 +13,39 @@ import dilated_attention_pytorch
 SOURCES = Path(dilated_attention_pytorch.__file__).parents[1]
 LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
+    "kernel_pytorch.advice.analysis.analyse",
+    "kernel_pytorch.advice.analysis.attempt",
+    "kernel_pytorch.advice.analysis.blame",
+    "kernel_pytorch.advice.analysis.calls",
+    "kernel_pytorch.advice.analysis.calls_watch",
+    "kernel_pytorch.advice.analysis.constants",
+    "kernel_pytorch.advice.analysis.copies_made",
+    "kernel_pytorch.advice.analysis.costs",
+    "kernel_pytorch.advice.analysis.dynamo_log",
+    "kernel_pytorch.advice.analysis.fake",
+    "kernel_pytorch.advice.analysis.flops",
+    "kernel_pytorch.advice.analysis.formulas",
+    "kernel_pytorch.advice.analysis.granted",
+    "kernel_pytorch.advice.analysis.graph_breaks",
+    "kernel_pytorch.advice.analysis.host_syncs",
+    "kernel_pytorch.advice.analysis.loops",
+    "kernel_pytorch.advice.analysis.moved_bytes",
+    "kernel_pytorch.advice.analysis.observe",
+    "kernel_pytorch.advice.analysis.operator_observers",
+    "kernel_pytorch.advice.analysis.operators",
+    "kernel_pytorch.advice.analysis.others",
+    "kernel_pytorch.advice.analysis.parameters",
+    "kernel_pytorch.advice.analysis.profile",
+    "kernel_pytorch.advice.analysis.roofline",
+    "kernel_pytorch.advice.analysis.runs",
+    "kernel_pytorch.advice.analysis.scores",
+    "kernel_pytorch.advice.analysis.storages",
+    "kernel_pytorch.advice.analysis.survey",
+    "kernel_pytorch.advice.analysis.traffic",
+    "kernel_pytorch.advice.load",
+    "kernel_pytorch.advice.redraw",
+    "kernel_pytorch.advice.sample",
+    "kernel_pytorch.advice.static",
     "kernel_pytorch.links.collectives.carry",
     "kernel_pytorch.links.collectives.choosing",
     "kernel_pytorch.links.collectives.collectives",
@@ -47,7 +80,12 @@ TORCH_ALONE = (
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )
-SHIMS = ("communication_optimization", "hardware_adaptation", "orchestration")
+SHIMS = (
+    "communication_optimization",
+    "compiler_optimization_assistant",
+    "hardware_adaptation",
+    "orchestration",
+)
 HEAVY = (
     "torch",
     "triton",
@@ -106,8 +144,11 @@ def test_the_lower_floor_imports_light():
     names = [
         module
         for path in sorted(LOWER.rglob("*.py"))
-        if (module := module_name(path)) not in TORCH_ALONE and not module.endswith((*SHIMS, "__main__"))
+        if (module := module_name(path)) not in TORCH_ALONE
+        and not module.endswith((*SHIMS, "__main__"))
+        and path not in with_torch()
     ]
+    assert "kernel_pytorch.advice.write" in names
     script = (
         "import importlib, sys\n"
         f"for name in {HEAVY}: sys.modules[name] = None\n"
@@ -115,6 +156,26 @@ def test_the_lower_floor_imports_light():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def with_torch() -> list[Path]:
+    """The modules of the advisor that say that they load torch."""
+    found = []
+    for path in sorted((LOWER / "advice").rglob("*.py")):
+        says = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found += [path] if re.search(r"\b[Ii]mports\s+torch\b", says) else []
+    return found
+
+
+def test_the_advisor_loads_no_compiler_before_it_is_used():
+    names = [module_name(path) for path in with_torch()]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_the_lower_floor_never_imports_the_upper():
@@ -154,7 +215,9 @@ FOLDERS = (
     "links",
     "placement",
     "jobs",
+    "advice",
     "distributed_scale",
+    "utils",
     "cli",
 )
 

@@ -7,6 +7,7 @@ import warnings
 REMOVED_IN = "v0.3.0"
 
 _SCALE = "kernel_pytorch.distributed_scale"
+_UTILS = "kernel_pytorch.utils"
 
 # Old module -> the modules that have its contents now.
 MOVED = {
@@ -25,6 +26,11 @@ MOVED = {
         f"{_SCALE}.job_management",
         f"{_SCALE}.cluster_management",
         f"{_SCALE}.scaling_fault_tolerance",
+    ),
+    f"{_UTILS}.compiler_optimization_assistant": (
+        f"{_UTILS}.model_analyzer",
+        f"{_UTILS}.optimization_recommendations",
+        f"{_UTILS}.compiler_assistant",
     ),
 }
 

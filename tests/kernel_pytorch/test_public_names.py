@@ -55,7 +55,7 @@ def public_names() -> dict[str, list[str]]:
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
         module = ".".join(path.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
-        if module.split(".")[0] in ("cli", "distributed_scale", "legacy", "__init__"):
+        if module.split(".")[0] in ("cli", "distributed_scale", "legacy", "utils", "__init__"):
             continue
         names = [
             node.name

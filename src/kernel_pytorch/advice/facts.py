@@ -343,22 +343,22 @@ class AdviceReport:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page that needs no network.
+        """Write one page that needs no network, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            JobFolderError: it cannot be written; what was there is as it was.
         """
+        from ..jobs.atomic import write_atomically
         from .html import html
 
-        Path(path).write_text(html(self), encoding="utf-8")
+        write_atomically(Path(path).resolve(), html(self).encode(), 0o666)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write Python that makes the same changes without this package.
+    def write(self, path: str | os.PathLike[str], target: str | None = None) -> None:
+        """Write Python that makes the same changes without this package: see :func:`.write.save`.
 
-        Raises:
-            OSError: it cannot be written.
-            ValueError: nothing was kept.
+        Args:
+            target: FILE:NAME of the model or its factory; default: the report's.
         """
-        from .write import source_file
+        from .write import save
 
-        Path(path).write_text(source_file(self, self.target), encoding="utf-8")
+        save(self, path, target)

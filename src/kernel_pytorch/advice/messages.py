@@ -36,12 +36,13 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     """Trials of earlier workers."""
     confirm: tuple[str, ...] = ()
     """Strategies that were kept, to compare with the original; if any, nothing else is done."""
-    without_calls: str = ""
-    """Why the model must not be called; only what can be known without is to be found."""
 
 
 class Loaded(msgspec.Struct, tag=True, kw_only=True, frozen=True):
-    """The user's file is loaded."""
+    """The user's file is loaded; what is known before the model is called."""
+
+    facts: ModelFacts
+    machine: Machine
 
 
 class Refused(msgspec.Struct, tag=True, kw_only=True, frozen=True):
@@ -54,13 +55,14 @@ class Found(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """The facts."""
 
     facts: ModelFacts
-    machine: Machine
 
 
 class Observed(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """The findings."""
 
     findings: tuple[Finding, ...]
+    remarks: tuple[str, ...] = ()
+    """On what could not be looked at."""
 
 
 class Planned(msgspec.Struct, tag=True, kw_only=True, frozen=True):
@@ -89,6 +91,8 @@ class Offered(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Other functions that could replace parts of the model."""
 
     offers: tuple[Finding, ...]
+    remarks: tuple[str, ...] = ()
+    """On offers that failed."""
 
 
 class Confirmed(msgspec.Struct, tag=True, kw_only=True, frozen=True):
@@ -130,7 +134,17 @@ Message = (
 
 decode_message: Callable[[bytes], Message] = msgspec.json.Decoder(Message).decode
 decode_request: Callable[[bytes], Request] = msgspec.json.Decoder(Request).decode
-encode: Callable[[object], bytes] = msgspec.json.encode
+
+
+def _plain(value: object) -> object:
+    """Values of classes derived from str, int and float, such as NumPy's numbers."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise NotImplementedError(f"no message can hold a {type(value).__name__}")
+
+
+encode: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 class Pipe:

@@ -1,4 +1,4 @@
-"""What is known of a model that must not be called. Imports torch."""
+"""What is known of a model before it is called. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from .prove.task import Task
 
 
-def static_facts(task: Task, failed: str) -> ModelFacts:
+def static_facts(task: Task, failed: str = "") -> ModelFacts:
     """Facts of which none needs a call.
 
     Args:
-        failed: why the model is not called.
+        failed: why the model cannot be called.
     """
     from .analysis.analyse import tensor_infos
     from .analysis.granted import granted_cpus, granted_memory

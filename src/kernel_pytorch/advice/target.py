@@ -138,6 +138,8 @@ def load_function(named: Named) -> Callable[..., Any]:
 
 
 def a_or_an(value: object) -> str:
-    """The class of a value, with its article."""
+    """The class of a value, with its article; None is itself."""
+    if value is None:
+        return "None"
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from .messages import (
     Trying,
     decode_request,
 )
+from .run_record import reserve
 from .target import Named, TargetError, where
 
 if TYPE_CHECKING:
@@ -81,27 +83,26 @@ def work(request: Request, target: Named, pipe: Pipe) -> None:
         loss=None if request.loss is None else Named.of(request.loss),
         optimizer=None if request.optimizer is None else Named.of(request.optimizer),
     )
-    pipe.send(Loaded())
-    reserve_s = 1.0 + 1.2 * (time.monotonic() - request.started)
+    warnings.simplefilter("ignore")  # of the compiler and of changed copies; those of the file are shown
     from .prove.run import machine_of, with_remarks
-    from .static import static_facts
-
-    if request.without_calls:
-        facts = with_remarks(static_facts(task, request.without_calls), remarks)
-        pipe.send(Found(facts=facts, machine=machine_of(facts)))
-        return
     from .prove.session import Session
-    from .strategy.registry import strategies
+    from .static import static_facts
+    from .strategy.registry import broken, strategies
 
     known = strategies()
+    remarks = (*remarks, *broken)
+    facts = with_remarks(static_facts(task), remarks)
+    pipe.send(Loaded(facts=facts, machine=machine_of(facts)))
+    reserve_s = reserve(time.monotonic() - request.started)
     try:
         session = Session(task, request.facts, done=request.done)
         facts = session.facts(max(_LEAST_ANALYSIS_S, request.analysis_until - time.monotonic()))
     except BaseException as error:  # sys.exit too
-        facts = static_facts(task, where(error, target.file))
+        ours = "the analysis failed: " * isinstance(error, Exception)  # those of the model are caught there
+        facts = static_facts(task, f"{ours}{where(error, target.file)}")
     if request.facts is None:
         facts = with_remarks(facts, remarks)
-        pipe.send(Found(facts=facts, machine=machine_of(facts)))
+        pipe.send(Found(facts=facts))
     if facts.failed:
         return
     if request.confirm:
@@ -120,10 +121,10 @@ def _confirm(request: Request, session: Session, known: Sequence[Strategy], pipe
 
 
 def _observe(session: Session, facts: ModelFacts, pipe: Pipe) -> None:
-    from .prove.run import findings_of
+    from .prove.run import FINDINGS_S, look
 
-    found = findings_of(session.task, facts)
-    pipe.send(Observed(findings=tuple(found)))
+    found, unobserved = look(session.task, facts, FINDINGS_S)
+    pipe.send(Observed(findings=found, remarks=unobserved))
 
 
 def _search(
@@ -171,8 +172,8 @@ def _search(
         pipe.send(Tried(trial=made))
     if session.reference:
         pipe.send(Compared(reference=session.reference))
-    offers, _ = offers_of(known, session.task, facts)
-    pipe.send(Offered(offers=offers))
+    offers, failed = offers_of(known, session.task, facts)
+    pipe.send(Offered(offers=offers, remarks=failed))
 
 
 if __name__ == "__main__":

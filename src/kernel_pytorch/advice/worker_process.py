@@ -1,4 +1,4 @@
-"""A worker's process: started in a session of its own, heard through a pipe of its own, killed with its children.
+"""A worker: in a session of its own, heard through a pipe of its own, killed with its children.
 
 Without torch.
 """
@@ -26,7 +26,7 @@ _MOST_BYTES = 1 << 26
 """Of one message."""
 
 
-class WorkerEnded(Exception):
+class WorkerEndedError(Exception):
     """The worker has ended, or can no longer be heard; the reason."""
 
 
@@ -70,7 +70,7 @@ class WorkerProcess:
         """The next message; None: there was none until then, by the monotonic clock.
 
         Raises:
-            WorkerEnded: there will be none.
+            WorkerEndedError: there will be none.
         """
         while b"\n" not in self._buffer:
             ended = self._process.poll() is not None  # a child may hold the pipe open
@@ -78,19 +78,19 @@ class WorkerProcess:
             if select.select([self._read], [], [], max(0.0, left))[0]:
                 data = os.read(self._read, 1 << 16)
                 if not data:
-                    raise WorkerEnded(self._why())
+                    raise WorkerEndedError(self._why())
                 self._buffer += data
                 if len(self._buffer) > _MOST_BYTES:
-                    raise WorkerEnded("it wrote what is no message")
+                    raise WorkerEndedError("it wrote what is no message")
             elif ended:
-                raise WorkerEnded(self._why())
+                raise WorkerEndedError(self._why())
             elif time.monotonic() >= until:
                 return None
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             return decode_message(line)
         except msgspec.MsgspecError as error:
-            raise WorkerEnded(f"it wrote what is no message: {error}") from error
+            raise WorkerEndedError(f"it wrote what is no message: {error}") from error
 
     def _why(self) -> str:
         with suppress(subprocess.TimeoutExpired):

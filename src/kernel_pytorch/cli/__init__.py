@@ -21,6 +21,7 @@ PROGRAM = Program(
         Command("events", "show what happened to a job", f"{_JOBS}.events"),
         Command("cancel", "end a job", f"{_JOBS}.cancel"),
         Command("requeue", "run a job again, from its last checkpoint", f"{_JOBS}.requeue"),
+        Command("advise", "prove what makes a model faster", "kernel_pytorch.cli.advise"),
         Command("profile", "show what communication costs", "kernel_pytorch.cli.profile", takes_command=True),
     ),
 )

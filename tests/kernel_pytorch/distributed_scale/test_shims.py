@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kernel_pytorch import distributed_scale, legacy
+from kernel_pytorch import distributed_scale, legacy, utils
 
 # Old module -> names that users import from it.
 SHIMS = {
@@ -60,6 +60,17 @@ SHIMS = {
         "JobNotFoundError",
         "FaultToleranceManager",
         "create_fault_tolerance_manager",
+    ],
+    "kernel_pytorch.utils.compiler_optimization_assistant": [
+        "CompilerOptimizationAssistant",
+        "OptimizationResult",
+        "CodeAnalyzer",
+        "ModelAnalysisResult",
+        "ModelArchitectureAnalyzer",
+        "PerformanceBottleneckDetector",
+        "OptimizationImplementer",
+        "OptimizationRecommendation",
+        "OptimizationRecommendationEngine",
     ],
 }
 
@@ -117,12 +128,14 @@ print(HardwareVendor.AMD.value, "hardware_adaptation" in dir(scale))
     assert (done.returncode, done.stdout) == (0, "[]\namd False\n"), done.stderr
 
 
-def test_the_package_has_all_public_names():
-    every = [name for names in SHIMS.values() for name in names]
-    assert sorted(every) == distributed_scale.__all__
-    assert set(every) <= set(dir(distributed_scale))
+@pytest.mark.parametrize("package", [distributed_scale, utils], ids=["distributed_scale", "utils"])
+def test_the_package_has_all_public_names(package):
+    old = [module for module in SHIMS if module.startswith(f"{package.__name__}.")]
+    every = [name for module in old for name in SHIMS[module]]
+    assert sorted(every) == package.__all__
+    assert set(every) <= set(dir(package))
     for name in every:
-        assert getattr(distributed_scale, name).__name__ == name
-    message = "module 'kernel_pytorch.distributed_scale' has no attribute 'Nothing'"
+        assert getattr(package, name).__name__ == name
+    message = f"module '{package.__name__}' has no attribute 'Nothing'"
     with pytest.raises(AttributeError, match=message):
-        _ = distributed_scale.Nothing
+        _ = package.Nothing

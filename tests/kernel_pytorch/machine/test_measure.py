@@ -11,7 +11,7 @@ import topologies
 import torch
 
 from kernel_pytorch.machine.facts import DeviceInfo, Peaks
-from kernel_pytorch.machine.measure import measure_peaks
+from kernel_pytorch.machine.measure import measure_peaks, measure_rates
 from kernel_pytorch.machine.measured import MeasuredPeaks
 
 COPY_GB_S = 8.0
@@ -98,6 +98,33 @@ def test_what_cannot_be_measured_says_so(measure: Measure):
     found, _ = measure(2e11, 1e6, memory_bytes=64 << 20)
     assert list(found.flops) == list(found.matrix_sizes) == ["float32"]
     assert found.unmeasured == {"bfloat16": "a run of size 128 takes 4.19 s"}
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e11])
+def test_rates_take_the_seconds_that_they_may(monkeypatch: pytest.MonkeyPatch, rate: float):
+    speeds = Speeds(monkeypatch, {torch.float32: rate})
+    found = measure_rates(torch.device("cpu"), ["float32"], copy_bytes=[1 << 20], figure_s=0.1)
+    assert found.flops == pytest.approx({"float32": rate})
+    assert found.copy_bytes == 1 << 20
+    assert speeds.now < 0.4
+
+
+def test_the_fastest_run_may_count(monkeypatch: pytest.MonkeyPatch):
+    """Two of three products take twice as long, as others disturb them."""
+    speeds = Speeds(monkeypatch, {torch.float32: 1e11})
+    product = speeds.mm
+
+    def disturbed(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        if len(speeds.products) % 3:
+            speeds.now += 2 * len(a) ** 3 / 1e11
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", disturbed)
+    found = [
+        measure_rates(torch.device("cpu"), ["float32"], copy_bytes=[8 << 20], **options).flops["float32"]
+        for options in ({"summary": min}, {})
+    ]
+    assert found == pytest.approx([1e11, 0.5e11])
 
 
 def test_copies_stay_within_an_eighth_of_the_memory(measure: Measure):

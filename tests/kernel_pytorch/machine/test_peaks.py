@@ -49,6 +49,6 @@ def test_too_little_memory_to_measure(monkeypatch):
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError("tried to allocate 256.00 MiB")
 
-    monkeypatch.setattr(measure, "_median_s", full)
+    monkeypatch.setattr(measure, "_largest_size", full)
     with pytest.raises(ValueError, match="cpu:0: too little free memory to measure: tried to allocate 256"):
         measure.measure_peaks(CPU)

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from ..facts import Options
 from ..sample import Sample
 from .places import raised
 from .runs import Step
 
+if TYPE_CHECKING:
+    from ..prove.task import Task
+
 T = TypeVar("T")
-
-
-class Task(Protocol):
-    """What is analysed: see ``prove.task.Task``."""
-
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def sample(self) -> Sample: ...
-    @property
-    def options(self) -> Options: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def optimizer(self) -> Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer] | None: ...
-    def loss_text(self, outputs: Any) -> str: ...
-    def step(
-        self, model: nn.Module, sample: Sample, optimizer: torch.optim.Optimizer | None = None
-    ) -> Any: ...
 
 
 class Attempt:
@@ -43,11 +26,11 @@ class Attempt:
     A model that cannot be copied runs itself in inference, and does not run in training.
 
     Args:
-        late: whether no further costly part may begin.
+        deadline: by ``clock``, after which no further costly part begins.
     """
 
-    def __init__(self, task: Task, late: Callable[[], bool]) -> None:
-        self.task, self._late = task, late
+    def __init__(self, task: Task, *, deadline: float, clock: Callable[[], float]) -> None:
+        self.task, self.deadline, self.clock = task, deadline, clock
         self.step = step_of_task(task)
         self.failed = ""
         """The exception of the first call."""
@@ -88,7 +71,7 @@ class Attempt:
         """
         if runs and self.cannot:
             return self.cannot
-        if costly and self._late():
+        if costly and self.clock() > self.deadline:
             return "no time was left"
         try:
             return compute()

@@ -41,7 +41,7 @@ def lengths(attempt: Attempt, limit: int | None) -> tuple[tuple[LengthFacts, ...
     def other_lengths() -> tuple[tuple[LengthFacts, ...], Fact]:
         from .lengths import lengths_facts
 
-        return lengths_facts(attempt.task, limit)
+        return lengths_facts(attempt.task, limit, deadline=attempt.deadline, clock=attempt.clock)
 
     found = attempt.part("predicting other lengths", other_lengths, costly=True)
     return ((), unknown(found)) if isinstance(found, str) else found
@@ -59,7 +59,8 @@ def structure_of(attempt: Attempt) -> tuple[Structure, tuple[str, ...]]:
     def attention() -> tuple[AttentionSite, ...]:
         from ..strategy.attention import find_attention
 
-        return tuple(find_attention(attempt.model, attempt.task.sample))
+        task = attempt.task
+        return tuple(find_attention(attempt.model, task.sample, training=task.options.training))
 
     found = attempt.part("looking at the structure", looked, runs=False)
     if isinstance(found, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -47,10 +48,13 @@ def step_of(training: bool) -> Step:
     return training_step if training else inference_step
 
 
-def survey(model: nn.Module, sample: Sample, step: Step) -> Survey:
+def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | None = None) -> Survey:
     """Every operator of a call, without changing the model, its inputs or the generators.
 
     Runs on fake tensors, or on a copy where the call needs numbers, as ``.item()`` does.
+
+    Args:
+        real: what runs in the place of a copy, and may be changed.
 
     Raises:
         Exception: of whatever kind, if the model cannot be copied or fails on its inputs.
@@ -61,25 +65,24 @@ def survey(model: nn.Module, sample: Sample, step: Step) -> Survey:
     except Exception:  # it needs numbers, or cannot be copied so: the real run tells what is wrong
         device = next((t.device for t in sample.tensors() if t.device.type != "cpu"), None)
         with torch.random.fork_rng(devices=[] if device is None else [device], enabled=True):
-            return _surveyed(copy.deepcopy(model), sample.clone(), step)
+            return _surveyed(copy.deepcopy(model) if real is None else real, sample.clone(), step)
 
 
 def _surveyed(model: nn.Module, sample: Sample, step: Step) -> Survey:
     found = Survey(model)
-    with _without_fast_path(), found.modules_known(), found:
+    with _without_compiling(), found.modules_known(), found:
         step(model, sample)
     return found
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Run encoder layers by operators that can be counted."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+def _without_compiling() -> Iterator[None]:
+    """Run a compiled model as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -46,11 +46,17 @@ class Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     A backward operator belongs to the submodules, and to attention, as the forward operator whose autograd
     node runs it.
+
+    Args:
+        synchronize: waits for the device after each operator.
+        fast_path: whether encoder layers may run as one operator, whose FLOPs are not known.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, model: nn.Module, synchronize: Callable[[], None] = lambda: None, *, fast_path: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.uncounted: dict[str, None] = {}
@@ -59,12 +65,25 @@ class Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Bytes of each parameter read, by its memory; of a table that is looked up, what is read."""
         self._model = model
         self._synchronize = synchronize
+        self._fast_path = fast_path
+        self._fast_paths_before: list[bool] = []
         self._formulas = formulas()
         self._scores = Scores(model.parameters())
         self._parameters = {memory_of(p) for p in model.parameters()}
         self._running: list[str] = []
         self._forward: dict[int, int] = {}
         """Number of the forward operator by the sequence number of its autograd node."""
+
+    def __enter__(self) -> Survey:
+        self._fast_paths_before.append(torch.backends.mha.get_fastpath_enabled())
+        if not self._fast_path:
+            torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(self._fast_paths_before.pop())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, or the operators of which it consists, and note it."""

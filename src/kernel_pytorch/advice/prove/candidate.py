@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..sample import Sample
 from ..strategy.protocol import Strategy
 from .copies import copy_of
+from .leaves import tensors_of
 from .task import Task
 
 
@@ -46,7 +47,7 @@ class Candidate:
     def begin(self) -> None:
         """Say that outputs of the last call are no longer needed, where calls overwrite them."""
         if self.overwrites_outputs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def build(task: Task, strategies: Sequence[Strategy]) -> Candidate:
@@ -99,8 +100,8 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def keep(tree: Any) -> Any:
-    """Outputs that later calls cannot change: tensors are detached and cloned."""
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), tree)
+    """A copy of outputs, in any nesting, that later calls cannot change and that holds no graph."""
+    return copy.deepcopy(tree, {id(tensor): tensor.detach().clone() for tensor in tensors_of(tree)})
 
 
 def forget_compiled_code() -> None:

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from .candidate import Candidate, frames_compiled, strict_compiler, threads
-from .compare import Comparison, compare_gradients, compare_outputs
 from .dropout import without_dropout
-from .limits import Deadline, Stop
-from .original import Expected, Original
+from .judge import Evidence, Expected, judge
+from .limits import Deadline, NotKeptError
+from .original import Original
 from .rounds import Round, restored, run_rounds
 from .task import seed_all
 
 CHEAP_COMPILE_S = 3.0
-"""What compiles no longer is compared at other lengths and with gradients of inputs without a second thought."""
+"""What compiles in half of it is compared with all inputs, however little time is left."""
 WARM_CALLS = 3
-
-
-@dataclass
-class Errors:
-    """The worst errors seen so far."""
-
-    error: float | None = None
-    original_error: float | None = None
-
-    def add(self, comparison: Comparison) -> None:
-        """Take note of one comparison; NaN is the worst."""
-        self.error = worst(self.error, comparison.error)
-        self.original_error = worst(self.original_error, comparison.original_error)
-
-
-def worst(first: float | None, second: float | None) -> float | None:
-    """The greater of two errors, NaN above all; None counts for nothing."""
-    known = [error for error in (first, second) if error is not None]
-    return max(known, key=lambda error: math.inf if math.isnan(error) else error, default=None)
+"""Of what is compiled; one of what is not."""
 
 
 def warm_up(
@@ -57,11 +35,11 @@ def warm_up(
         None if nothing was compiled.
 
     Raises:
-        Stop: it is marked for torch.compile, and nothing was compiled.
+        NotKeptError: it is marked for torch.compile, and nothing was compiled.
     """
     frames, seconds = frames_compiled(), []
     with restored(candidate.model), strict_compiler(candidate.compiled, eager_random=comparing):
-        for _ in range(WARM_CALLS):
+        for _ in range(WARM_CALLS if candidate.compiled else 1):
             deadline.check(what="it was warm")
             sample = candidate.task.sample.clone()
             seed_all(0)
@@ -71,29 +49,29 @@ def warm_up(
     if candidate.compiled and frames_compiled() > frames:
         return max(seconds[0] - min(seconds[1:]), 0.0)
     if candidate.compiled and must_compile:
-        raise Stop("nothing was compiled: the calls ran eagerly, or ran other code than its own")
+        raise NotKeptError("nothing was compiled: the calls ran eagerly, or ran other code than its own")
     return None
 
 
 def check_equal(
-    original: Original, candidate: Candidate, errors: Errors, deadline: Deadline, *, max_error: float
-) -> float | None:
-    """Compare a candidate with the original on fresh inputs; seconds that it compiled.
+    original: Original, candidate: Candidate, evidence: Evidence, deadline: Deadline, *, max_error: float
+) -> None:
+    """Compare a candidate with the original on fresh inputs.
 
     What compiles for long is compared at lengths that nobody asked for, and with gradients of inputs that
     the sample does not ask for, only if that leaves time to measure it.
 
     Raises:
-        Stop: it is not equal, with what differs and by how much.
+        NotKeptError: it is not equal, with what differs and by how much.
     """
     options = original.task.options
     with without_dropout(candidate.model, options.training):
-        compile_s = warm_up(candidate, deadline, comparing=True)
+        compile_s = evidence.compile_s = warm_up(candidate, deadline, comparing=True)
 
         def compare(length: int | None, input_gradients: bool, where: str) -> None:
             expected = original.expected(length, input_gradients=input_gradients, pause=deadline.check)
             got = rounds_of(candidate, expected, input_gradients=input_gradients, pause=deadline.check)
-            judge(expected, got, candidate.lossless, max_error, errors, where)
+            judge(expected, got, candidate.lossless, max_error, evidence, where)
 
         def affordable() -> bool:
             return compile_s is None or 2 * compile_s < max(CHEAP_COMPILE_S, deadline.left() / 2)
@@ -104,27 +82,31 @@ def check_equal(
         for length in original.lengths(deadline.check):
             if length in options.lengths or affordable():
                 compare(length, False, f" at length {length}")
-    return compile_s
 
 
 def check_again(
-    original: Original, candidate: Candidate, errors: Errors, deadline: Deadline, *, max_error: float
+    original: Original, candidate: Candidate, evidence: Evidence, deadline: Deadline, *, max_error: float
 ) -> None:
-    """Compare once more, after many calls.
+    """Compare once more, after many calls, with the first inputs.
 
     Raises:
-        Stop: it is not equal any more.
+        NotKeptError: it is not equal any more.
     """
-    expected = original.expected(None, input_gradients=False, pause=deadline.check)
+    expected = original.expected(None, input_gradients=False, pause=deadline.check).first()
     with without_dropout(candidate.model, original.task.options.training):
         got = rounds_of(candidate, expected, input_gradients=False, pause=deadline.check)
-    judge(expected, got, candidate.lossless, max_error, errors, " after it was timed")
+    judge(expected, got, candidate.lossless, max_error, evidence, " after it was timed")
 
 
 def rounds_of(
     candidate: Candidate, expected: Expected, *, input_gradients: bool, pause: Callable[[], None]
 ) -> list[Round]:
     """What the candidate gives for the same inputs."""
+
+    def before_each() -> None:
+        pause()
+        candidate.begin()
+
     with threads(candidate.threads), strict_compiler(candidate.compiled, eager_random=True):
         return run_rounds(
             candidate.task,
@@ -132,49 +114,5 @@ def rounds_of(
             expected.samples,
             rates=[one.rate for one in expected.original],
             input_gradients=input_gradients,
-            pause=lambda: (pause(), candidate.begin())[0],
+            pause=before_each,
         )
-
-
-def judge(
-    expected: Expected, got: list[Round], lossless: bool, max_error: float, errors: Errors, where: str
-) -> None:
-    """Compare round by round.
-
-    Raises:
-        Stop: outputs, gradients or buffers differ.
-    """
-    for number, (original, candidate) in enumerate(zip(expected.original, got, strict=True)):
-        reference = expected.reference[number] if expected.reference else None
-        after = f" after {number} steps of SGD" if number and original.gradients else ""
-
-        def see(comparison: Comparison, what: str, after: str = after) -> None:
-            errors.add(comparison)
-            if not comparison.equal:
-                raise Stop(f"{what} differ{where}{after}: {comparison.reason}")
-
-        def outputs(what: str, first: object, second: object, third: object) -> None:
-            see(compare_outputs(first, second, third, lossless=lossless, max_error=max_error), what)
-
-        outputs("outputs", reference and reference.outputs, original.outputs, candidate.outputs)
-        gone = sorted(original.parameters - candidate.parameters)
-        if gone:
-            raise Stop(f"parameter {gone[0]} is gone, and its gradient cannot be compared")
-        if original.gradients:
-            see(
-                compare_gradients(
-                    reference and reference.gradients,
-                    original.gradients,
-                    candidate.gradients,
-                    lossless=lossless,
-                    max_error=max_error,
-                ),
-                "gradients",
-            )
-        names = original.changed | (candidate.changed & original.buffers.keys())
-        outputs("buffers", *(one and pick(one.buffers, names) for one in (reference, original, candidate)))
-
-
-def pick(buffers: dict[str, Tensor], names: frozenset[str]) -> dict[str, Tensor | None]:
-    """The named buffers in order; None: there is none of the name."""
-    return {name: buffers.get(name) for name in sorted(names)}

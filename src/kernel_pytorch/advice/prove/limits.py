@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..analysis.places import raised
 from ..facts import Verdict
 
 MOST_CHARACTERS = 240
 
 
-class Stop(Exception):
+class NotKeptError(Exception):
     """A trial that ends before its change is kept."""
 
     def __init__(self, reason: str, verdict: Verdict = "reverted") -> None:
@@ -20,7 +19,7 @@ class Stop(Exception):
         self.reason, self.verdict = reason, verdict
 
 
-class OutOfTime(Stop):
+class OutOfTimeError(NotKeptError):
     """The deadline of a trial has passed, or what comes next cannot end before it."""
 
     def __init__(self, reason: str) -> None:
@@ -43,21 +42,18 @@ class Deadline:
         """Go on only if there is time for what comes next.
 
         Raises:
-            OutOfTime: there is not.
+            OutOfTimeError: there is not.
         """
         left = self.left()
         if left <= 0:
-            raise OutOfTime(f"its time ran out{what and f' before {what}'}")
+            raise OutOfTimeError(f"its time ran out{what and f' before {what}'}")
         if needed_s > left:
-            raise OutOfTime(f"{what} needs about {needed_s:.0f} s and {left:.0f} s are left")
+            raise OutOfTimeError(f"{what} needs about {needed_s:.0f} s and {left:.0f} s are left")
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its class, what it says, and where it was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if len(text) > MOST_CHARACTERS:
-        text = text[: MOST_CHARACTERS - 3] + "..."
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return text + place
+    """An exception in one line that is not too long, with where it was raised."""
+    text, _, place = raised(error).rpartition(" (")
+    if not text or len(text) <= MOST_CHARACTERS:
+        return raised(error)
+    return f"{text[:MOST_CHARACTERS]}... ({place}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -23,10 +23,16 @@ def changes_optimizer(strategies: Sequence[Strategy]) -> bool:
 
 
 def compare_steps(
-    original: Original, model: nn.Module, strategies: Sequence[Strategy], *, lossless: bool, max_error: float
+    original: Original,
+    model: nn.Module,
+    strategies: Sequence[Strategy],
+    *,
+    lossless: bool,
+    max_error: float,
+    pause: Callable[[], None],
 ) -> Comparison:
     """How far the parameters move in three steps, each optimizer being given the same gradients."""
-    rounds = original.expected(None, input_gradients=False).original
+    rounds = original.expected(None, input_gradients=False, pause=pause).original
     gradients = [one.gradients for one in rounds[:NUM_STEPS]]
     task = original.task
     reference = None if original.double is None else moves(task, original.double, [], gradients)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from ..sample import Sample
 from .candidate import Candidate, build
 from .compare import compare_outputs
-from .copies import double_of
+from .copies import double_of, widened_sample
 from .dropout import without_dropout
-from .limits import OutOfTime
+from .judge import Evidence, Expected, judge, size_of
+from .limits import NotKeptError, OutOfTimeError, describe
 from .rounds import Round, run_rounds
 from .task import Task
 
@@ -21,16 +23,6 @@ NUM_INPUTS = 3
 CACHE_BYTES = 1 << 30
 """Results of the original that are kept for later candidates."""
 MOST_LENGTHS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What the original gave on some inputs."""
-
-    samples: tuple[Sample, ...]
-    original: tuple[Round, ...]
-    reference: tuple[Round, ...] | None
-    """In float64; None: the original is its own reference."""
 
 
 class Original:
@@ -76,26 +68,57 @@ class Original:
             original = run_rounds(
                 task, self.candidate.model, samples, input_gradients=input_gradients, pause=pause
             )
-        reference = None
+        known = Expected(samples=samples, original=tuple(original), reference=None)
         if self.double is not None:
-            with without_dropout(self.double, task.options.training):
+            reference = self._reference(samples, original, input_gradients, pause)
+            known = replace(known, reference=reference)
+        if size_of(known) + sum(map(size_of, self._known.values())) <= CACHE_BYTES:
+            self._known[key] = known
+        return known
+
+    def _reference(
+        self,
+        samples: Sequence[Sample],
+        original: Sequence[Round],
+        input_gradients: bool,
+        pause: Callable[[], None],
+    ) -> tuple[Round, ...] | None:
+        """What the float64 twin gives, unless it fails or is farther from the original than rounding."""
+        assert self.double is not None
+        try:
+            with without_dropout(self.double, self.task.options.training):
                 reference = run_rounds(
-                    task,
+                    self.task,
                     self.double,
                     samples,
                     rates=[one.rate for one in original],
                     input_gradients=input_gradients,
-                    change=doubled,
+                    change=widened_sample,
                     pause=pause,
                 )
-        known = Expected(
-            samples=samples,
-            original=tuple(original),
-            reference=None if reference is None else tuple(reference),
-        )
-        if size_of(known) + sum(map(size_of, self._known.values())) <= CACHE_BYTES:
-            self._known[key] = known
-        return known
+            known = Expected(samples=tuple(samples), original=tuple(original), reference=tuple(reference))
+            seen = Evidence()
+            judge(known, original, False, self._rounding, seen, " from those in float64")
+            if seen.error is not None and seen.original_error is None:
+                raise NotKeptError("in float64 it computes something else")
+        except OutOfTimeError:
+            raise
+        except NotKeptError as different:
+            self.double, self.why_no_double = None, different.reason
+        except Exception as error:
+            self.double, self.why_no_double = None, f"in float64 it fails: {describe(error)}"
+        else:
+            return tuple(reference)
+        return None
+
+    @property
+    def _rounding(self) -> float:
+        """Beyond which a difference is not of rounding: the root of the coarsest dtype's epsilon.
+
+        Random numbers are an example: with equal seeds, float64 draws others than float32.
+        """
+        dtypes = {p.dtype for p in self.candidate.model.parameters()} | {torch.float32}
+        return math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point))
 
     def lengths(self, pause: Callable[[], None]) -> tuple[int, ...]:
         """Other lengths at which the original runs: those asked for, else one about half as long."""
@@ -110,7 +133,7 @@ class Original:
     def _runs(self, length: int, pause: Callable[[], None]) -> bool:
         try:
             run_rounds(self.task, self.candidate.model, [self.task.draw(length, 0)], pause=pause)
-        except OutOfTime:
+        except OutOfTimeError:
             raise
         except Exception:
             return False  # the model is made for its own length, or the inputs are
@@ -126,32 +149,8 @@ class Original:
     def _marked(self, pause: Callable[[], None]) -> bool:
         try:
             self.expected(None, input_gradients=True, pause=pause)
-        except OutOfTime:
+        except OutOfTimeError:
             raise
         except Exception:
             return False  # such a model computes something of an input that has no gradient
         return True
-
-
-def doubled(sample: Sample) -> Sample:
-    """Floating inputs in float64, complex ones in complex128."""
-
-    def double(tensor: torch.Tensor) -> torch.Tensor:
-        kind = torch.float64 if tensor.is_floating_point() else torch.complex128
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor
-        return tensor.detach().to(kind).requires_grad_(tensor.requires_grad)
-
-    return sample.map(double)
-
-
-def size_of(known: Expected) -> int:
-    """Bytes of the tensors of results."""
-    from .compare import tensors_of
-
-    rounds = [*known.original, *(known.reference or ())]
-    return sum(
-        tensor.nbytes
-        for one in rounds
-        for tensor in (*tensors_of(one.outputs), *one.gradients.values(), *one.buffers.values())
-    )

@@ -21,15 +21,16 @@ from ..analysis.observe import observe
 from ..facts import AdviceReport, Finding, Level, Machine, ModelFacts, Options, Trial
 from ..sample import Sample
 from ..strategy.protocol import Strategy
-from ..strategy.registry import strategies
+from ..strategy.registry import broken, strategies
 from .limits import describe
 from .search import search
 from .session import Session
 from .state import preserved
 from .task import Loss, OptimizerFactory, Redraw, Task
 
-ANALYSIS_S = 12.0
-"""Seconds that the analysis may take beyond the budget of the trials."""
+FACTS_S = 9.0
+FINDINGS_S = 6.0
+"""Seconds that both may take beyond the budget of the trials, where a call is quick."""
 
 
 def advise(
@@ -59,6 +60,8 @@ def optimise(
 ) -> tuple[AdviceReport, nn.Module]:
     """The report, and a copy of the model with all that was proved, or the model given if that is nothing.
 
+    The copy is in eval mode, or in training mode if ``training`` is set.
+
     The model, its gradients, and the state of the process are as before when it returns or raises, but for
     Dynamo's caches, which are reset. Runs in this process: what cannot end in time is not started, but a
     compilation cannot be interrupted.
@@ -79,7 +82,6 @@ def optimise(
     Raises:
         ValueError: an option is out of its range.
     """
-    began = time.monotonic()
     options = Options(
         level=optimization_level,
         training=training,
@@ -88,53 +90,67 @@ def optimise(
         lengths=tuple(lengths or ()),
         budget_s=budget_s,
     )
-    sample, device = Sample.of(sample_input), device_of(model)
-    sample, moved = sample.moved(device)
-    given = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+    device = device_of(model)
+    sample, moved = Sample.of(sample_input).moved(device)
+    given, factory = (
+        (optimizer, another_like(optimizer))
+        if isinstance(optimizer, torch.optim.Optimizer)
+        else (None, optimizer)
+    )
     task = Task(
         model=model,
         sample=sample,
         options=options,
         loss=loss,
-        optimizer=optimizer if given is None else another_like(given),
+        optimizer=factory,
         redraw=redraw,
         device=device,
         target=type(model).__name__,
     )
-    with preserved(model, given):
-        session = Session(task)
-        facts = with_remarks(session.facts(ANALYSIS_S), moved)
-        found = findings_of(session.task, facts)
-        deadline = time.monotonic() + options.budget_s
+    with preserved(model, given) as state:
         known = strategies()
-        trials = tuple(
-            search(
-                known,
-                facts,
-                options,
-                deadline=deadline,
-                clock=time.monotonic,
-                trial=session.trial,
-            )
-        )
-        kept = chosen(known, trials)
-        result = session.confirm(kept, deadline) if kept else None
-        changed = result is not None and result.verdict == "kept"
-        best = session.build(kept) if changed else model
-        offered, failed = offers_of(known, session.task, facts)
-        report = AdviceReport(
-            target=task.target,
-            machine=machine_of(facts),
-            options=options,
-            facts=with_remarks(facts, failed),
-            findings=found,
-            trials=trials,
-            result=result,
-            reference=session.reference,
-            offers=offered,
-            seconds=time.monotonic() - began,
-        )
-    return report, best
+        report, best = run(task, known, remarks=(*moved, *broken))
+    lost = tuple(f"{name} is not as it was before the run" for name in state.changed)
+    return replace(report, facts=with_remarks(report.facts, lost)), best
+
+
+def run(
+    task: Task,
+    known: Sequence[Strategy],
+    *,
+    facts: ModelFacts | None = None,
+    remarks: Sequence[str] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[AdviceReport, nn.Module]:
+    """What :func:`optimise` returns, of a task and strategies; the caller restores the process's state.
+
+    Args:
+        facts: if they are known.
+        remarks: for the report, beside those of the analysis.
+    """
+    began, options = clock(), task.options
+    session = Session(task, facts, clock=clock)
+    facts = with_remarks(session.facts(FACTS_S), remarks)
+    found, unobserved = look(session.task, facts, FINDINGS_S)
+    deadline = clock() + options.budget_s
+    trials = tuple(search(known, facts, options, deadline=deadline, clock=clock, trial=session.trial))
+    kept = chosen(known, trials)
+    result = session.confirm(kept, deadline) if kept else None
+    changed = result is not None and result.verdict == "kept"
+    offered, failed = offers_of(known, session.task, facts)
+    report = AdviceReport(
+        target=task.target or type(task.model).__name__,
+        machine=machine_of(facts),
+        options=options,
+        facts=with_remarks(facts, (*unobserved, *failed)),
+        findings=found,
+        trials=trials,
+        result=result,
+        reference=session.reference,
+        offers=offered,
+        seconds=clock() - began,
+    )
+    return report, session.build(kept) if changed else task.model
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -151,9 +167,19 @@ def another_like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     return lambda parameters: kind(parameters, **options)
 
 
+def look(task: Task, facts: ModelFacts, limit_s: float) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """The defects of a model, and a remark on each thing that could not be looked at.
+
+    Args:
+        limit_s: seconds after which nothing more is looked at.
+    """
+    observed = observe(task, limit_s=limit_s)
+    return findings(facts, observed), () if facts.failed else observed.unobserved
+
+
 def findings_of(task: Task, facts: ModelFacts) -> tuple[Finding, ...]:
     """The defects of a model."""
-    return findings(facts, observe(task))
+    return look(task, facts, FINDINGS_S)[0]
 
 
 def offers_of(
@@ -192,6 +218,6 @@ def machine_of(facts: ModelFacts) -> Machine:
         processor=models[0] if models else platform.processor() or platform.machine(),
         device=facts.device,
         threads=facts.threads,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

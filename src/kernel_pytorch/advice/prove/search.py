@@ -1,4 +1,4 @@
-"""Which changes are tried, in which order and why others are not. Pure: the clock and the trials are given."""
+"""Which changes are tried, in which order, and why others are not. Pure: clock and trials are given."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 LEAST_S = 0.002
 """Seconds that a timed sample lasts at least."""
-TRIAL_CALLS = 40
+TRIAL_CALLS = 36
 """Calls that a trial makes at least, one length: warm-up, comparisons, eleven pairs, memory."""
-CONFIRM_CALLS = 40
+CONFIRM_CALLS = 36
 UNCHANGEABLE = {
     "scripted": "the model is a ScriptModule",
     "compiled": "the model is compiled already",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from ..analysis.analyse import analyse
 from ..facts import ModelFacts, Trial
 from ..strategy.protocol import Strategy
 from .candidate import Candidate, build, forget_compiled_code
-from .copies import copy_of
+from .copies import UncopyableError, copy_of
 from .limits import Deadline, describe
 from .original import Original
+from .own_code import give_own_code
 from .search import not_tried
 from .task import Task, set_mode
 from .trial import Proof, peak_of, prove
@@ -58,7 +60,8 @@ class Session:
             clock_limit: seconds that measuring may take.
         """
         if self._facts is None:
-            self._facts = analyse(self.task, clock_limit)
+            deadline = self.clock() + clock_limit
+            self._facts = analyse(self.task, deadline=deadline, clock=self.clock)
         return self._facts
 
     @property
@@ -115,6 +118,7 @@ class Session:
         names = tuple(strategy.name for strategy in kept)
         if self._base is None or self._base[0] != names:
             self._base = (names, build(self.task, kept))
+            give_own_code(self._base[1].model)
         return self._base[1]
 
     def _proof(
@@ -149,11 +153,11 @@ def prepared(task: Task) -> tuple[Task, str | None]:
     """
     try:
         model, refused = copy_of(task.model), None
-    except Exception as error:
-        model, refused = task.model, f"the model cannot be copied: {describe(error)}"
+    except UncopyableError as error:
+        model, refused = task.model, f"the model cannot be copied: {error}"
     set_mode(model, task.options.training)
     ready = replace(task, model=model)
     if refused is None and any(is_lazy(parameter) for parameter in model.parameters()):
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(Exception):  # the analysis meets and records it
             task.sample.clone().call(model)
     return ready, refused

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..facts import Options
 from ..sample import Sample
+from .leaves import tensors_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs, inputs) -> scalar; see :func:`inputs_of`."""
@@ -104,8 +104,6 @@ def inputs_of(sample: Sample) -> Any:
 
 def floating(tree: Any) -> list[torch.Tensor]:
     """The floating and complex tensors of any nesting, dataclasses included."""
-    from .compare import tensors_of
-
     return [t for t in tensors_of(tree) if t.is_floating_point() or t.is_complex()]
 
 

@@ -13,6 +13,7 @@ from .disagree import described
 from .join import Collective, Run, named
 from .record import CallRecord
 from .statistics import OperationStats
+from .svg import picture, words
 
 _WIDTH, _LEFT, _ROW = 960, 80, 26
 _MOST_RANKS, _MOST_HOSTS, _MOST_CALLS = 64, 32, 200
@@ -48,7 +49,7 @@ def timeline(run: Run, offsets: Mapping[int, Offset]) -> str:
     parts = [_ticks(high - low, scale, height - 30)]
     for row, rank in enumerate(ranks):
         y = row * _ROW
-        parts.append(_text(_LEFT - 8, y + 17, f"rank {rank}", "end"))
+        parts.append(words(_LEFT - 8, y + 17, f"rank {rank}", "end"))
         parts.append(f'<rect class="row" x="{_LEFT}" y="{y + 4}" width="{_WIDTH - _LEFT - 20}" height="18"/>')
     for rank, a, b, kind, call in placed:
         x, width = _LEFT + (a - low) * scale, max((b - a) * scale, 0.5)
@@ -58,7 +59,7 @@ def timeline(run: Run, offsets: Mapping[int, Offset]) -> str:
             f'height="18"><title>{escape(title)}</title></rect>'
         )
     which = "the last calls" if step is None else f"step {step}"
-    return _svg(_WIDTH, height, parts, f"Timeline of {which}")
+    return picture(_WIDTH, height, parts, f"Timeline of {which}")
 
 
 def _typical_step(run: Run) -> int | None:
@@ -94,7 +95,7 @@ def _ticks(span: float, scale: float, bottom: float) -> str:
     for number in range(int(span / step) + 1):
         x = _LEFT + number * step * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{bottom:.0f}"/>')
-        parts.append(_text(x, bottom + 18, f"{1e3 * number * step:.4g} ms", "middle"))
+        parts.append(words(x, bottom + 18, f"{1e3 * number * step:.4g} ms", "middle"))
     return "".join(parts)
 
 
@@ -124,11 +125,11 @@ def bandwidth(operations: Sequence[OperationStats]) -> str:
     for power in range(x0, x1 + 1, max((x1 - x0) // 8, 1)):
         x, _ = place(2**power, 10**y0)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="10" x2="{x:.1f}" y2="{10 + height}"/>')
-        parts.append(_text(x, height + 28, named("", 2**power).strip(), "middle"))
+        parts.append(words(x, height + 28, named("", 2**power).strip(), "middle"))
     for power in range(y0, y1 + 1):
         _, y = place(2**x0, 10**power)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + width - 20}" y2="{y:.1f}"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{10**power:g} MB/s", "end"))
+        parts.append(words(_LEFT - 8, y + 4, f"{10**power:g} MB/s", "end"))
     for number, (name, found) in enumerate(sorted(series.items())):
         colour = f"s{number % 8}"
         path = " ".join(
@@ -143,8 +144,8 @@ def bandwidth(operations: Sequence[OperationStats]) -> str:
             parts.append(f"<title>{escape(title)}</title></circle>")
         y = 20 + 20 * number
         parts.append(f'<circle class="{colour}" cx="{_LEFT + width + 2}" cy="{y - 4}" r="4"/>')
-        parts.append(_text(_LEFT + width + 12, y, name))
-    return _svg(_WIDTH, max(height + 40, 20 * len(series) + 30), parts, "Bus bandwidth by size")
+        parts.append(words(_LEFT + width + 12, y, name))
+    return picture(_WIDTH, max(height + 40, 20 * len(series) + 30), parts, "Bus bandwidth by size")
 
 
 def _whole(values: Sequence[float]) -> tuple[int, int]:
@@ -167,8 +168,8 @@ def heat_map(links: MeasuredLinks | None) -> str:
     for host, ranks in enumerate(links.hosts):
         label = f"{'ranks' if len(ranks) > 1 else 'rank'} {' '.join(map(str, ranks))}"
         label = label if len(label) <= 18 else label[:16] + "..."
-        parts.append(_text(left - 8, 30 + host * cell + cell / 2 + 4, label, "end"))
-        parts.append(_text(left + host * cell + cell / 2, 20, str(ranks[0]), "middle"))
+        parts.append(words(left - 8, 30 + host * cell + cell / 2 + 4, label, "end"))
+        parts.append(words(left + host * cell + cell / 2, 20, str(ranks[0]), "middle"))
     for a in range(count):
         for b in range(count):
             rate = links.gbit_s(a, b)
@@ -185,17 +186,5 @@ def heat_map(links: MeasuredLinks | None) -> str:
             if count <= 10:
                 text = "-" if rate is None else f"{rate:.3g}"
                 light = kind == "rate" and share < 0.5
-                parts.append(_text(x + cell / 2 - 1, y + cell / 2 + 4, text, "middle", "light" * light))
-    return _svg(left + count * cell + 10, 40 + count * cell, parts, "Rates between hosts in Gbit/s")
-
-
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
-    style = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'
+                parts.append(words(x + cell / 2 - 1, y + cell / 2 + 4, text, "middle", "light" * light))
+    return picture(left + count * cell + 10, 40 + count * cell, parts, "Rates between hosts in Gbit/s")

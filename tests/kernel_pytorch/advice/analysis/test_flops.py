@@ -177,6 +177,14 @@ def test_backward_belongs_to_the_module_of_the_forward():
     }
 
 
+def test_a_compiled_model_counts_as_it_is_written():
+    model = torch.compile(nn.Linear(3, 4), backend="eager")
+    assert count_flops(model, Sample.of(torch.randn(2, 3))).total == 2 * 2 * 3 * 4
+    model = nn.Sequential(nn.Linear(3, 4))
+    model.compile(backend="eager")
+    assert count_flops(model, Sample.of(torch.randn(2, 3))).by_module == {"": 48, "0": 48}
+
+
 class Item(nn.Module):
     def __init__(self) -> None:
         super().__init__()

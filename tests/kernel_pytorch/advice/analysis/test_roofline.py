@@ -50,6 +50,27 @@ def test_measured_once_for_each_number_of_threads(asked: list[tuple[str, ...]]):
     assert len(asked) == 3
 
 
+def test_measured_again_the_higher_counts(monkeypatch: pytest.MonkeyPatch):
+    found = iter([(3e9, None, {"copy": "slow"}), (1e9, 5.0, {})])
+
+    def measure(device, dtypes, **options) -> Rates:
+        flops, copied, unmeasured = next(found)
+        return Rates(
+            flops={"float32": flops},
+            matrix_sizes={},
+            memory_gb_s=copied,
+            copy_bytes=1,
+            unmeasured={"bfloat16": "slow", **unmeasured},
+        )
+
+    monkeypatch.setattr(module, "measure_rates", measure)
+    monkeypatch.setattr(module, "_measured", {})
+    assert roofline(CPU).memory_gb_s is None
+    expected = Roofline(flops={"float32": 3e9}, memory_gb_s=5.0, unmeasured={"bfloat16": "slow"})
+    assert roofline(CPU, again=True) == expected
+    assert roofline(CPU) == expected
+
+
 def test_too_little_memory_is_a_reason(asked: list[tuple[str, ...]]):
     found = roofline(CPU, ["float16"])
     assert (found.flops, found.memory_gb_s) == ({}, None)
