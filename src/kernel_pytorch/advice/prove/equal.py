@@ -12,8 +12,12 @@ from .original import Original
 from .rounds import Round, restored, run_rounds
 from .task import seed_all
 
-CHEAP_COMPILE_S = 3.0
-"""What compiles in half of it is compared with all inputs, however little time is left."""
+CHEAP_COMPILE_S = 1.5
+"""What compiles no longer is compared with all inputs, however little time is left."""
+SHARE = 1 / 8
+"""Of the time left to a trial, which compiling for another kind of inputs may take."""
+FINAL_SHARE = 1 / 4
+"""The same of the confirmation, after which nothing else waits."""
 WARM_CALLS = 3
 """Of what is compiled; one of what is not."""
 
@@ -54,12 +58,19 @@ def warm_up(
 
 
 def check_equal(
-    original: Original, candidate: Candidate, evidence: Evidence, deadline: Deadline, *, max_error: float
+    original: Original,
+    candidate: Candidate,
+    evidence: Evidence,
+    deadline: Deadline,
+    *,
+    max_error: float,
+    share: float = SHARE,
 ) -> None:
     """Compare a candidate with the original on fresh inputs.
 
-    What compiles for long is compared at lengths that nobody asked for, and with gradients of inputs that
-    the sample does not ask for, only if that leaves time to measure it.
+    Args:
+        share: of the time left; what compiles for longer is not compared at a length that nobody asked for,
+            nor with gradients of inputs that the sample does not ask for.
 
     Raises:
         NotKeptError: it is not equal, with what differs and by how much.
@@ -74,7 +85,7 @@ def check_equal(
             judge(expected, got, candidate.lossless, max_error, evidence, where)
 
         def affordable() -> bool:
-            return compile_s is None or 2 * compile_s < max(CHEAP_COMPILE_S, deadline.left() / 2)
+            return compile_s is None or compile_s < max(CHEAP_COMPILE_S, share * deadline.left())
 
         compare(None, False, "")
         if options.training and affordable() and original.input_gradients(deadline.check):

@@ -14,7 +14,7 @@ from ..strategy.protocol import Strategy
 from .bound import least_seconds
 from .candidate import Candidate, build, forget_compiled_code, frames_compiled, strict_compiler
 from .decide import Measured, reason_against
-from .equal import check_again, check_equal, warm_up
+from .equal import FINAL_SHARE, SHARE, check_again, check_equal, warm_up
 from .judge import Evidence
 from .limits import Deadline, NotKeptError, OutOfTimeError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
@@ -77,7 +77,14 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
     forget_compiled_code()
     candidate = build(original.task, strategies)
     deadline.check(what="it was compared")
-    check_equal(original, candidate, evidence, deadline, max_error=options.max_error)
+    check_equal(
+        original,
+        candidate,
+        evidence,
+        deadline,
+        max_error=options.max_error,
+        share=FINAL_SHARE if proof.final else SHARE,
+    )
     if original.task.optimizer is not None and options.training and changes_optimizer(strategies):
         steps = compare_steps(
             original,
@@ -121,6 +128,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
         Measured(
             gain=ratio.value,
             low=ratio.low,
+            base_s=ratio.first_s,
             candidate_s=ratio.second_s,
             stopped=timing.stopped,
             slow=slow,
