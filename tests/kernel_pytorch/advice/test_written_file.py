@@ -188,6 +188,7 @@ def test_where_the_file_of_the_original_is_unknown():
         ),
         (kept(simple()), "a change cannot be written: it gives no source"),
         (kept(simple("model =")), "a change cannot be written: invalid syntax"),
+        (kept(simple("from . import helper")), "cannot be written: a relative import has no meaning"),
         (kept(simple("def optimise(): pass")), "a change cannot be written: the name optimise is taken"),
         (
             kept(simple("def f(): pass"), replace(simple("def f(): return 1"), strategy="b")),
