@@ -91,7 +91,7 @@ def save(report: AdviceReport, path: str | os.PathLike[str], target: str | None 
 
 def _lines(report: AdviceReport) -> Lines:
     if not report.kept:
-        raise ValueError(f"there is nothing to write: {result(report)}")
+        raise ValueError(result(report))
     lines = Lines(taken=_OWN)
     for trial in report.kept:
         if not trial.source:
