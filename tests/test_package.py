@@ -15,19 +15,31 @@ LOWER = SOURCES / "kernel_pytorch"
 TORCH_ALONE = (
     "kernel_pytorch.advice.analysis.analyse",
     "kernel_pytorch.advice.analysis.attempt",
+    "kernel_pytorch.advice.analysis.blame",
     "kernel_pytorch.advice.analysis.calls",
+    "kernel_pytorch.advice.analysis.calls_watch",
+    "kernel_pytorch.advice.analysis.constants",
+    "kernel_pytorch.advice.analysis.copies_made",
     "kernel_pytorch.advice.analysis.costs",
+    "kernel_pytorch.advice.analysis.dynamo_log",
     "kernel_pytorch.advice.analysis.fake",
     "kernel_pytorch.advice.analysis.flops",
     "kernel_pytorch.advice.analysis.formulas",
     "kernel_pytorch.advice.analysis.granted",
+    "kernel_pytorch.advice.analysis.graph_breaks",
+    "kernel_pytorch.advice.analysis.host_syncs",
+    "kernel_pytorch.advice.analysis.loops",
     "kernel_pytorch.advice.analysis.moved_bytes",
+    "kernel_pytorch.advice.analysis.observe",
+    "kernel_pytorch.advice.analysis.operator_observers",
+    "kernel_pytorch.advice.analysis.operators",
     "kernel_pytorch.advice.analysis.others",
     "kernel_pytorch.advice.analysis.parameters",
     "kernel_pytorch.advice.analysis.profile",
     "kernel_pytorch.advice.analysis.roofline",
     "kernel_pytorch.advice.analysis.runs",
     "kernel_pytorch.advice.analysis.scores",
+    "kernel_pytorch.advice.analysis.storages",
     "kernel_pytorch.advice.analysis.survey",
     "kernel_pytorch.advice.analysis.traffic",
     "kernel_pytorch.advice.load",
@@ -151,7 +163,7 @@ def with_torch() -> list[Path]:
     found = []
     for path in sorted((LOWER / "advice").rglob("*.py")):
         says = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found += [path] if "Imports torch" in says.replace("\n", " ") else []
+        found += [path] if re.search(r"\b[Ii]mports\s+torch\b", says) else []
     return found
 
 

@@ -20,7 +20,8 @@ from .limits import Deadline, NotKeptError, OutOfTimeError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original
 from .rounds import restored
-from .timing import time_pairs, verdict
+from .timing import time_pairs
+from .verdict import verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
         ),
         facts,
         base_ratio=proof.base_ratio,
-        least_s=least_seconds(facts, candidate.threads),
+        least_s=least_seconds(facts, lossless=candidate.lossless, threads=candidate.threads),
         final=proof.final,
     )
     if reason:
