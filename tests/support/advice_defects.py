@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernel_pytorch.advice.facts import AttentionSite, Fact, Options
+from kernel_pytorch.advice.facts import AttentionSite, Options
 from kernel_pytorch.advice.prove.task import Task
 from kernel_pytorch.advice.sample import Sample
 
@@ -49,6 +49,8 @@ class Case:
     sample: Callable[[], torch.Tensor] = tokens
     training: bool = False
     optimizer: Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer] | None = None
+    memory_bytes: int | None = None
+    """The limit."""
     recorded: dict[str, Any] = field(default_factory=dict)
     """Facts, see ``advice_facts.facts``."""
 
@@ -69,7 +71,7 @@ class Case:
         return Task(
             model=self.model().train(self.training),
             sample=Sample.of(self.sample()),
-            options=Options(training=self.training),
+            options=Options(training=self.training, memory_bytes=self.memory_bytes),
             loss=lambda outputs, inputs: outputs.square().mean(),
             optimizer=self.optimizer,
         )
@@ -405,6 +407,11 @@ class Wide(Linear):
         return self.linear(x)
 
 
+class TooLarge(Linear):  # defect
+    def forward(self, x):
+        return self.linear(x)
+
+
 class Perceptron(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Linear(WIDTH, 32), nn.GELU(), nn.Linear(32, WIDTH))
@@ -588,16 +595,16 @@ DEFECTS = (
         recorded={"optimizer": "AdamW foreach"},
     ),
     Case(
-        model=Wide,
+        model=TooLarge,
         kind="training will not fit",
-        place="wide.py:3",
+        memory_bytes=1000,
         training=True,
         optimizer=fused_adam,
         recorded={
-            "place": "wide.py:3",
+            "place": f"{_file()}:{_line(TooLarge)}",
             "optimizer": "AdamW fused",
-            "memory_limit": 1_000_000,
-            "peak": Fact(why="it exceeds what the process is granted"),
+            "memory_limit": 1000,
+            "peak": 9000,
         },
     ),
     Case(model=Perceptron, kind="too many threads", recorded={"threads": 8}),

@@ -20,13 +20,16 @@ from .places import short
 
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 _PYTHON = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+_TYPED = ("<stdin>", "<ipython-input-")
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
 
 
 @lru_cache(maxsize=4096)
 def is_users(file: str) -> bool:
-    """Whether a file is the user's: generated code has no file and is not."""
-    if file.startswith("<") or any(_below(file, folder) for folder in _SKIPPED):
+    """Whether a file is the user's: code that a program generated is not."""
+    if file.startswith("<"):
+        return file.startswith(_TYPED)
+    if any(_below(file, folder) for folder in _SKIPPED):
         return False
     return "-packages/" in file or not any(_below(file, folder) for folder in _PYTHON)
 
