@@ -165,12 +165,12 @@ def test_ctrl_c_kills_the_worker_and_keeps_the_results_so_far(tmp_path, monkeypa
         pids.append(int(file.read_text()))  # blocks until the worker is in its second trial
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     running = supervisor("waits")
     with pytest.raises(KeyboardInterrupt):
         running.run()
-    thread.join()
+    thread.join(60)
     assert not lives(pids[0])
     found = verdicts(running.report())
     assert found["one"] == ("kept", "")
@@ -189,7 +189,9 @@ def test_a_worker_dies_with_the_command(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "kernel_pytorch.cli", *arguments], stderr=subprocess.DEVNULL
     ) as command:
-        worker = os.pidfd_open(int(fifo.read_text()))
+        with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)) as told:
+            assert select.select([told], [], [], 120)[0]
+            worker = os.pidfd_open(int(told.read()))
         command.kill()
     assert select.select([worker], [], [], 30)[0]  # readable once it has ended
     os.close(worker)
