@@ -61,6 +61,8 @@ class Observed(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """The findings."""
 
     findings: tuple[Finding, ...]
+    remarks: tuple[str, ...] = ()
+    """On what could not be looked at."""
 
 
 class Planned(msgspec.Struct, tag=True, kw_only=True, frozen=True):
@@ -89,6 +91,8 @@ class Offered(msgspec.Struct, tag=True, kw_only=True, frozen=True):
     """Other functions that could replace parts of the model."""
 
     offers: tuple[Finding, ...]
+    remarks: tuple[str, ...] = ()
+    """On offers that failed."""
 
 
 class Confirmed(msgspec.Struct, tag=True, kw_only=True, frozen=True):

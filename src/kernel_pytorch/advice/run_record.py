@@ -33,8 +33,8 @@ OVERTIME_S = 15.0
 """Beyond the budget; all is over by then."""
 ANALYSIS_S = 9.0
 """Asked of the analysis."""
-_END_S = 2.0
-"""To kill the last worker and print the report."""
+_END_S = 3.0
+"""To kill the last worker, which takes seconds where it holds much memory, and to print the report."""
 _GRACE_S = 1.0
 """For a worker to say itself that a trial's time is over."""
 
@@ -122,6 +122,7 @@ class RunRecord:
             self._begin_findings(request, now)
         elif isinstance(message, Observed):
             self._findings = message.findings
+            self._remarks += message.remarks
             self._stage, self.deadline = "trials", self._until
         elif isinstance(message, Planned):
             self._planned = {trial.strategy: trial for trial in message.trials}
@@ -138,6 +139,7 @@ class RunRecord:
             self._reference = message.reference or self._reference
         elif isinstance(message, Offered):
             self._offers = message.offers
+            self._remarks += message.remarks
         elif isinstance(message, Confirmed):
             self._result = message.trial
 
@@ -201,7 +203,7 @@ class RunRecord:
 
     def _begin_findings(self, request: Request, now: float) -> None:
         self._stage = "findings"
-        self.deadline = min(self._until, now + 5.0 + 0.2 * request.options.budget_s)
+        self.deadline = min(self._until, now + 10.0 + 0.1 * request.options.budget_s)
 
 
 def outcome(trial: Trial) -> str:

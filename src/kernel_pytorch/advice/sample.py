@@ -102,7 +102,7 @@ class Sample:
             tensor = torch.tensor(leaf, device=device)
             tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             kind = str(tensor.dtype).removeprefix("torch.")
-            remarks.append(f"input {name} was an array of numpy, is a {kind} tensor on {device}")
+            remarks.append(f"input {name}, an array of NumPy, was made a tensor: {kind} on {device}")
             return tensor
 
         def move_all(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +83,14 @@ def work(request: Request, target: Named, pipe: Pipe) -> None:
         loss=None if request.loss is None else Named.of(request.loss),
         optimizer=None if request.optimizer is None else Named.of(request.optimizer),
     )
+    warnings.simplefilter("ignore")  # of the compiler and of changed copies; those of the file are shown
     from .prove.run import machine_of, with_remarks
     from .prove.session import Session
     from .static import static_facts
-    from .strategy.registry import strategies
+    from .strategy.registry import broken, strategies
 
     known = strategies()
+    remarks = (*remarks, *broken)
     facts = with_remarks(static_facts(task), remarks)
     pipe.send(Loaded(facts=facts, machine=machine_of(facts)))
     reserve_s = reserve(time.monotonic() - request.started)
@@ -118,10 +121,10 @@ def _confirm(request: Request, session: Session, known: Sequence[Strategy], pipe
 
 
 def _observe(session: Session, facts: ModelFacts, pipe: Pipe) -> None:
-    from .prove.run import findings_of
+    from .prove.run import FINDINGS_S, look
 
-    found = findings_of(session.task, facts)
-    pipe.send(Observed(findings=tuple(found)))
+    found, unobserved = look(session.task, facts, FINDINGS_S)
+    pipe.send(Observed(findings=found, remarks=unobserved))
 
 
 def _search(
@@ -169,8 +172,8 @@ def _search(
         pipe.send(Tried(trial=made))
     if session.reference:
         pipe.send(Compared(reference=session.reference))
-    offers, _ = offers_of(known, session.task, facts)
-    pipe.send(Offered(offers=offers))
+    offers, failed = offers_of(known, session.task, facts)
+    pipe.send(Offered(offers=offers, remarks=failed))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,5 @@ def test_hostile_models(hostile: Hostile, tmp_path: Path):
         report = json.loads(done.stdout)
         assert report["facts"]["parameters"] == 72
         assert bool(report["facts"]["failed"]) == (hostile.status == 1)
-        assert report["seconds"] < 5 + 15
     assert list(folder.iterdir()) == []
     assert not any(lives(int(pid)) for pid in (gone.read_text().split() if gone.exists() else ()))

@@ -135,7 +135,7 @@ def test_a_whole_task(write):
         optimizer=Named.of(f"{path}:optimizer"),
     )
     assert task.sample.args[0].dtype == torch.float32
-    assert remarks == ("input 0 was an array of numpy, is a float32 tensor on cpu",)
+    assert remarks == ("input 0, an array of NumPy, was made a tensor: float32 on cpu",)
     assert task.loss_of(torch.ones(3), task.sample) == 3
     assert task.optimizer is torch.optim.SGD
     assert task.draw(None, 1).args[0].dtype == torch.float32

@@ -130,9 +130,9 @@ def test_arrays_of_numpy_become_tensors_and_are_remarked():
     assert [tensor.dtype for tensor in sample.tensors()] == [torch.float32, torch.int64, torch.bool]
     assert sample.kwargs["x"] == 3
     assert remarks == (
-        "input 0 was an array of numpy, is a float32 tensor on cpu",
-        "input 1 was an array of numpy, is a int64 tensor on cpu",
-        "input deep was an array of numpy, is a bool tensor on cpu",
+        "input 0, an array of NumPy, was made a tensor: float32 on cpu",
+        "input 1, an array of NumPy, was made a tensor: int64 on cpu",
+        "input deep, an array of NumPy, was made a tensor: bool on cpu",
     )
 
 
