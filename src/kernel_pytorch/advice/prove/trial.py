@@ -127,7 +127,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
         ),
         facts,
         base_ratio=proof.base_ratio,
-        least_s=least_seconds(facts, candidate.threads),
+        least_s=least_seconds(facts, lossless=candidate.lossless, threads=candidate.threads),
         final=proof.final,
     )
     if reason:

@@ -15,7 +15,7 @@ from kernel_pytorch.advice.prove.task import Task
 from kernel_pytorch.advice.sample import Sample
 
 FACTS = recorded_facts(
-    call=Fact(value=0.01, basis="measured"), flops=Fact(why="not counted"), noise=Fact(why="not measured")
+    call=Fact(value=0.01, basis="measured"), bound=Fact(why="not counted"), noise=Fact(why="not measured")
 )
 
 

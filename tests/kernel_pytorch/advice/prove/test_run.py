@@ -19,7 +19,7 @@ from kernel_pytorch.advice.sample import Sample
 FACTS = recorded_facts(
     call=Fact(value=0.01, basis="measured"),
     noise=Fact(value=0.01, basis="measured"),
-    flops=Fact(value=1e6, basis="counted"),
+    bound=Fact(value=5e-5, basis="predicted"),
     attention_share=Fact(value=0.0, basis="counted"),
     peak=Fact(value=1e6, basis="measured"),
 )

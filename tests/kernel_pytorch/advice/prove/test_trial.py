@@ -8,7 +8,7 @@ from made_up_strategies import FalseClock, MadeUp, Model
 from torch import nn
 from torch.nn import functional as F
 
-from kernel_pytorch.advice.facts import Fact, Options, Roofline
+from kernel_pytorch.advice.facts import Fact, Options
 from kernel_pytorch.advice.prove.session import Session
 from kernel_pytorch.advice.prove.task import Task
 from kernel_pytorch.advice.sample import Sample
@@ -16,9 +16,8 @@ from kernel_pytorch.advice.sample import Sample
 FACTS = recorded_facts(
     call=Fact(value=0.01, basis="measured"),
     noise=Fact(value=0.01, basis="measured"),
-    flops=Fact(value=1e6, basis="counted"),
+    bound=Fact(value=5e-5, basis="predicted"),
     attention_share=Fact(value=0.0, basis="counted"),
-    roofline=Roofline(flops={"float32": 1e10}, memory_gb_s=10.0),  # no call below 0.05 ms
 )
 
 

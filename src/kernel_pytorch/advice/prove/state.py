@@ -1,0 +1,7 @@
+# TEMPORARY FAKE
+import contextlib
+
+
+@contextlib.contextmanager
+def preserved(model, optimizer=None):
+    yield
