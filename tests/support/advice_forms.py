@@ -66,6 +66,8 @@ class Form:
     make: Callable[[], nn.Module]
     causal: bool = False
     """Whether its mask is the causal triangle at every length."""
+    trains: bool = True
+    """Whether it is rewritten in training too."""
 
 
 class Written(nn.Module):
@@ -75,8 +77,8 @@ class Written(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.function(q, k, v)
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(*tensors)
 
 
 def matmul_scaled_after(q, k, v):
@@ -239,7 +241,7 @@ def split_mask(q, k, v):
 
 
 class LearnedTemperature(nn.Module):
-    """A temperature for each head, and a key-padding mask that is added."""
+    """A temperature for each head, and a key-padding mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,14 +250,19 @@ class LearnedTemperature(nn.Module):
         )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        padding = (k[:, :1, None, :, 0] > 1.0).to(q.dtype) * torch.finfo(q.dtype).min
-        scores = q @ k.transpose(-2, -1) * self.temperature + padding.detach()
-        return scores.softmax(dim=-1) @ v
+        padding = k[:, :1, None, :, 0] > 1.0
+        scores = q @ k.transpose(-2, -1) * self.temperature
+        return scores.masked_fill(padding, torch.finfo(q.dtype).min).softmax(dim=-1) @ v
 
 
 FORMS = (
     *(
-        Form(function.__name__, lambda function=function: Written(function), causal)
+        Form(
+            function.__name__,
+            lambda function=function: Written(function),
+            causal,
+            trains=function is not baddbmm_alibi,
+        )
         for function, causal in (
             (matmul_scaled_after, False),
             (scaled_query, False),

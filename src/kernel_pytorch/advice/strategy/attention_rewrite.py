@@ -621,7 +621,7 @@ def check_operands(site: Attention, operands: set[Any]) -> None:
 
 def check_masks(site: Attention, known: Known, shifted: bool) -> Attention:
     """Decide how masks are given to the fused call."""
-    dtype, masks = example(site.q[0]).dtype, site.masks
+    dtype, masks, trains = example(site.q[0]).dtype, site.masks, example(site.nodes[-1]).requires_grad
     for step in site.steps:
         tensor = example(step.operand)
         if step.kind == "fill" and step.number > HIDDEN:
@@ -641,15 +641,16 @@ def check_masks(site: Attention, known: Known, shifted: bool) -> Attention:
     if any(tensor is None or tensor.dtype == torch.bool for tensor in adds):
         raise Unequal("the type of a mask differs")
     gradient = any(tensor.requires_grad and tensor.device.type == "cpu" for tensor in adds)
-    if gradient and example(site.nodes[-1]).requires_grad:
+    if gradient and trains:
         raise Unequal("a mask that needs a gradient is not fused on a CPU")
     fills = {step.number for step in masks if step.kind == "fill"}
     if not adds and len(fills) == 1:  # naively, exp of all scores is 0, and 0 / 0 is NaN
         return replace(site, empty="NaN" if math.isinf(min(fills)) or not shifted else "mean")
-    if adds and (not shifted or dtype == torch.float16):
-        raise Unequal("a row without a key would differ")
-    lowest = all(number <= torch.finfo(dtype).min for number in fills)
-    if fills and (not adds or not lowest or example(site.nodes[-1]).requires_grad):
+    if adds and (not shifted or dtype == torch.float16 or trains):
+        # A finite number can hide all keys of a row: the fused backward takes its weights for 1, since the
+        # logarithm of their sum is lost in that number; and float16 has none that would absorb the scores.
+        raise Unequal("a mask that is added could hide all keys of a row")
+    if fills and not (adds and all(number <= torch.finfo(dtype).min for number in fills)):
         raise Unequal("masks of several kinds")
     return replace(site, empty="added" if adds else "")
 
@@ -762,8 +763,7 @@ class Writer:
                 mask = mask if step.number == 1 else self.call(torch.mul, mask, step.number)
                 bias = mask if bias is None else self.call(torch.add, bias, mask)
                 continue
-            fill = torch.finfo(dtype).min if site.empty != "added" else step.number
-            hidden = self.call("new_full", q, (), fill)
+            hidden = self.call("new_full", q, (), step.number if site.empty == "added" else -math.inf)
             shown = self.call("new_zeros", q, ()) if bias is None else bias
             bias = self.call(torch.where, mask, *((shown, hidden) if step.keep else (hidden, shown)))
         leading = [(s, b) for s in site.masks for b in site.batch[:-1] if b in s.labels]
@@ -783,11 +783,10 @@ class Writer:
         q, k, v = map(self.four, (q, k, v))
         bias = self.bias(q) if site.masks and not site.causal else None
         if site.empty:
-            lowest = -math.inf if site.empty == "added" else torch.finfo(example(site.q[0]).dtype).min
-            empty = self.call(torch.eq, self.call("amax", bias, -1, True), lowest)
+            empty = self.call(torch.eq, self.call("amax", bias, -1, True), -math.inf)
             nan, one, zero = (self.call("new_full", q, (), value) for value in (math.nan, 1.0, 0.0))
-        if site.empty in ("NaN", "mean"):  # equal scores, which give no gradient to the query and the keys
-            q = self.call(torch.where, empty, zero, q)
+        if site.empty in ("NaN", "mean"):  # scores of 0, which give no gradient to the query and the keys
+            q, bias = (self.call(torch.where, empty, zero, of) for of in (q, bias))
         how = {"attn_mask": bias, "is_causal": site.causal, "scale": site.scale}
         out = self.call(F.scaled_dot_product_attention, q, k, v, **how)
         if site.empty == "added":
