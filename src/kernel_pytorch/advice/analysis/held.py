@@ -108,7 +108,7 @@ def _attention_backward_scratch(
 
 
 def _block(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int, int]:
-    """Rows and columns of a block of scores and the head dimension, as the kernel of PyTorch 2.13 has them."""
+    """Rows and columns of a block of scores, and the head dimension, in the kernel of PyTorch 2.13."""
     length = query.shape[-2]
     rows = 256 if length >= 768 else 64 if length >= 192 else 32
     return min(rows, length), min(512, key.shape[-2]), query.shape[-1]

@@ -11,7 +11,7 @@ from ..prove.task import Task
 from ..sample import Sample
 from .fake import fake
 from .flops import flops_of
-from .memory import predict
+from .memory import predict, without_numbers
 from .places import raised
 from .runs import fake_warnings_off
 from .survey import Survey
@@ -130,13 +130,13 @@ def _counted(task: Task, length: int) -> tuple[Fact, Fact]:
     try:
         with fake_warnings_off(), fake(task.model, Sample()) as (model, _):
             found = Survey(model)
-            inputs = at_length(task, length)
+            inputs = without_numbers(at_length(task, length))
             with found:
                 task.step(model, inputs)
             count = flops_of(found)
     except Exception as error:
-        why = unknown(f"not counted: {raised(error)}")
-        return why, why
+        none = unknown(f"not counted: {raised(error)}")
+        return none, none
     why = "; ".join(count.remarks)
     least = bool(count.remarks)
     return (

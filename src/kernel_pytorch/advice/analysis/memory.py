@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -87,10 +86,15 @@ def predict(task: Task, draw: Callable[[], Sample]) -> Fact:
     """As :func:`predict_peak`, of inputs that are drawn under fake tensors and need no memory either."""
     try:
         with fake_warnings_off(), fake(task.model, Sample()) as (model, _):
-            inputs = draw()
+            inputs = without_numbers(draw())
             return _followed(task, model, inputs)
     except Exception as error:
         return unknown(f"not predicted: {raised(error)}")
+
+
+def without_numbers(sample: Sample) -> Sample:
+    """Fake tensors where they are real, while fake tensors are on."""
+    return sample.map(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
 
 
 def _followed(task: Task, model: nn.Module, inputs: Sample) -> Fact:

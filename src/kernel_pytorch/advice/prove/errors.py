@@ -54,5 +54,5 @@ def _largest(values: torch.Tensor) -> float:
 def _chunks(first: torch.Tensor, second: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Equal pieces of both in float64; complex ones as pairs of floats."""
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in (first, second)]
-    for a, b in zip(*(part.reshape(-1).split(_CHUNK) for part in parts), strict=True):
+    for a, b in zip(*(torch.split(part.reshape(-1), _CHUNK) for part in parts), strict=True):
         yield a.double(), b.to(a.device).double()
