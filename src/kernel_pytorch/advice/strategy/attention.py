@@ -9,6 +9,7 @@ from torch import nn
 from ..facts import AttentionSite, Expectation, ModelFacts
 from .attention_rewrite import rewrite_attention
 from .attention_sites import find_attention
+from .compiling import compile_with, is_marked
 from .graph_passes import add_pass, backend_of
 from .protocol import Base
 
@@ -26,12 +27,10 @@ class AttentionToSDPA(Base):
     """Replaces attention by hand: by the model's own switch, else in the graphs that Dynamo records."""
 
     name = "attention to SDPA"
-    level = "conservative"
-    lossless = True
-    needs = ()
 
     def __init__(self) -> None:
         self.switched = False
+        self._lines = ['model.compile(backend=attention_backend("eager"))']
 
     def applies(self, facts: ModelFacts) -> Expectation | str:
         """Estimated from the scores' bytes, which the fused call neither writes nor reads."""
@@ -54,14 +53,17 @@ class AttentionToSDPA(Base):
         self.switched = switch(model)
         if not self.switched:
             add_pass(model, rewrite_attention)
-            model.compile(backend=backend_of(model, "eager"))
+            if is_marked(model):  # for inductor, by a strategy before this one
+                self._lines = compile_with(model)
+            else:
+                model.compile(backend=backend_of(model, "eager"))
         return model
 
     def source(self) -> list[str]:
         """What ``apply`` did; ``attention_backend`` is in the text of ``attention_rewrite.py``."""
         if self.switched:
             return ['model.set_attn_implementation("sdpa")']
-        return ['model.compile(backend=attention_backend("eager"))']
+        return self._lines
 
 
 def switch(model: nn.Module) -> bool:

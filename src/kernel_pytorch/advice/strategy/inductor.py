@@ -7,7 +7,7 @@ from typing import Any
 
 
 def inductor_with_budget(share: float) -> Callable[..., Any]:
-    """Inductor as a backend, that keeps a share of a training step's activations and computes the rest again."""
+    """Inductor as a backend that keeps a share of the activations and computes the rest again."""
 
     def backend(graph: Any, inputs: Any, options: Any = None) -> Any:
         from torch._functorch import config

@@ -10,6 +10,7 @@ import torch
 from strategy_models import Images, assert_equal_calls, images, stack
 
 from kernel_pytorch.advice.sample import Sample
+from kernel_pytorch.advice.strategy.attention import AttentionToSDPA
 from kernel_pytorch.advice.strategy.checkpointing import MemoryBudget
 from kernel_pytorch.advice.strategy.compile import Compile, CompileBlocks, CompileDynamic
 from kernel_pytorch.advice.strategy.compiling import is_marked
@@ -133,6 +134,18 @@ def test_passes_run_before_inductor(compiled, strategies, graphs):
     with torch.no_grad():
         other(tokens())
     assert (len(seen), len(compiled)) == (graphs, graphs)
+
+
+@pytest.mark.parametrize("order", [(AttentionToSDPA, Compile), (Compile, AttentionToSDPA)])
+def test_attention_is_rewritten_for_inductor_in_any_order(compiled, order):
+    strategies = [make() for make in order]
+    with torch.no_grad():
+        changed(stack().eval(), *strategies)(tokens())
+    assert len(compiled) == 1
+    assert strategies[-1].source()[-2:] == [
+        'backend = attention_backend("inductor")',
+        "model.compile(backend=backend)",
+    ]
 
 
 def test_a_copy_is_no_longer_compiled_but_knows_how(compiled):
