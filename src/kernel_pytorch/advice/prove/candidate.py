@@ -47,7 +47,7 @@ class Candidate:
     def begin(self) -> None:
         """Say that outputs of the last call are no longer needed, where calls overwrite them."""
         if self.overwrites_outputs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def build(task: Task, strategies: Sequence[Strategy]) -> Candidate:

@@ -81,7 +81,7 @@ def judge(
         if original.gradients:
             see(
                 compare_gradients(
-                    reference and reference.gradients,
+                    reference.gradients if reference else None,
                     original.gradients,
                     candidate.gradients,
                     lossless=lossless,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -117,7 +118,7 @@ class Original:
         Random numbers are an example: with equal seeds, float64 draws others than float32.
         """
         dtypes = {p.dtype for p in self.candidate.model.parameters()} | {torch.float32}
-        return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point) ** 0.5
+        return math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point))
 
     def lengths(self, pause: Callable[[], None]) -> tuple[int, ...]:
         """Other lengths at which the original runs: those asked for, else one about half as long."""

@@ -6,7 +6,8 @@ whether the model really uses its parameters as they are now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -167,5 +168,5 @@ def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return (gradient.to_dense() if gradient.is_sparse else gradient).detach().clone()
 
 
-def _norm(tensors: Any) -> float:
-    return float(sum(float(t.detach().abs().double().square().sum()) for t in tensors)) ** 0.5
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().abs().double().square().sum()) for t in tensors))
