@@ -163,7 +163,7 @@ def with_torch() -> list[Path]:
     found = []
     for path in sorted((LOWER / "advice").rglob("*.py")):
         says = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found += [path] if "Imports torch" in says.replace("\n", " ") else []
+        found += [path] if re.search(r"\b[Ii]mports\s+torch\b", says) else []
     return found
 
 

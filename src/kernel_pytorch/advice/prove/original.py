@@ -11,7 +11,7 @@ import torch
 from ..sample import Sample
 from .candidate import Candidate, build
 from .compare import compare_outputs
-from .copies import double_of
+from .copies import double_of, widened_sample
 from .dropout import without_dropout
 from .judge import Evidence, Expected, judge, size_of
 from .limits import NotKeptError, OutOfTimeError, describe
@@ -93,7 +93,7 @@ class Original:
                     samples,
                     rates=[one.rate for one in original],
                     input_gradients=input_gradients,
-                    change=doubled,
+                    change=widened_sample,
                     pause=pause,
                 )
             known = Expected(samples=tuple(samples), original=tuple(original), reference=tuple(reference))
@@ -154,15 +154,3 @@ class Original:
         except Exception:
             return False  # such a model computes something of an input that has no gradient
         return True
-
-
-def doubled(sample: Sample) -> Sample:
-    """Floating inputs in float64, complex ones in complex128."""
-
-    def double(tensor: torch.Tensor) -> torch.Tensor:
-        kind = torch.float64 if tensor.is_floating_point() else torch.complex128
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor
-        return tensor.detach().to(kind).requires_grad_(tensor.requires_grad)
-
-    return sample.map(double)

@@ -107,9 +107,11 @@ def optimise(
         device=device,
         target=type(model).__name__,
     )
-    with preserved(model, given):
+    with preserved(model, given) as state:
         known = strategies()
-        return run(task, known, remarks=(*moved, *broken))
+        report, best = run(task, known, remarks=(*moved, *broken))
+    lost = tuple(f"{name} is not as it was before the run" for name in state.changed)
+    return replace(report, facts=with_remarks(report.facts, lost)), best
 
 
 def run(

@@ -16,7 +16,7 @@ from ..analysis.analyse import analyse
 from ..facts import ModelFacts, Trial
 from ..strategy.protocol import Strategy
 from .candidate import Candidate, build, forget_compiled_code
-from .copies import copy_of
+from .copies import UncopyableError, copy_of
 from .limits import Deadline, describe
 from .original import Original
 from .own_code import give_own_code
@@ -153,8 +153,8 @@ def prepared(task: Task) -> tuple[Task, str | None]:
     """
     try:
         model, refused = copy_of(task.model), None
-    except Exception as error:
-        model, refused = task.model, f"the model cannot be copied: {describe(error)}"
+    except UncopyableError as error:
+        model, refused = task.model, f"the model cannot be copied: {error}"
     set_mode(model, task.options.training)
     ready = replace(task, model=model)
     if refused is None and any(is_lazy(parameter) for parameter in model.parameters()):

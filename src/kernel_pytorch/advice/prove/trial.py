@@ -20,7 +20,8 @@ from .limits import Deadline, NotKeptError, OutOfTimeError, describe
 from .optimizer_steps import changes_optimizer, compare_steps
 from .original import Original
 from .rounds import restored
-from .timing import time_pairs, verdict
+from .timing import time_pairs
+from .verdict import verdict
 
 
 @dataclass(frozen=True, kw_only=True)
