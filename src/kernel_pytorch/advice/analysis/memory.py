@@ -43,15 +43,22 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def kept_memory(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Bytes of gradients and of an optimizer's state: what a warm model holds beyond its parameters.
+def step_peak(
+    step: Callable[[], object],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    device: torch.device,
+) -> int:
+    """The most bytes beyond parameters and inputs while a warm model makes a step: what is predicted.
 
-    The peak of a warm model's step, as predicted, is this and the :func:`peak_memory` of the step.
+    Gradients are dropped before, so that the profiler sees where theirs end. An optimizer's state, which is
+    there already, is added.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    state = pytree.tree_leaves(dict(optimizer.state)) if optimizer is not None else []
-    tensors = [*gradients, *(leaf for leaf in state if isinstance(leaf, torch.Tensor))]
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    model.zero_grad(set_to_none=True)
+    leaves = pytree.tree_leaves(dict(optimizer.state)) if optimizer is not None else []
+    memories = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    state = {memory._cdata: memory.nbytes() for memory in memories}
+    return sum(state.values()) + peak_memory(step, device)
 
 
 def predict_peak(

@@ -20,6 +20,8 @@ SMALL = 1e-3
 NO_REFERENCE = 0.5
 """Error of the original at which the reference is another function, as where a mask is -finfo.max."""
 
+_COMPARABLE = (str, bytes, int, float, complex, range, enum.Enum)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
@@ -93,7 +95,7 @@ def _compare_objects(path: str, original: Any, candidate: Any) -> str | None:
     if isinstance(original, torch.Tensor) or isinstance(candidate, torch.Tensor):
         return f"{path}: {type(candidate).__name__} instead of {type(original).__name__}"
     same = original is candidate or type(original) is type(candidate)
-    if isinstance(original, (str, bytes, int, float, range, enum.Enum)) or original is None or candidate is None:
+    if original is None or candidate is None or isinstance(original, _COMPARABLE):
         same = original == candidate
     return None if same else f"{path}: {candidate!r:.40} instead of {original!r:.40}"
 

@@ -157,8 +157,8 @@ def test_the_double_has_parameters_buffers_and_stored_tensors_in_float64():
 
 def test_the_double_is_fresh_in_the_mode_of_the_model_and_leaves_the_generator():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
-    before = torch.get_rng_state()
-    double = double_of(model, inputs())
+    sample, before = inputs(), torch.get_rng_state()
+    double = double_of(model, sample)
     assert torch.equal(torch.get_rng_state(), before)
     assert double.training
     assert double[1].training

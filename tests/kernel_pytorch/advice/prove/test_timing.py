@@ -177,7 +177,8 @@ def test_what_is_fast_only_in_its_first_calls_is_not_kept(fast_calls, then):
 def test_a_gain_that_falls_says_so():
     pairs = [(0.1, 0.05)] * 8 + [(0.1, 0.08)] * 8
     assert fading(pairs) == (
-        "slower after its first calls: the gain falls from 2.00 in the first half of the pairs to 1.25 in the second"
+        "slower after its first calls: "
+        "the gain falls from 2.00 in the first half of the pairs to 1.25 in the second"
     )
     assert fading(pairs[::-1]) == ""
     assert fading(pairs[:5]) == ""
