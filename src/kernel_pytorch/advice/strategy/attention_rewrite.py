@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import fx
 
 Node = Any
-"""An Node, whose arguments may be of many kinds."""
+"""An fx.Node, whose arguments may be of many kinds."""
 HIDDEN = -1e3
 """A score that is filled with at most this has the weight 0 as soon as one key of its row is not hidden."""
 
@@ -72,11 +72,14 @@ def name_of(node: Any) -> str:
     return SYNONYMS.get(name, name)
 
 
-def writes(node: Node) -> bool:
-    """Whether a node changes its first argument."""
+def written(node: Node) -> Node:
+    """The tensor that a node changes, or None."""
     name = called(node) if node.op in ("call_function", "call_method") else ""
     own = name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_", "not_", "is_")
-    return own or name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "setitem")
+    own = own or node.kwargs.get("inplace") is True or (name == "dropout" and argument(node, 3) is True)
+    own = own or name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "setitem")
+    target = node.args[0] if own and node.args else node.kwargs.get("out")
+    return target if example(target) is not None else None
 
 
 def argument(node: Node, position: int, *names: str, default: Any = None) -> Any:
@@ -128,7 +131,7 @@ def permutation(node: Node, rank: int) -> list[int]:
     if name == "permute":
         return [int(dim) % rank for dim in given(node) or node.kwargs.get("dims", ())]
     first, second = argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1")
-    if name in ("T", "mT"):
+    if name == "mT" or (name == "T" and rank == 2):
         first, second = -2, -1
     if not isinstance(first, int) or not isinstance(second, int):
         return []
@@ -214,11 +217,12 @@ class Known:
         for node in graph.nodes:
             if example(node) is not None:
                 families.setdefault(storage(node), []).append(node)
-            if writes(node) and example(node.args[0]) is not None:
-                family = families[storage(node.args[0])]
+            target = written(node)
+            if target is not None:
+                family = families[storage(target)]
                 linear = all(list(a.users) == [b] for a, b in pairwise(family))
                 if not linear or family[-1] is not node or family[0].op != "call_function":
-                    self.unstable.add(storage(node.args[0]))
+                    self.unstable.add(storage(target))
 
     def __getitem__(self, node: Any) -> Triangle | Count | None:
         if isinstance(node, (bool, int, float)):
@@ -274,9 +278,8 @@ class Known:
             return of
         if name in TURNS:
             last = permutation(node, rank)[-2:]
-            return (
-                of if last == [rank - 2, rank - 1] else of.turned() if last == [rank - 1, rank - 2] else None
-            )
+            of = of.turned() if last == [rank - 1, rank - 2] else of
+            return of if {*last} == {rank - 2, rank - 1} else None
         kept = keeps_origin(node.args[1], rank) if name == "getitem" else aligned(base, node)
         return of if kept else None
 
@@ -294,7 +297,8 @@ class Known:
         varying = [(of, a) for of, a in zip(triangles, node.all_input_nodes, strict=True) if not of.constant]
         if len({of.at for of, _ in varying}) > 1 or not all(aligned(a, node) for _, a in varying):
             return None
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.triangle(a).values.clone())  # type: ignore[union-attr]
+        values_of = {a: of.values for a, of in zip(node.all_input_nodes, triangles, strict=True)}
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: values_of[a].clone())
         function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
         values = function(*args, **kwargs).cpu().expand(2)
         inputs = frozenset(index for of in triangles for index in of.inputs)
@@ -493,7 +497,12 @@ def read(chain: list[Node], known: Known) -> tuple[Layout, list[Step], float] | 
         if name in CASTS | TURNS | REGROUPS:
             layout = moved(layout, before, node) if layout else None
             continue
-        if layout is None or len(node.args) - len(others) != 1 or node.kwargs or (writes(node) and not first):
+        if (
+            layout is None
+            or len(node.args) - len(others) != 1
+            or node.kwargs
+            or written(node) not in (None, before)
+        ):
             return None
         if name in ("masked_fill", "where"):  # x.where(mask, y) is torch.where(mask, x, y)
             kind = "fill"
@@ -614,8 +623,8 @@ def check_operands(site: Attention, operands: set[Any]) -> None:
     storages = {storage(node) for node in operands if example(node) is not None}
     node = site.nodes[0]
     while (node := node.next) is not site.nodes[-1]:
-        target = node.args[0] if writes(node) and node not in site.nodes else None
-        if example(target) is not None and storage(target) in storages:
+        target = None if node in site.nodes else written(node)
+        if target is not None and storage(target) in storages:
             raise Unequal("an operand is changed in place")
 
 
@@ -692,8 +701,9 @@ def follow_writes(graph: fx.Graph) -> None:
     """Let what follows ``x.add_(y)`` use its result instead of ``x``, so that steps form a chain."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if writes(node) and called(node) != "setitem" and example(node) is not None:
-            node.args[0].replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
+        target = written(node)
+        if target is not None and called(node) != "setitem" and "out" not in node.kwargs:
+            target.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
 
 
 # --- The fused call.
@@ -792,10 +802,8 @@ class Writer:
         if site.empty == "added":
             out = self.call(torch.mul, out, self.call(torch.where, empty, nan, one))
         if site.empty == "NaN":  # and in the gradients of all values
-            total = self.call("sum", v, -2, True)
-            out = self.call(
-                torch.add, out, self.call(torch.mul, self.call(torch.where, empty, nan, zero), total)
-            )
+            rows = self.call(torch.where, empty, nan, zero)
+            out = self.call(torch.add, out, self.call(torch.mul, rows, self.call("sum", v, -2, True)))
         return self.result(out)
 
     def result(self, out: Node) -> Node:
@@ -832,14 +840,21 @@ def lift(graph: fx.Graph, node: Node) -> None:
     graph.erase_node(node)
 
 
-def loosen(node: Node) -> bool:
-    """Let views of a result that is no longer contiguous be reshapes; whether it leaves the graph."""
-    leaves = False
-    for user in list(node.users):
+def is_seen(node: Node, names: set[str]) -> bool:
+    """Whether a tensor leaves the graph or is written to, itself or after functions of these names."""
+    return any(
+        user.op == "output" or written(user) is not None or (name_of(user) in names and is_seen(user, names))
+        for user in node.users
+    )
+
+
+def loosen(node: Node) -> None:
+    """Let views of a result that is no longer contiguous be reshapes."""
+    for user in node.users:
         if user.op == "call_method" and user.target == "view":
             user.target = "reshape"
-        leaves |= user.op == "output" or (name_of(user) in VIEWS and loosen(user))
-    return leaves
+        if name_of(user) in VIEWS:
+            loosen(user)
 
 
 def sweep(graph: fx.Graph, nodes: Sequence[Node]) -> None:
@@ -848,7 +863,9 @@ def sweep(graph: fx.Graph, nodes: Sequence[Node]) -> None:
         if not node.users and node in graph.nodes:
             sources = node.all_input_nodes
             graph.erase_node(node)
-            sweep(graph, [source for source in sources if name_of(source) in PURE and not writes(source)])
+            sweep(
+                graph, [source for source in sources if name_of(source) in PURE and written(source) is None]
+            )
 
 
 def rewrite_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -870,8 +887,12 @@ def rewrite_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
         last = site.nodes[-1]
         with graph.inserting_before(last):
             out = Writer(graph, site).write()
-            if loosen(last):
+            if example(last).requires_grad and is_seen(last, VIEWS | CASTS):  # the backward pass needs it too
+                out = graph.call_method("clone", (out,), {"memory_format": torch.contiguous_format})
+            elif is_seen(last, VIEWS):
                 out = graph.call_method("contiguous", (out,))
+            else:
+                loosen(last)
         out.meta = dict(last.meta)
         last.replace_all_uses_with(out)
         sweep(graph, site.nodes[::-1])

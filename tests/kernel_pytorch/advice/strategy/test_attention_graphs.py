@@ -172,6 +172,13 @@ def changes_query_between(q, k, v):
     return weights @ v
 
 
+def changes_keys_between(q, k, v):
+    k = k * 1.0
+    scores = scores_of(q, k)
+    k = F.relu(k, inplace=True)
+    return scores.softmax(-1) @ v + k
+
+
 def fills_with_zero(q, k, v):
     return scores_of(q, k).masked_fill(q[..., :1] > 0, 0.0).softmax(-1) @ v
 
@@ -208,6 +215,7 @@ def pools(q, k, v):
         returns_weights,
         scales_each_score,
         changes_query_between,
+        changes_keys_between,
         fills_with_zero,
         keeps_top_scores,
         values_per_query,
@@ -229,6 +237,28 @@ def test_left_alone(function):
 def viewed_directly(q, k, v):
     """The product of bmm is contiguous, and that of the fused call is not: a view would raise."""
     return (scores_of(q, k).softmax(-1) @ v).view(BATCH, -1)
+
+
+def changed_through_a_view(q, k, v):
+    """The view must be one, so that the result changes with it."""
+    out = scores_of(q, k).softmax(-1) @ v
+    out.view(-1).mul_(2)
+    return out
+
+
+def changed_after_a_copy(q, k, v):
+    """The copy is none of the fused call's result, which the backward pass needs."""
+    out = (scores_of(q, k).softmax(-1) @ v).transpose(1, 2).contiguous()
+    out += q.transpose(1, 2)
+    return out
+
+
+def grouped_mask(q, k, v):
+    """Five dimensions, and a mask that differs along two of the three of the batch."""
+    q, k, v = q.view(BATCH, 2, 2, -1, WIDTH), k[:, :2], v[:, :2]
+    scores = torch.einsum("bghqd,bgkd->bghqk", q, k) / 4
+    hidden = (k[..., 0] > 0.5)[:, :, None, None, :]
+    return torch.einsum("bghqk,bgkd->bghqd", scores.masked_fill(hidden, -1e4).softmax(-1), v)
 
 
 def temperature_of_each_query(q, k, v):
@@ -260,6 +290,9 @@ def in_place_scale(q, k, v):
     "function",
     [
         viewed_directly,
+        changed_through_a_view,
+        changed_after_a_copy,
+        grouped_mask,
         temperature_of_each_query,
         keys_of_another_layout,
         shared_keys,
