@@ -14,8 +14,10 @@ class Measured:
     gain: float
     low: float
     """Lower end of the 99 % interval."""
+    base_s: float
+    """Median seconds of a call of the best so far."""
     candidate_s: float
-    """Median seconds of a call."""
+    """The same of the candidate."""
     stopped: str = ""
     """Why the timing was ended early, or is not to be trusted; ""."""
     slow: str = ""
@@ -39,10 +41,11 @@ def reason_against(
 
     Args:
         base_ratio: peak memory of the best so far over the original's; None: unknown.
-        least_s: seconds below which no call can be; None: unknown.
+        least_s: seconds below which no call can be; None: unknown. If the best so far is below it too, it
+            was measured on a busier machine, and says nothing.
         final: whether it is the confirmation, which any gain passes whose interval does not reach 1.
     """
-    if least_s is not None and measured.candidate_s < least_s:
+    if least_s is not None and measured.candidate_s < least_s <= measured.base_s:
         return (
             f"a fault of the measurement: {1e3 * measured.candidate_s:.3g} ms a call is below the "
             f"{1e3 * least_s:.3g} ms that the roofline allows"

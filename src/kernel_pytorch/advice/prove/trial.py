@@ -121,6 +121,7 @@ def _prove(proof: Proof, strategies: Sequence[Strategy], evidence: Evidence, fou
         Measured(
             gain=ratio.value,
             low=ratio.low,
+            base_s=ratio.first_s,
             candidate_s=ratio.second_s,
             stopped=timing.stopped,
             slow=slow,

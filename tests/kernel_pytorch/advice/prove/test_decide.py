@@ -9,7 +9,7 @@ from kernel_pytorch.advice.prove.decide import Measured, reason_against
 
 
 def measured(gain=1.5, low=1.4, candidate_s=0.07, **fields):
-    return Measured(gain=gain, low=low, candidate_s=candidate_s, **fields)
+    return Measured(gain=gain, low=low, base_s=gain * candidate_s, candidate_s=candidate_s, **fields)
 
 
 def test_a_proved_gain_is_kept():
@@ -37,6 +37,11 @@ def test_a_time_below_the_bound_is_a_fault_of_the_measurement():
     reason = reason_against(measured(9.0, 8.0, 0.01), facts(), least_s=0.02)
     assert reason == "a fault of the measurement: 10 ms a call is below the 20 ms that the roofline allows"
     assert reason_against(measured(9.0, 8.0, 0.03), facts(), least_s=0.02) == ""
+
+
+def test_a_bound_that_the_best_so_far_is_below_says_nothing():
+    assert reason_against(measured(1.5, 1.4, 0.01), facts(), least_s=0.016) == ""
+    assert reason_against(measured(1.5, 1.4, 0.01), facts(), least_s=0.014)
 
 
 @pytest.mark.parametrize(
