@@ -16,8 +16,8 @@ class Lines:
     """
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self.imports: list[str] = []
-        """Each once, but ``from __future__``."""
+        self._modules: set[str] = set()
+        self._members: dict[str, set[str]] = {}
         self.definitions: dict[str, str] = {}
         """Text of functions and classes by name."""
         self.body: list[str] = []
@@ -53,12 +53,20 @@ class Lines:
         if statements:
             self.body += [f"# {strategy}", *statements]
 
+    def imports(self, *others: str) -> list[str]:
+        """All imports, in order, each once; ``others``: more modules."""
+        modules = [f"import {name}" for name in sorted({*self._modules, *others})]
+        members = sorted(self._members.items())
+        return modules + [f"from {module} import {', '.join(sorted(names))}" for module, names in members]
+
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            return
-        line = ast.unparse(node)
-        if line not in self.imports:
-            self.imports.append(line)
+        names = {f"{each.name} as {each.asname}" if each.asname else each.name for each in node.names}
+        if isinstance(node, ast.Import):
+            self._modules |= names
+        elif node.module is None or node.level:
+            raise ValueError("a relative import has no meaning in another file")
+        elif node.module != "__future__":
+            self._members.setdefault(node.module, set()).update(names)
 
     def _define(self, name: str, text: str) -> None:
         if name in self._taken:

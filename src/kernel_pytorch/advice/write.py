@@ -25,7 +25,7 @@ def make_model():
 def original():
     """What {name} of FILE is, or returns. Runs FILE."""
     module = sys.modules.get(FILE.stem)
-    if Path(getattr(module, "__file__", None) or "").resolve() != FILE:
+    if pathlib.Path(getattr(module, "__file__", None) or "").resolve() != FILE:
         sys.path.insert(0, str(FILE.parent))  # as for a script
         spec = importlib.util.spec_from_file_location("original_" * (module is not None) + FILE.stem, FILE)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -57,11 +57,8 @@ def source_file(report: AdviceReport, target: str | None = None, path: Path | No
     target = report.target if target is None else target
     lines = _lines(report)
     file, _, name = target.rpartition(":") if names_a_file(target) else ("", "", "")
-    imports = {"import torch", *lines.imports}
-    if file:
-        imports |= {"import importlib.util", "import sys", "from pathlib import Path"}
-    ordered = sorted(imports, key=lambda line: (line.startswith("from"), line))
-    parts = [f'"""{_docstring(report)}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(ordered)]
+    imports = lines.imports("torch", *(("importlib.util", "pathlib", "sys") if file else ()))
+    parts = [f'"""{_docstring(report)}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(imports)]
     if file:
         call = "" if report.options.training else "; call it under torch.no_grad()"
         parts[0] += f"\n\nFILE = {_place(Path(file.strip()), path)}"
@@ -94,7 +91,7 @@ def save(report: AdviceReport, path: str | os.PathLike[str], target: str | None 
 
 def _lines(report: AdviceReport) -> Lines:
     if not report.kept:
-        raise ValueError(f"there is nothing to write: {result(report)}")
+        raise ValueError(result(report))
     lines = Lines(taken=_OWN)
     for trial in report.kept:
         if not trial.source:
@@ -131,8 +128,8 @@ def _place(file: Path, path: Path | None) -> str:
     if path is not None:
         near = os.path.relpath(file, path.resolve().parent)
         if near.count(os.pardir) <= 1:
-            return f"(Path(__file__).resolve().parent / {near!r}).resolve()"
-    return f"Path({str(file)!r})"
+            return f"(pathlib.Path(__file__).resolve().parent / {near!r}).resolve()"
+    return f"pathlib.Path({str(file)!r})"
 
 
 def _rewrite() -> str:

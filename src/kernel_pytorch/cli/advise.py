@@ -14,7 +14,6 @@ from ..advice.inputs import GRAMMAR, check_keywords, parse_input
 from ..advice.messages import Request
 from ..advice.supervise import Supervisor
 from ..advice.target import Named, TargetError
-from ..jobs.atomic import write_atomically
 from .advise_options import check_output, lengths, memory_bytes, seconds
 from .errors import CommandError
 from .shell import add_json, print_json
@@ -171,17 +170,13 @@ def _show(report: AdviceReport | None, args: argparse.Namespace) -> None:
 
         print(text(report, max(80, shutil.get_terminal_size((110, 24)).columns)))
     if args.html is not None:
-        from ..advice.html import html
-
-        write_atomically(args.html.resolve(), html(report).encode(), 0o666)
+        report.to_html(args.html)
     if args.write is None:
         return
-    if not report.kept:
-        _say(f"{args.write} is not written: nothing was kept")
-        return
-    from ..advice.write import source_file
-
-    write_atomically(args.write.resolve(), source_file(report, args.target).encode(), 0o666)
+    try:
+        report.write(args.write, args.target)
+    except ValueError as why:
+        _say(f"{args.write} is not written: {why}")
 
 
 def _say(line: str) -> None:

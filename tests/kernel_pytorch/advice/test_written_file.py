@@ -176,18 +176,19 @@ def test_where_the_file_of_the_original_is_unknown():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (nothing_kept(), "there is nothing to write: nothing was kept"),
-        (failed(), "there is nothing to write: nothing was kept: the model failed"),
+        (nothing_kept(), "nothing was kept"),
+        (failed(), "nothing was kept: the model failed"),
         (
             kept(SDPA, result=None),
-            "nothing to write: nothing is kept: attention to SDPA could not be confirmed",
+            "nothing is kept: attention to SDPA could not be confirmed",
         ),
         (
             report(result=replace(RESULT, verdict="reverted", reason="no")),
-            "nothing to write: all was reverted",
+            "all was reverted",
         ),
         (kept(simple()), "a change cannot be written: it gives no source"),
         (kept(simple("model =")), "a change cannot be written: invalid syntax"),
+        (kept(simple("from . import helper")), "cannot be written: a relative import has no meaning"),
         (kept(simple("def optimise(): pass")), "a change cannot be written: the name optimise is taken"),
         (
             kept(simple("def f(): pass"), replace(simple("def f(): return 1"), strategy="b")),

@@ -186,5 +186,5 @@ def test_a_mistake_that_the_worker_finds_has_status_2(fake_workers, capfd):
 def test_nothing_is_written_where_nothing_was_kept(files, fake_workers, capfd):
     fake_workers("dead in confirmation")
     assert main([*GIVEN, "--json", "--write", "fast.py"]) == 0
-    assert "fast.py is not written: nothing was kept" in capfd.readouterr().err
+    assert "fast.py is not written: all was reverted, one" in capfd.readouterr().err
     assert not (files / "fast.py").exists()
