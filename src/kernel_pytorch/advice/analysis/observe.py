@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from types import CodeType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..prove.leaves import tensors_of
 from ..sample import Sample
 from . import blame
-from .attempt import Task as _Task
 from .calls_watch import CallWatch
 from .constants import Constants
 from .copies_made import Copies
@@ -31,18 +31,14 @@ from .observations import Differing, Observations
 from .operator_observers import Float64, Layout, Random
 from .operators import OperatorWatch, Origin, Run
 from .places import raised
-from .storages import tensors
+
+if TYPE_CHECKING:
+    from ..prove.task import Task
 
 LIMIT_S = 10.0
 """After this no other run of the model begins."""
 _DIFFERENT = 1e-3
 """RMS of the difference, relative, from which outputs differ by more than the order of sums."""
-
-
-class Task(_Task, Protocol):
-    """What is observed: see ``prove.task.Task``."""
-
-    def draw(self, length: int | None, seed: int) -> Sample: ...
 
 
 def observe(
@@ -101,7 +97,7 @@ class _Observing:
         with OperatorWatch(run, (float64, layout, random, constants, copies, syncs)), calls:
             outputs = _run(self.task, model, sample)
         calls.forget()
-        copies.returned(tensors(outputs))
+        copies.returned(tensors_of(outputs))
         self.found.update(
             float64=float64.found() if _is_lower(model, sample) else (),
             layout=layout.found(),
@@ -220,7 +216,7 @@ def _is_lower(model: nn.Module, sample: Sample) -> bool:
 def _difference(first: Any, second: Any) -> float:
     """Largest RMS of the difference of two outputs' tensors, relative to the first."""
     worst = 0.0
-    for before, after in zip(tensors(first), tensors(second), strict=False):
+    for before, after in zip(tensors_of(first), tensors_of(second), strict=False):
         if before.shape != after.shape:
             return float("inf")
         if before.numel() == 0 or before.is_quantized:
