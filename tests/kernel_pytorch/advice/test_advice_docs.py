@@ -104,7 +104,7 @@ def in_place(tmp_path, monkeypatch) -> object:
 def test_the_strategy_has_20_lines():
     lines = code("Add a strategy in 20 lines").splitlines()
     assert len([line for line in lines if line.strip()]) <= 20
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 110
 
 
 def test_the_strategy_does_what_its_lines_do(in_place):
