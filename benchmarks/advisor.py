@@ -16,7 +16,7 @@ import torch
 
 from kernel_pytorch.advice.analysis.calls import time_calls
 from kernel_pytorch.advice.analysis.flops import count_flops
-from kernel_pytorch.advice.analysis.memory import kept_memory, peak_memory, predict_peak
+from kernel_pytorch.advice.analysis.memory import peak_memory, predict_peak, step_peak
 from kernel_pytorch.advice.facts import Fact
 from kernel_pytorch.advice.prove.timing import time_pairs, verdict
 from kernel_pytorch.advice.sample import Sample
@@ -191,7 +191,7 @@ def _peaks(case: Case, training: bool) -> tuple[Fact, int]:
         optimizer.step()
 
     step()
-    return predicted, kept_memory(model, optimizer) + peak_memory(step, x.device)
+    return predicted, step_peak(step, model, optimizer, x.device)
 
 
 def _flops() -> Table:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_pytorch.advice.analysis.memory import peak_memory
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_attention_pytorch import DilatedPattern, dilated_attention
+from kernel_pytorch.advice.analysis.memory import peak_memory
 
 SEGMENTS, RATES = (4, 8), (1, 3)
 

@@ -9,14 +9,24 @@ from .attempt import Attempt
 
 
 def peak(attempt: Attempt) -> Fact:
-    """Bytes that a call holds beyond parameters and inputs, measured."""
+    """Bytes that a call holds beyond parameters and inputs, measured.
+
+    In training the peak of two steps from the start: gradients and the optimizer's state are made in them.
+    """
 
     def measured() -> Fact:
+        from ..prove.copies import copy_of
         from .memory import peak_memory
 
+        training = attempt.task.options.training
+        model = copy_of(attempt.task.model) if training else attempt.model
         inputs = attempt.task.sample.clone()
-        count = peak_memory(lambda: attempt.step(attempt.model, inputs), attempt.task.device)
-        return Fact(value=count, basis="measured")
+
+        def run() -> None:
+            for _ in range(2 if training else 1):
+                attempt.step(model, inputs)
+
+        return Fact(value=peak_memory(run, attempt.task.device), basis="measured")
 
     found = attempt.part("measuring memory", measured)
     return unknown(found) if isinstance(found, str) else found
@@ -29,7 +39,13 @@ def predicted_peak(attempt: Attempt) -> Fact:
         from .memory import predict_peak
 
         task = attempt.task
-        return predict_peak(task.model, task.sample, training=task.options.training, optimizer=task.optimizer)
+        return predict_peak(
+            task.model,
+            task.sample,
+            training=task.options.training,
+            optimizer=task.optimizer,
+            loss=task.loss,
+        )
 
     found = attempt.part("predicting memory", predicted, runs=not attempt.is_meta)
     return unknown(found) if isinstance(found, str) else found
