@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,9 +33,8 @@ class Inputs:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for at, one in enumerate(self._inputs):
-            more, named = as_arguments(
-                seeded(seed + 1000 * at, lambda one=one: self._value(one, length)), one.keyword
-            )
+            value = seeded(seed + 1000 * at, functools.partial(self._value, one, length))
+            more, named = as_arguments(value, one.keyword)
             args += more
             if twice := named.keys() & kwargs.keys():
                 raise TargetError(f"--input: {min(twice)!r} is given twice")

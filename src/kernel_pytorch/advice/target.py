@@ -121,8 +121,7 @@ def where(error: BaseException, file: Path) -> str:
     text = f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).resolve().parent == file.resolve().parent]
-    last = (own or frames or [None])[-1]
-    return text if last is None or not own else f"{Path(last.filename).name}:{last.lineno}: {text}"
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {text}" if own else text
 
 
 def load_function(named: Named) -> Callable[..., Any]:
