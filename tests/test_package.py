@@ -141,12 +141,11 @@ def test_import_is_silent_and_light():
 
 def test_the_lower_floor_imports_light():
     """All of it but what computes with torch (``machine/measure.py``, ``machine/torch_devices.py``)."""
+    heavy = {*TORCH_ALONE, *map(module_name, with_torch())}
     names = [
         module
         for path in sorted(LOWER.rglob("*.py"))
-        if (module := module_name(path)) not in TORCH_ALONE
-        and not module.endswith((*SHIMS, "__main__"))
-        and path not in with_torch()
+        if (module := module_name(path)) not in heavy and not module.endswith((*SHIMS, "__main__"))
     ]
     assert "kernel_pytorch.advice.write" in names
     script = (
