@@ -13,12 +13,15 @@ SOURCES = Path(__file__).parents[1] / "src"
 # Where each box stands: (column, height); what a folder imports from stands lower.
 BOXES = {
     "dilated_attention_pytorch.train": (1, 7.2),
+    "dilated_attention_pytorch.integrations": (2, 7.2),
     "dilated_attention_pytorch.models": (0, 6.2),
     "dilated_attention_pytorch.ring_attention": (1, 5.4),
     "dilated_attention_pytorch.kernels": (0, 4.6),
     "dilated_attention_pytorch.core": (1, 3.8),
     "kernel_pytorch.cli": (3, 7.2),
     "kernel_pytorch.distributed_scale": (4, 6.2),
+    "kernel_pytorch.utils": (5, 7.2),
+    "kernel_pytorch.advice": (5, 6.2),
     "kernel_pytorch.jobs": (5, 5.2),
     "kernel_pytorch.placement": (3, 5.2),
     "kernel_pytorch.links": (5, 3.2),
