@@ -29,7 +29,8 @@ class ByHand(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v)
         else:
             mixed = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(WIDTH // HEADS), -1) @ v
-        return self.out(mixed.transpose(1, 2).flatten(-2))
+        outputs: Tensor = self.out(mixed.transpose(1, 2).flatten(-2))
+        return outputs
 
 
 class First(nn.Module):
@@ -56,7 +57,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``: [..., width]."""
-        return x + self.inner(x)
+        outputs: Tensor = x + self.inner(x)
+        return outputs
 
 
 def _perceptron() -> nn.Module:

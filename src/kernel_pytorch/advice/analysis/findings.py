@@ -15,7 +15,7 @@ _FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD", "Adagrad")
 
 def findings(facts: ModelFacts, observations: Observations) -> tuple[Finding, ...]:
     """All defects; what keeps a model from running at all first. Each place is named once for a cause."""
-    return (
+    found = (
         *_memory(facts),
         *_attention(facts),
         *_breaks(observations),
@@ -29,6 +29,7 @@ def findings(facts: ModelFacts, observations: Observations) -> tuple[Finding, ..
         *_optimizer(facts, observations),
         *_process(facts),
     )
+    return tuple(dict.fromkeys(found))  # equal ones are of equal blocks
 
 
 def _memory(facts: ModelFacts) -> Iterator[Finding]:

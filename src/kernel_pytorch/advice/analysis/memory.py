@@ -63,7 +63,7 @@ def step_peak(
 
 def predict_peak(
     model: nn.Module,
-    sample: Sample,
+    sample_input: Any,
     *,
     training: bool = False,
     optimizer: OptimizerFactory | None = None,
@@ -75,7 +75,7 @@ def predict_peak(
     second step, in which the gradients and the optimizer's state of the first are there too.
 
     Args:
-        sample: real tensors, or fake ones.
+        sample_input: a tensor, a tuple (positional) or a dict (by keyword); real, or fake.
         optimizer: parameters -> Optimizer.
         loss: (outputs, inputs) -> scalar; see :class:`.Task`.
 
@@ -83,6 +83,7 @@ def predict_peak(
         "At least", where an operator allocates inside what fake tensors do not show; ``why`` names it.
         Unknown with the reason where the model cannot be copied, fails, or needs a number, as ``.item()``.
     """
+    sample = Sample.of(sample_input)
     task = Task(
         model=model, sample=sample, options=Options(training=training), loss=loss, optimizer=optimizer
     )

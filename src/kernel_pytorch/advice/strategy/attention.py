@@ -86,6 +86,7 @@ def gain(facts: ModelFacts, sites: list[AttentionSite]) -> float:
 
 
 def reason(sites: list[AttentionSite]) -> str:
+    """What was found, in words."""
     if not sites:
         return "the model has a switch for fused attention"
     modules = sum(len(site.paths) for site in sites)

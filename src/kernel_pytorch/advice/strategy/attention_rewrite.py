@@ -83,6 +83,7 @@ def written(node: Node) -> Node:
 
 
 def argument(node: Node, position: int, *names: str, default: Any = None) -> Any:
+    """An argument of a call, by position or by one of its names."""
     if position < len(node.args):
         return node.args[position]
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
@@ -95,10 +96,12 @@ def example(node: Any) -> Any:
 
 
 def shape(node: Any) -> tuple[Any, ...]:
+    """Of a node's tensor; sizes may be symbols."""
     return tuple(example(node).shape)
 
 
 def storage(node: Any) -> int:
+    """Tells whether two nodes' tensors share memory."""
     return int(example(node).untyped_storage()._cdata)
 
 
@@ -110,6 +113,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def is_one(size: Any) -> bool:
+    """Whether a size is 1, for certain."""
     return isinstance(size, int) and size == 1  # Dynamo never makes the size 1 a symbol
 
 
@@ -310,6 +314,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Product:
+    """A product of two tensors, with the letters of their dimensions as in einsum."""
+
     node: Node
     operands: tuple[Node, Node]
     labels: tuple[tuple[str, ...], tuple[str, ...]]

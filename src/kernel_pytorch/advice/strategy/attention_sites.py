@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def find_attention(model: nn.Module, sample: Sample, *, training: bool | None = 
             sample.clone().call(copied)
     finally:
         torch._dynamo.reset()
-    return merged(found)
+    return [replace(site, paths=all_paths(site, model)) for site in merged(found)]
 
 
 def sites_of(graph_module: fx.GraphModule, inputs: Sequence[Any] = ()) -> Iterator[AttentionSite]:
@@ -82,6 +84,7 @@ def call_of(found: rewrite.Attention) -> str:
 
 
 def fused_site(node: fx.Node) -> AttentionSite:
+    """Of a call of the fused function."""
     query, key, value, mask = (
         rewrite.argument(node, i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))
     )
@@ -132,6 +135,24 @@ def merged(found: Sequence[AttentionSite]) -> list[AttentionSite]:
     ]
 
 
+def all_paths(site: AttentionSite, model: nn.Module) -> tuple[str, ...]:
+    """The submodules whose own ``forward`` has the site's lines: equal blocks share one graph of Dynamo's."""
+    file, _, lines = site.place.rpartition(":")
+    if not file:
+        return site.paths
+    first, _, last = lines.partition("-")
+
+    def has_them(module: nn.Module) -> bool:
+        code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+        if code is None or os.path.realpath(code.co_filename) != os.path.realpath(file):
+            return False
+        ends = [line for *_, line in code.co_lines() if line]
+        return min(ends) <= int(first) and int(last or first) <= max(ends)
+
+    others = (path for path, module in model.named_modules() if has_them(module))
+    return tuple(dict.fromkeys((*site.paths, *others)))
+
+
 def place_of(nodes: Sequence[fx.Node]) -> str:
     """FILE:FIRST-LAST of the function in the user's code in which the last of these nodes is computed."""
     frames = []
@@ -158,6 +179,7 @@ def path_of(node: fx.Node) -> str:
 
 
 def bytes_of(tensor: Any) -> int:
+    """Of a tensor's elements, symbols at their present values."""
     return int(tensor.element_size() * product(tensor.shape))
 
 
