@@ -20,10 +20,9 @@ def facts(**changes: Any) -> ModelFacts:
     of_structure = {name: changes.pop(name) for name in list(changes) if name in _STRUCTURE}
     structure = changes.pop("structure", _TWO_BLOCKS)
     changes = {name: _fact(name, value) for name, value in changes.items()}
-    of_structure = {
-        name: Fact(value=value, basis="measured") if name == "bfloat16_ratio" else value
-        for name, value in of_structure.items()
-    }
+    ratio = of_structure.get("bfloat16_ratio")
+    if isinstance(ratio, (int, float)):
+        of_structure["bfloat16_ratio"] = Fact(value=ratio, basis="measured")
     return replace(_FACTS, structure=replace(structure, **of_structure), **changes)
 
 
