@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .facts import AdviceReport
@@ -73,5 +74,16 @@ class Supervisor:
                 return
         except WorkerEndedError as ended:
             record.ended(request, "killed", str(ended), time.monotonic())
+        except KeyboardInterrupt:
+            self._note_the_rest(worker, request)
+            raise
         finally:
             worker.kill()
+
+    def _note_the_rest(self, worker: WorkerProcess, request: Request) -> None:
+        """Keep what the worker has reported up to now."""
+        with suppress(WorkerEndedError):
+            while (message := worker.receive(0.0)) is not None:
+                if isinstance(message, (Finished, Refused, Failed)):
+                    return
+                self._record.note(request, message, time.monotonic())
