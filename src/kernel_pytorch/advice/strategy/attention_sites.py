@@ -147,10 +147,10 @@ def all_paths(site: AttentionSite, model: nn.Module) -> tuple[str, ...]:
         if code is None or os.path.realpath(code.co_filename) != os.path.realpath(file):
             return False
         ends = [line for *_, line in code.co_lines() if line]
-        return min(ends) <= int(first) and int(last or first) <= max(ends)
+        return bool(min(ends) <= int(first) and int(last or first) <= max(ends))
 
-    others = (path for path, module in model.named_modules() if has_them(module))
-    return tuple(dict.fromkeys((*site.paths, *others)))
+    # Paths of a shared graph are those within its own root.
+    return tuple(path for path, module in model.named_modules() if has_them(module)) or site.paths
 
 
 def place_of(nodes: Sequence[fx.Node]) -> str:

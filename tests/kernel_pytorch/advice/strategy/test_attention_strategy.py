@@ -53,7 +53,7 @@ def line_of(function, text):
 
 
 def test_sites_by_hand():
-    """Three modules with the same lines are one site, with the equal call as the issue prints it."""
+    """Three modules with the same lines are one site, with the equal call."""
     model = Model().eval()
     state = {name: t.clone() for name, t in model.state_dict().items()}
     (site,) = find_attention(model, Sample((torch.randn(2, 5, 16),)))
@@ -66,6 +66,13 @@ def test_sites_by_hand():
     assert not site.why
     assert model._compiled_call_impl is None
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+
+
+def test_blocks_that_share_a_graph_are_all_sites():
+    """Of nn.Sequential, which Dynamo leaves out, it compiles one block for all."""
+    model = nn.Sequential(*(Block() for _ in range(3))).eval()
+    (site,) = find_attention(model, Sample((torch.randn(2, 5, 16),)))
+    assert site.paths == ("0", "1", "2")
 
 
 def test_what_must_stay_says_why():
