@@ -158,9 +158,9 @@ def test_a_model_that_fails_has_its_facts_printed_and_status_1(fake_workers, cap
     )
 
 
-@pytest.mark.usefixtures("files")
-def test_ctrl_c_prints_the_results_so_far(fake_workers, capfd, monkeypatch):
-    fake_workers("plain")
+def test_ctrl_c_prints_the_results_so_far(files, fake_workers, capfd, monkeypatch):
+    fake_workers("waits")
+    monkeypatch.setenv("FAKE_WORKER_FILE", str(files / "worker"))
     real = advise._say
 
     def interrupt(line: str) -> None:
