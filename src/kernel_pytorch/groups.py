@@ -105,6 +105,11 @@ def agree(
     return fields
 
 
+_ABANDONED: list[object] = []
+"""Messages with one that failed. The others may still be in flight: without their buffers gloo would write
+what arrives into freed memory, and a peer that lives would wait for its message to be taken."""
+
+
 class Pending:
     """Messages in flight. Their tensors must not be used before :meth:`wait` returns."""
 
@@ -118,12 +123,25 @@ class Pending:
             for peer, tensor in messages
         ]
         self._group = group
-        self._peers = [peer for peer, _ in (*sends, *receives)]
         self._tensors = [op.tensor for op in ops]
-        try:
-            self._works = dist.batch_isend_irecv(ops) if ops else []
-        except RuntimeError as error:
-            raise self._failure("could not post messages to or from", self._peers, error) from error
+        self._works: list[tuple[dist.Work, list[int]]] = []
+        failed: tuple[RuntimeError, list[int]] | None = None
+        # With gloo each by itself: what can be posted is, for the peers that wait for it.
+        apart = bool(ops) and ops[0].tensor.device.type == "cpu"
+        for batch in [[op] for op in ops] if apart else [ops] if ops else []:
+            peers = [op.group_peer for op in batch]
+            try:
+                works = dist.batch_isend_irecv(batch)
+            except RuntimeError as error:
+                failed = failed or (error, peers)
+                continue
+            # One work for each message, or one for all of them where the backend coalesces.
+            each = [[peer] for peer in peers] if len(works) == len(peers) else [peers] * len(works)
+            self._works += zip(works, each, strict=True)
+        if failed is not None:
+            _ABANDONED.append((self._works, self._tensors))
+            first, peers = failed
+            raise self._failure("could not post messages to or from", peers, first) from first
 
     def wait(self) -> None:
         """Return when all have been sent and received.
@@ -131,13 +149,12 @@ class Pending:
         Raises:
             GroupError: naming the peer that failed, or did not answer within the group's timeout.
         """
-        # One work for each message, or one for all of them where the backend coalesces.
-        peers = self._peers if len(self._works) == len(self._peers) else [None] * len(self._works)
-        for work, peer in zip(self._works, peers, strict=True):
+        for work, peers in self._works:
             try:
                 work.wait()
             except RuntimeError as error:
-                raise self._failure("waited for", self._peers if peer is None else [peer], error) from error
+                _ABANDONED.append((self._works, self._tensors))
+                raise self._failure("waited for", peers, error) from error
         self._works = []
         self._tensors = []
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from unittest import mock
 
@@ -14,7 +15,7 @@ import pytest
 from worlds import World
 
 from kernel_pytorch.errors import KernelPytorchError
-from kernel_pytorch.groups import GroupError, RankFailed, agree, tell_all
+from kernel_pytorch.groups import GroupError, Pending, RankFailed, agree, tell_all
 
 pytestmark = pytest.mark.xdist_group("worlds")
 
@@ -212,6 +213,39 @@ def test_a_rank_that_dies_is_named_long_before_the_timeout(how: str):
     for rank in (0, 3):
         start = f"GroupError: rank {rank} of 4 waited for rank 1 of 4, which failed or did not answer: "
         assert answers[rank].startswith(start)
+
+
+def too_late(group) -> str:
+    """Rank 1 dies when 2 and 3 have posted their messages, and before rank 0 posts its own."""
+    import torch
+    import torch.distributed as dist
+
+    tell_all(lambda: b"the connections are up", group)
+    store, rank = dist.distributed_c10d._get_default_store(), group.rank()
+    mine, theirs = torch.zeros(8), torch.zeros(4, 8)
+    peers = [peer for peer in range(4) if peer != rank]
+
+    def post() -> Pending:
+        return Pending(group, [(peer, mine) for peer in peers], [(peer, theirs[peer]) for peer in peers])
+
+    if rank == 1:
+        store.wait(["2", "3"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 0:
+        with suppress(RuntimeError):
+            dist.send(torch.zeros(1), 1)  # until it has died
+        return said(lambda: post().wait())
+    pending = post()
+    store.set(str(rank), "")
+    return said(pending.wait)
+
+
+def test_ranks_that_have_posted_hear_of_one_that_cannot():
+    with World(4, timeout_s=3600) as world:
+        answers = world.run(too_late)
+    assert isinstance(answers[1], EOFError)
+    for rank, did in ((0, "could not post messages to or from"), (2, "waited for"), (3, "waited for")):
+        assert answers[rank].startswith(f"GroupError: rank {rank} of 4 {did} rank 1 of 4, which"), answers
 
 
 def interrupted_and_alive(group) -> str:

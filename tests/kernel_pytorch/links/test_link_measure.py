@@ -123,13 +123,15 @@ def test_what_was_saved_serves_until_a_link_changes(shaped: HostWorld, tmp_path)
     first, files = shaped.results(from_cache, str(tmp_path))[0]
     assert (first.basis, files) == ("measured", 1)
     # A busy machine may have a round look like other links; then these are saved.
+    measured = first
     for _ in range(5):
         found = shaped.results(from_cache, str(tmp_path))
         if found[0][0].basis == "saved":
             break
+        measured = found[0][0]
     assert [links.basis for links, _ in found] == ["saved"] * len(HOSTS)
     assert all(links == found[0][0] for links, _ in found)
-    assert holds(found[0][0].links[0].gbit_s, RATE * PAYLOAD * 1e-9)
+    assert found[0][0].links == measured.links
     assert shaped.results(from_cache, str(tmp_path), True)[0][0].basis == "measured"
     shaped.links.shape(RATE / 4, host=1)
     try:
