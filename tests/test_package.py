@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import dilated_attention_pytorch
@@ -232,6 +233,12 @@ def test_no_arrow_points_upwards():
         module = module_name(path)
         for imported in imports_of(path, anywhere=True) if module != "kernel_pytorch" else ():
             assert height[folder(imported)] <= height[folder(module)], f"{module} imports {imported}"
+
+
+def test_names_of_test_modules_differ():
+    """Pytest imports each by its own name, and ranks of a world load what they run by that."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_import_cycles():
