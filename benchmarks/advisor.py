@@ -187,7 +187,8 @@ def _peaks(case: Case, training: bool) -> tuple[Fact, int]:
 
     def step() -> None:
         optimizer.zero_grad()
-        model(x).square().mean().backward()
+        outputs = model(x)  # held until the end, as in most training loops
+        outputs.square().mean().backward()
         optimizer.step()
 
     step()

@@ -165,7 +165,8 @@ def measure(
         if not error <= max(4 * own, 16 * torch.finfo(x.dtype).eps):
             wrong.append(f"{name}, {x.shape[1]} tokens, {variant}: error {error:.1e}, original {own:.1e}")
             continue
-        ratio = median_ratio(*timed_pairs(partial(run, original, x), partial(run, model, x), pairs), 0.99)
+        times = timed_pairs(partial(run, original, x), partial(run, model, x), pairs)
+        ratio = median_ratio(*times, confidence=0.99)
         gain, low, high = ratio.value, ratio.low, ratio.high
         before, after = 1e3 * ratio.first_s, 1e3 * ratio.second_s
         print(
@@ -203,8 +204,7 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
         panel.minorticks_off()
     panels[0][0].set_ylabel("time of the original / time, 99 % interval")
     panels[0][0].legend()
-    page.tight_layout()
-    page.savefig(path)
+    page.savefig(path, bbox_inches="tight")
     pyplot.close(page)
 
 
@@ -234,9 +234,8 @@ def main() -> int:
                 x = torch.randn(1, length, width, generator=torch.Generator().manual_seed(2))
                 found, faults = measure(name, variants, x, training, 11 if args.quick else 21)
                 figures, wrong = figures + found, wrong + faults
-    path = args.output / "compiler_optimization.json"
-    record = {"machine": machine, "kept": kept, "wrong": wrong, "figures": figures}
-    path.write_text(json.dumps(record, indent=1))
+    path, record = args.output / "compiler_optimization.json", {"machine": machine, "kept": kept}
+    path.write_text(json.dumps({**record, "wrong": wrong, "figures": figures}, indent=1))
     draw(figures, path.with_suffix(".png"))
     print(f"{machine}; written: {path}, {path.with_suffix('.png')}")
     if not args.quick:
