@@ -95,10 +95,13 @@ def _tensor(one: Input) -> torch.Tensor:
 
 
 def _fresh(first: Sample, again: Sample, seed: int) -> Sample:
-    """``again``, with what is as in ``first`` drawn."""
-    before, drawn = first.tensors(), iter(again.draw(seed).tensors())
-    if len(before) != len(again.tensors()):
+    """``again``, with what is as in ``first`` drawn; fake tensors have no values and stay."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    before = first.tensors()
+    if len(before) != len(again.tensors()) or any(isinstance(t, FakeTensor) for t in again.tensors()):
         return again
+    drawn = iter(again.draw(seed).tensors())
     old = iter(before)
 
     def choose(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,11 @@ def fading(pairs: Sequence[tuple[float, float]]) -> str:
     if not halves:
         return ""
     early, late = halves
-    if _gain(early) <= max(LEAST_GAIN, FADED * _gain(late)):
+    fall = _gain(early) / _gain(late)
+    if _gain(early) <= LEAST_GAIN or fall <= FADED:
+        return ""
+    before, after = (statistics.median(new for _, new in half) for half in halves)
+    if after / before < math.sqrt(fall):  # it is rather the base that became faster
         return ""
     first, then = (median_ratio(*zip(*half, strict=True), confidence=CONFIDENCE) for half in (early, late))
     if first.low <= then.high:

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from kernel_pytorch.advice.analysis.lengths import fits, greatest_length, length_fact, lengths_facts
 from kernel_pytorch.advice.analysis.memory import peak_memory, predict_peak, step_peak
 from kernel_pytorch.advice.facts import Fact, Options
+from kernel_pytorch.advice.inputs import parse_input
 from kernel_pytorch.advice.prove.task import Task
+from kernel_pytorch.advice.redraw import Inputs
 from kernel_pytorch.advice.sample import Sample
 
 CPU = torch.device("cpu")
@@ -346,3 +348,23 @@ def test_what_is_at_least_as_high_gives_a_length_at_most():
 
 def test_an_unknown_limit():
     assert searched(lambda length: length, None)[0].why == "the memory limit is unknown"
+
+
+@pytest.mark.parametrize("texts", [("randn(2, 8, 16)",), ("randn(2, 8, 16)", "mask=ones(2, 8, dtype=bool)")])
+def test_inputs_of_the_command_have_peaks_at_other_lengths(texts):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, x, mask=None):
+            return self.linear(x if mask is None else x * mask[..., None])
+
+    inputs = Inputs([parse_input(text) for text in texts])
+    sample = inputs.make(None, 0)
+    task = Task(model=Masked(), sample=sample, options=Options(lengths=(4, 32)), redraw=inputs.redraw)
+    facts, greatest = lengths_facts(task, 1 << 20)
+    assert [fact.length for fact in facts] == [4, 32]
+    assert [fact.peak.basis for fact in facts] == ["predicted"] * 2
+    assert facts[1].peak.value == 8 * facts[0].peak.value > 0
+    assert greatest.value is not None

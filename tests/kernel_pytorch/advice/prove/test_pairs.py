@@ -184,6 +184,10 @@ def test_a_gain_that_falls_says_so():
     assert fading(pairs[:5]) == ""
 
 
+def test_a_base_that_becomes_faster_is_no_fault_of_the_candidate():
+    assert fading([(0.10, 0.045)] * 8 + [(0.075, 0.050)] * 8) == ""
+
+
 def test_a_gain_that_jitters_does_not_fall():
     random = np.random.default_rng(5)
     pairs = [
