@@ -158,12 +158,11 @@ def test_a_run_that_cannot_go_back_loses_nothing(text, longnet, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "save_checkpoint", full)
-    status, _, err = longnet("train", "--resume", "x", "--checkpoint", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_checkpoint", full)
+        status, _, err = longnet("train", "--resume", "x", "--checkpoint", 2)
     assert (status, "No space left on device; the checkpoint of step 4 is whole" in err) == (2, True)
     assert load_checkpoint(Path("runs/x/checkpoint.pt"))["step"] == 4
-    monkeypatch.undo()
-    os.chdir(text.parent)
     assert longnet("train", "--resume", "x")[0] == 0
     assert Path("runs/x/metrics.jsonl").read_bytes() == before
 

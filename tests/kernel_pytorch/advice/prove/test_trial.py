@@ -1,5 +1,7 @@
 """Strategies made to be wrong: each is reverted, with the right reason."""
 
+import re
+
 import made_up_strategies as made_up
 import pytest
 import torch
@@ -89,9 +91,9 @@ def test_a_wrong_or_slow_change_is_reverted(change, options, reason):
     [
         (
             made_up.raises_when_applied,
-            "RuntimeError: no kernel for this model and a second line (tests/support/made_up_",
+            r"RuntimeError: no kernel for this model and a second line \(.*tests/support/made_up_",
         ),
-        (made_up.raises_when_called, "ValueError: not this shape (tests/support/made_up_"),
+        (made_up.raises_when_called, r"ValueError: not this shape \(.*tests/support/made_up_"),
         (made_up.ends_the_process, "SystemExit: 3"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -99,7 +101,7 @@ def test_a_wrong_or_slow_change_is_reverted(change, options, reason):
 def test_what_a_change_raises_becomes_the_reason(change, reason):
     trial = trial_of(change)
     assert trial.verdict == "failed"
-    assert trial.reason.startswith(reason)
+    assert re.match(reason, trial.reason)
     assert "\n" not in trial.reason
 
 
