@@ -11,11 +11,12 @@ from .units import count, error, fact, interval, percent, printable, seconds, si
 _HEAD = ("trials", "gain (99 %)", "error (original)", "peak", "compile", "")
 
 
-def text(report: AdviceReport, width: int = 110) -> str:
+def text(report: AdviceReport, width: int = 110, *, hint: str = "") -> str:
     """The whole report.
 
     Args:
         width: of the lines, in characters; the table and names without spaces may be wider.
+        hint: how to save the result, where something was kept.
     """
     facts = report.facts
     entries = [
@@ -31,7 +32,7 @@ def text(report: AdviceReport, width: int = 110) -> str:
         *_table(report, width),
         *_not_tried(report.trials, width),
         *(line for offer in report.offers for line in _wrapped(f"offered   {described(offer)}", width)),
-        *_wrapped(f"result: {result(report)}", width),
+        *_wrapped(f"result: {result(report)}{f'; {hint}' if hint and report.kept else ''}", width),
     ]
     return "\n".join(lines)
 
@@ -151,8 +152,7 @@ def result(report: AdviceReport) -> str:
     parts = [f"{number} times as fast {limits}".rstrip(), again, equality(report, found)]
     if found.peak_ratio is not None and (found.gain or 0) < 1:
         parts.insert(1, f"with {found.peak_ratio:.2f} of the memory")
-    saved = "; --write FILE saves it" if ":" in report.target else ""
-    return ", ".join(parts) + saved
+    return ", ".join(parts)
 
 
 def equality(report: AdviceReport, trial: Trial) -> str:

@@ -168,15 +168,19 @@ def _show(report: AdviceReport | None, args: argparse.Namespace) -> None:
     else:
         from ..advice.text import text
 
-        print(text(report, max(80, shutil.get_terminal_size((110, 24)).columns)))
+        width = max(80, shutil.get_terminal_size((110, 24)).columns)
+        print(text(report, width, hint="--write FILE saves it" if args.write is None else ""))
     if args.html is not None:
         report.to_html(args.html)
+        _say(f"{args.html} is written")
     if args.write is None:
         return
     try:
         report.write(args.write, args.target)
     except ValueError as why:
         _say(f"{args.write} is not written: {why}")
+    else:
+        _say(f"{args.write} is written")
 
 
 def _say(line: str) -> None:

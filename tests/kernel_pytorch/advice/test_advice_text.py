@@ -38,7 +38,12 @@ result: 2.10 times as fast (2.02 to 2.17), confirmed in a fresh process, error w
 
 
 def test_a_report():
-    assert text(report(), 110) == EXPECTED
+    assert text(report(), 110, hint="--write FILE saves it") == EXPECTED
+
+
+def test_the_hint_is_left_out_where_there_is_nothing_to_save():
+    assert text(report()).endswith("own rounding")
+    assert text(nothing_kept(), hint="--write FILE saves it").endswith("result: nothing was kept")
 
 
 @pytest.mark.parametrize("width", [80, 110, 200])
