@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -59,22 +59,8 @@ def users_frames(until: CodeType | None = None) -> Iterator[FrameType]:
 
 def in_traceback(text: str) -> tuple[str, int] | None:
     """File and line of the innermost of the user's frames in a traceback as Python prints it."""
-    return _innermost((found["file"], int(found["line"])) for found in _FRAME.finditer(text))
-
-
-def of_exception(error: BaseException) -> tuple[str, int] | None:
-    """File and line of the user's code at which an exception was raised."""
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
-    return _innermost(frames)
-
-
-def _innermost(frames: Iterable[tuple[str, int]]) -> tuple[str, int] | None:
     found = None
-    for file, line in frames:
-        if is_users(file):
-            found = (file, line)
+    for frame in _FRAME.finditer(text):
+        if is_users(frame["file"]):
+            found = frame["file"], int(frame["line"])
     return found

@@ -177,11 +177,6 @@ def look(task: Task, facts: ModelFacts, limit_s: float) -> tuple[tuple[Finding, 
     return findings(facts, observed), () if facts.failed else observed.unobserved
 
 
-def findings_of(task: Task, facts: ModelFacts) -> tuple[Finding, ...]:
-    """The defects of a model."""
-    return look(task, facts, FINDINGS_S)[0]
-
-
 def offers_of(
     known: Sequence[Strategy], task: Task, facts: ModelFacts
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:

@@ -66,7 +66,7 @@ def time_pairs(
         return spent / repeats
 
     began = clock()
-    first = seconds(base, 1), seconds(candidate, 1)
+    seconds(base, 1), seconds(candidate, 1)  # the first calls may be slower
     again = clock()
     later = seconds(base, 1), seconds(candidate, 1)
     drawing = max(clock() - again - sum(later), 0.0) / 2
@@ -77,9 +77,7 @@ def time_pairs(
     if planned * pair_s > left:
         needed = clock() - began + planned * pair_s
         return Timing(
-            pairs=(),
-            first_call_s=first,
-            stopped=f"too slow for the budget: {planned} pairs of calls need {needed:.3g} s",
+            pairs=(), stopped=f"too slow for the budget: {planned} pairs of calls need {needed:.3g} s"
         )
     measured: list[tuple[float, float]] = []
     for pair in range(planned):
@@ -89,8 +87,8 @@ def time_pairs(
         else:
             measured.append((seconds(base, repeats[0]), seconds(candidate, repeats[1])))
         if len(measured) == MIN_PAIRS and (reason := slower(measured)):
-            return Timing(pairs=tuple(measured), first_call_s=first, stopped=reason)
-    return Timing(pairs=tuple(measured), first_call_s=first, stopped=fading(measured))
+            return Timing(pairs=tuple(measured), stopped=reason)
+    return Timing(pairs=tuple(measured), stopped=fading(measured))
 
 
 def planned_pairs(pair_s: float, budget_s: float) -> int:

@@ -28,8 +28,6 @@ class Timing:
 
     pairs: Pairs
     """In the order measured; each the mean of the calls of a sample. Empty: there was no time for them."""
-    first_call_s: tuple[float, float]
-    """Of the very first call of both, which may compile."""
     stopped: str = ""
     """Why fewer pairs were measured than planned, or the candidate is not to be trusted; ""."""
 

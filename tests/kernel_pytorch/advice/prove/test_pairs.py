@@ -161,7 +161,6 @@ def test_twice_as_slow_in_three_pairs_stops_it():
 
 def test_first_calls_are_apart_from_the_pairs():
     timing = timed(0.1, lambda made: 20.0 if made == 0 else 0.05)
-    assert timing.first_call_s == pytest.approx((0.1, 20.0))
     assert timing.high == pytest.approx(2.0)
 
 
@@ -194,7 +193,7 @@ def test_a_gain_that_jitters_does_not_fall():
         (0.1 * float(random.lognormal(0, 0.1)), 0.05 * float(random.lognormal(0, 0.1))) for _ in range(31)
     ]
     assert fading(pairs) == ""
-    assert verdict(Timing(pairs=tuple(pairs), first_call_s=(0.1, 0.1)), 0.1)[0]
+    assert verdict(Timing(pairs=tuple(pairs)), 0.1)[0]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ def test_a_gain_that_jitters_does_not_fall():
     ],
 )
 def test_verdict(factor, noise, reason):
-    timing = Timing(pairs=((factor, 1.0),) * 11, first_call_s=(1.0, 1.0))
+    timing = Timing(pairs=((factor, 1.0),) * 11)
     kept, ratio, why = verdict(timing, noise)
     assert (kept, why) == (not reason, reason)
     assert ratio.value == factor
@@ -218,7 +217,7 @@ def test_verdict(factor, noise, reason):
 def test_a_gain_of_half_the_pairs_alone_is_not_proved():
     pairs = ((1.3, 1.0),) * 6 + ((0.9, 1.0),) * 5
     shuffled = tuple(pairs[i] for i in (0, 6, 1, 2, 3, 4, 5, 7, 8, 9, 10))
-    assert not verdict(Timing(pairs=shuffled, first_call_s=(1.0, 1.0)), 0.0)[0]
+    assert not verdict(Timing(pairs=shuffled), 0.0)[0]
 
 
 def trials(factor, trials_of_each, seconds=(0.0004, 0.005, 0.1)):
