@@ -34,6 +34,8 @@ EXTRAS = {
     "tokenizers": {"tokenizers"},
     "nvidia": {"nvidia-ml-py"},
     "amd": {"amdsmi"},
+    "migrate": {"libcst"},
+    "demos": {"matplotlib", "scikit-learn", "snntorch"},
     "jobs": {"pyyaml"},
     "metrics": {"prometheus-client"},
     "triton": {"triton"},

@@ -6,25 +6,8 @@ import importlib
 import warnings
 from typing import Any
 
-REMOVED_IN = "v0.3.0"
+from kernel_pytorch.legacy import REMOVED_IN, RENAMED
 
-_RING = "dilated_attention_pytorch.ring_attention"
-_MEMORY = "dilated_attention_pytorch.core.memory"
-_MODELS = "dilated_attention_pytorch.models"
-
-# Old name -> (module, new name).
-RENAMED = {
-    "RingDilatedAttentionProduction": (_RING, "RingDilatedAttention"),
-    "RingDilatedAttentionHybrid": (_RING, "RingDilatedAttention"),
-    "RingDilatedAttentionTrue": (_RING, "RingDilatedAttention"),
-    "RingDilatedAttentionHilbertOptimized": (_RING, "RingDilatedAttentionHilbert"),
-    "MemoryPool": (_MEMORY, "UnifiedMemoryPool"),
-    "get_global_memory_pool": (_MEMORY, "UnifiedMemoryPool"),
-    "LongNet": (_MODELS, "LongNetEncoder"),
-    "LongNetLM": (_MODELS, "LongNetLM"),
-}
-# Old names whose calls mean something else now: `stand_ins` answers them.
-STOOD_IN = ("get_global_memory_pool", "LongNet", "LongNetLM")
 # Old method of the ring modules -> what it is now.
 METHODS = {"get_memory_stats": "memory_pool.get_stats()", "clear_caches": "memory_pool.clear()"}
 
@@ -35,17 +18,18 @@ def renamed(name: str, module: str) -> Any:
     Raises:
         AttributeError: it never was a name of ours.
     """
-    if name not in RENAMED:
+    now = RENAMED.get(name)
+    if now is None or module not in now.modules:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    home, new = RENAMED[name]
     warnings.warn(
-        f"{name} is now {new} (from {home} import {new}); the old name is removed in {REMOVED_IN}",
+        f"{name} is now {now.new} (from {now.home} import {now.new}); "
+        f"the old name is removed in {REMOVED_IN}",
         DeprecationWarning,
         stacklevel=3,
     )
-    if name in STOOD_IN:
-        home, new = f"{__package__}.stand_ins", name
-    return getattr(importlib.import_module(home), new)
+    if now.same:
+        return getattr(importlib.import_module(now.home), now.new)
+    return getattr(importlib.import_module(f"{__package__}.stand_ins"), name)
 
 
 class OldMethods:

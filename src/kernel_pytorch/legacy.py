@@ -1,15 +1,16 @@
-"""Modules of earlier versions, kept with a deprecation warning."""
+"""Moved modules and renamed names of both packages: what they are now, and until when the old ones work."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 REMOVED_IN = "v0.3.0"
 
 _SCALE = "kernel_pytorch.distributed_scale"
 _UTILS = "kernel_pytorch.utils"
 
-# Old module -> the modules that have its contents now.
+# Old module -> the modules that have its contents now. The package of all of them has every name, too.
 MOVED = {
     f"{_SCALE}.communication_optimization": (
         f"{_SCALE}.communication_primitives",
@@ -31,6 +32,53 @@ MOVED = {
         f"{_UTILS}.model_analyzer",
         f"{_UTILS}.optimization_recommendations",
         f"{_UTILS}.compiler_assistant",
+    ),
+}
+
+_DILATED = "dilated_attention_pytorch"
+_RING = f"{_DILATED}.ring_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """What a class or function of earlier versions is called now."""
+
+    modules: tuple[str, ...]
+    """Modules in which the old name is still found."""
+    home: str
+    """Module of the new name."""
+    new: str
+    same: bool = True
+    """Whether the old name is the same object; if not, its calls mean something else now."""
+
+
+_ATTENTION = (_DILATED, _RING)
+
+# By old name.
+RENAMED = {
+    "RingDilatedAttentionProduction": Renamed(modules=_ATTENTION, home=_RING, new="RingDilatedAttention"),
+    "RingDilatedAttentionHybrid": Renamed(modules=_ATTENTION, home=_RING, new="RingDilatedAttention"),
+    "RingDilatedAttentionTrue": Renamed(modules=_ATTENTION, home=_RING, new="RingDilatedAttention"),
+    "RingDilatedAttentionHilbertOptimized": Renamed(
+        modules=_ATTENTION, home=_RING, new="RingDilatedAttentionHilbert"
+    ),
+    "MemoryPool": Renamed(
+        modules=(*_ATTENTION, f"{_DILATED}.core"), home=f"{_DILATED}.core.memory", new="UnifiedMemoryPool"
+    ),
+    "get_global_memory_pool": Renamed(
+        modules=(_DILATED, f"{_DILATED}.core"),
+        home=f"{_DILATED}.core.memory",
+        new="UnifiedMemoryPool",
+        same=False,
+    ),
+    "LongNet": Renamed(
+        modules=(_DILATED, f"{_DILATED}.long_net"),
+        home=f"{_DILATED}.models",
+        new="LongNetEncoder",
+        same=False,
+    ),
+    "LongNetLM": Renamed(
+        modules=(f"{_DILATED}.long_net",), home=f"{_DILATED}.models", new="LongNetLM", same=False
     ),
 }
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, TypeVar
 
+from kernel_pytorch.legacy import REMOVED_IN
+
 from ..core.memory.unified_pool import STRATEGIES
 from ..core.sharding import Sharding, check_sharding
 from ..core.validation import check_branches, check_no_dropout, check_softmax_scale
 from ..kernels.backends import Backend
-from ..legacy import REMOVED_IN
 from .group import Ring
 
 T = TypeVar("T")
