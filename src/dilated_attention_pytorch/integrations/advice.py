@@ -5,7 +5,6 @@ An entry point of the group ``kernel_pytorch.strategies``.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from kernel_pytorch.advice.facts import Finding
+from kernel_pytorch.advice.prove.copies import copy_of
 from kernel_pytorch.advice.strategy.protocol import Base
 
 from ..attention import DilatedAttention, dilated_attention
@@ -83,7 +83,7 @@ class DilatedOffer(Base):
         if any(isinstance(m, (DilatedAttention, MultiheadDilatedAttention)) for m in model.modules()):
             return None
         replaced = Replaced()
-        dense, dilated = copy.deepcopy(model), copy.deepcopy(model)
+        dense, dilated = copy_of(model), copy_of(model)
         _count_modules(dense, _replace_modules(dilated, _length(sample)), replaced)
         _compile_dilated(dilated, replaced)
         outputs = [_run(one, sample) for one in (dense, dilated)]

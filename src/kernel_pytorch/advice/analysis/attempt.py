@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from ..prove.copies import UncopyableError, copy_of
 from ..sample import Sample
 from .places import raised
 from .runs import Step
@@ -52,9 +52,9 @@ class Attempt:
             self.cannot = "the model is on meta: it has no numbers"
             return self.task.model
         try:
-            return copy.deepcopy(self.task.model)
-        except Exception as error:
-            why = f"the model cannot be copied: {raised(error)}"
+            return copy_of(self.task.model)
+        except UncopyableError as error:
+            why = f"the model cannot be copied: {error}"
             self.remarks.append(why)
             self.cannot = why if self.task.options.training else ""
             return self.task.model

@@ -11,6 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from ..prove.copies import made_anew
+from ..prove.reach import reachable
 from ..sample import Sample
 
 
@@ -22,7 +24,7 @@ def fake(model: nn.Module, sample: Sample) -> Iterator[tuple[nn.Module, Sample]]
         Exception: of whatever kind copying raises, or an operator on fake tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, object] = {}
+    memo = made_anew(reachable(model))
     held: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for leaf in pytree.tree_leaves(vars(module)):

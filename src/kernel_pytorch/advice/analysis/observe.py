@@ -6,7 +6,6 @@ Dynamo's caches are empty afterwards.
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..prove.copies import copy_of
 from ..prove.leaves import tensors_of
 from ..sample import Sample
 from . import blame
@@ -179,7 +179,7 @@ def _run(task: Task, model: nn.Module, sample: Sample) -> Any:
 
 def _copy_of(task: Task) -> nn.Module:
     """In the task's mode; of a model that torch.compile wrapped the model itself."""
-    model = copy.deepcopy(task.model)
+    model = copy_of(task.model)
     model = getattr(model, "_orig_mod", model)
     training = task.options.training
     return model if model.training == training else model.train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..facts import AttentionSite, Fact, LengthFacts, Structure, unknown
+from ..prove.copies import copy_of
 from .attempt import Attempt
 
 
@@ -15,7 +16,6 @@ def peak(attempt: Attempt) -> Fact:
     """
 
     def measured() -> Fact:
-        from ..prove.copies import copy_of
         from .memory import peak_memory
 
         training = attempt.task.options.training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..prove.copies import copy_of
 from ..sample import Sample
 from .fake import fake
 from .survey import Survey
@@ -65,7 +65,7 @@ def survey(model: nn.Module, sample: Sample, step: Step, *, real: nn.Module | No
     except Exception:  # it needs numbers, or cannot be copied so: the real run tells what is wrong
         device = next((t.device for t in sample.tensors() if t.device.type != "cpu"), None)
         with torch.random.fork_rng(devices=[] if device is None else [device], enabled=True):
-            return _surveyed(copy.deepcopy(model) if real is None else real, sample.clone(), step)
+            return _surveyed(copy_of(model) if real is None else real, sample.clone(), step)
 
 
 def _surveyed(model: nn.Module, sample: Sample, step: Step) -> Survey:

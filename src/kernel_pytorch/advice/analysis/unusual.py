@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+from ..prove.copies import UncopyableError, copy_of
 
 
 def unusual(model: nn.Module) -> tuple[str, ...]:
@@ -32,8 +33,8 @@ def unusual(model: nn.Module) -> tuple[str, ...]:
 def copied(model: nn.Module) -> nn.Module | None:
     """A copy that shares nothing with the model; None: it cannot be copied."""
     try:
-        return copy.deepcopy(model)
-    except Exception:  # as of locks and generators: that it fails is the fact
+        return copy_of(model)
+    except UncopyableError:  # that it fails is the fact
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -46,24 +46,27 @@ def copy_of(model: nn.Module) -> nn.Module:
     Raises:
         UncopyableError: with the reason.
     """
-    memo: dict[int, Any] = {}
-    tensors = []
-    for value in reachable(model):
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif isinstance(value, torch.Generator):
-            memo[id(value)] = value.clone_state()
-        elif isinstance(value, ModuleType):
-            memo[id(value)] = value
-        elif type(value) in _ANEW:
-            memo[id(value)] = _ANEW[type(value)](value)
-    memo.update(_tensor_copies(tensors))
+    held = list(reachable(model))
+    memo = made_anew(held) | dict(_tensor_copies([x for x in held if isinstance(x, torch.Tensor)]))
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise UncopyableError(describe(error)) from error
     _check_apart(model, copied)
     return copied
+
+
+def made_anew(held: Iterable[Any]) -> dict[int, Any]:
+    """By id, a copy of each generator of torch and lock, and each module of Python itself."""
+    memo: dict[int, Any] = {}
+    for value in held:
+        if isinstance(value, torch.Generator):
+            memo[id(value)] = value.clone_state()
+        elif isinstance(value, ModuleType):
+            memo[id(value)] = value
+        elif type(value) in _ANEW:
+            memo[id(value)] = _ANEW[type(value)](value)
+    return memo
 
 
 def double_of(model: nn.Module, sample: Sample) -> nn.Module | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import re
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..facts import AttentionSite
+from ..prove.copies import copy_of
 from ..sample import Sample
 from . import attention_rewrite as rewrite
 
@@ -44,7 +44,7 @@ def find_attention(model: nn.Module, sample: Sample, *, training: bool | None = 
         return unchanged
 
     grad = model.training if training is None else training
-    copied = copy.deepcopy(model)
+    copied = copy_of(model)
     devices = list({t.device for t in sample.tensors() if t.device.type == "cuda"})
     torch._dynamo.reset()
     try:

@@ -1,5 +1,6 @@
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -200,6 +201,13 @@ def test_the_model_its_inputs_and_the_generator_stay():
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(values[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_with_a_lock_is_like_any_other():
+    plain, locked = nn.Linear(8, 8), nn.Linear(8, 8)
+    locked.lock = threading.Lock()
+    inputs = torch.randn(4, 8)
+    assert predict_peak(locked, inputs) == predict_peak(plain, inputs) == Fact(value=128, basis="predicted")
 
 
 class Asks(nn.Module):

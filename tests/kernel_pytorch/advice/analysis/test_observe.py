@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from dataclasses import replace
 
 import pytest
@@ -74,10 +73,10 @@ class OnlyPositive(Linear):
         return self.linear(x)
 
 
-class Locked(Linear):
+class Uncopyable(Linear):
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        self.numbers = (number for number in range(3))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ class Locked(Linear):
     [
         (Raises, "ValueError: no mask"),
         (Exits, "SystemExit: 3"),
-        (Locked, "cannot pickle"),
+        (Uncopyable, "cannot pickle"),
     ],
 )
 def test_an_exception_of_the_model_is_a_reason(model, reason):

@@ -132,10 +132,10 @@ def test_blocks_of_other_shapes_or_within_each_other_are_no_family():
     assert structure(widths, TOKENS).repeated_blocks == ()
 
 
-class Locked(nn.Linear):
-    def __init__(self):
+class Holding(nn.Linear):
+    def __init__(self, held):
         super().__init__(16, 4)
-        self.lock = threading.Lock()
+        self.held = held
 
 
 class Noisy(nn.Linear):
@@ -155,11 +155,20 @@ class Noisy(nn.Linear):
         (lambda: torch.compile(nn.Linear(16, 4)), ("compiled",)),
         (lambda: nn.Linear(16, 4, device="meta"), ("meta",)),
         (lambda: nn.Sequential(nn.ReLU()), ("no parameters",)),
-        (Locked, ("uncopyable",)),
+        (lambda: Holding(number for number in range(3)), ("uncopyable",)),
+        (lambda: Holding(threading.Lock()), ()),
         (lambda: Noisy(16, 4), ("random",)),
         (lambda: nn.Sequential(nn.Linear(16, 4), nn.Dropout(0.5)), ()),
     ],
-    ids=["compiled", "meta", "no parameters", "uncopyable", "random", "dropout in training is not random"],
+    ids=[
+        "compiled",
+        "meta",
+        "no parameters",
+        "uncopyable",
+        "with a lock",
+        "random",
+        "dropout in training is not random",
+    ],
 )
 def test_unusual_models(model, kinds):
     assert structure(model(), TOKENS).unusual == kinds
