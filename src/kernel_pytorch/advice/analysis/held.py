@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ HIDING = {
     "aten::_native_multi_head_attention": "the fast path of attention",
 }
 """Operators that allocate inside what no fake tensor shows."""
+_WRAPPERS = tuple(str(Path(torch.__file__).with_name(name)) for name in ("_dynamo", "_compile.py"))
+"""Files of what PyTorch puts between an operator and a mode."""
+_PRODUCTS = ("aten::mm", "aten::bmm")
 _OWN = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional")
 
 
@@ -42,18 +47,26 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Bytes at most."""
         self.hiding: dict[str, None] = {}
         """What ran and allocates more than is seen, in order."""
+        self._product: tuple[int | None, object] = (None, None)
+        """Storage of the last matrix product, and the instruction of Python that called it."""
         self._before = [tensor.untyped_storage() for tensor in known if tensor.layout is torch.strided]
         self._live: dict[int, object] = {storage._cdata: storage for storage in self._before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and note what it made."""
         kwargs = kwargs or {}
-        before = self.now
+        before, peak = self.now, self.peak
         result = func(*args, **kwargs)
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf)
         name = func._schema.name if isinstance(func, torch._ops.OpOverload) else func.name()
+        at = _instruction()
+        if name in _PRODUCTS:
+            self._product = (result.untyped_storage()._cdata, at)
+        elif name == "aten::add" and self._product == (_key_of(args[0]), at) and _is_row(args[1]):
+            # The bias of a linear layer, added in place where no mode watches.
+            self.peak = max(peak, self.now - args[0].untyped_storage().nbytes())
         if name in HIDING:
             self.hiding[HIDING[name]] = None
         elif name.partition("::")[0] not in _OWN:
@@ -79,6 +92,23 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _key_of(tensor: Any) -> int | None:
+    strided = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    return tensor.untyped_storage()._cdata if strided else None
+
+
+def _is_row(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.dim() == 1
+
+
+def _instruction() -> tuple[int, int]:
+    """Where Python called the operator: equal for all operators of one call into PyTorch."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_WRAPPERS):
+        frame = frame.f_back
+    return id(frame), frame.f_lasti
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:

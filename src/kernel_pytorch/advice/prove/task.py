@@ -61,7 +61,8 @@ class Task:
         own = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
         if isinstance(own, torch.Tensor):
             return own
-        squares = [t.abs().square().mean() for t in floating(outputs) if t.requires_grad]
+        outs = [t.abs() if t.is_complex() else t for t in floating(outputs) if t.requires_grad]
+        squares = [t.square().mean() for t in outs]
         if not squares:
             raise ValueError("no output has a gradient: a training step needs a loss")
         return torch.stack([s.float() if s.dtype.itemsize < 4 else s for s in squares]).sum()

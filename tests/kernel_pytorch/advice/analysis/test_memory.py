@@ -72,6 +72,19 @@ class Residual(nn.Module):
         return x + scale * self.down(F.silu(self.up(self.norm(x))))
 
 
+class ByHand(nn.Linear):
+    def forward(self, x):
+        return x @ self.weight.t() + self.bias
+
+
+class Transposed(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 256)
+
+    def forward(self, x):
+        return super().forward(x.transpose(0, 1))
+
+
 MODELS = {
     "MLP": (lambda: nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)), (4, 128, 64)),
     "attention by hand": (lambda: Attention(False), (2, 256, 64)),
@@ -83,6 +96,9 @@ MODELS = {
     "residual": (Residual, (8, 64, 64)),
     "embedding": (TiedEmbedding, (4, 64)),
     "GRU cell": (lambda: nn.GRUCell(64, 64), (32, 64)),
+    "GRU": (lambda: nn.GRU(32, 64, batch_first=True), (8, 63, 32)),
+    "linear by hand": (lambda: ByHand(64, 256), (8, 64, 64)),
+    "linear of a transposed input": (Transposed, (8, 64, 64)),
 }
 
 
