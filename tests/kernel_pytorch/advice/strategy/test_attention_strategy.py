@@ -13,7 +13,7 @@ from advice_facts import facts
 from advice_forms import FORMS, LOOK_ALIKES, TriangleBuffer, Written, error, inputs
 from torch import Tensor, nn
 
-from kernel_pytorch.advice.facts import AttentionSite, Expectation, Fact, Roofline, Structure
+from kernel_pytorch.advice.facts import AttentionSite, Expectation, Fact, OperatorCost, Roofline, Structure
 from kernel_pytorch.advice.sample import Sample
 from kernel_pytorch.advice.strategy.attention import AttentionToSDPA, find_attention
 from kernel_pytorch.advice.strategy.attention_rewrite import rewrite_attention
@@ -159,6 +159,24 @@ def test_expected_gain():
     assert isinstance(expected, Expectation)
     assert expected.gain == pytest.approx(0.1 / (0.1 - 8 * 2 * 16.8e6 / 12e9))
     assert expected.reason == "attention by hand in 2 modules, up to 16.8 MB of scores each"
+
+
+@pytest.mark.parametrize(
+    ("call", "spared_s"), [("F(q, k, v)", 0.03), ("F(q, k, v, is_causal=True)", 0.04)], ids=["full", "causal"]
+)
+def test_expected_gain_where_the_profile_shows_more_than_traffic(call, spared_s):
+    """Of 100 ms 10 and 20 are on the scores, 20 in their products, of which a causal call needs half."""
+    seconds = {"aten::masked_fill": 0.01, "aten::_softmax": 0.02, "aten::bmm": 0.02, "aten::addmm": 0.04}
+    model = facts(
+        call=Fact(value=0.1, basis="measured"),
+        roofline=Roofline(flops={}, memory_gb_s=12.0),
+        structure=Structure(attention=(site(call=call),)),
+        operators=tuple(
+            OperatorCost(name=name, calls=1, seconds=spent, flops=None, bytes=None)
+            for name, spent in seconds.items()
+        ),
+    )
+    assert AttentionToSDPA().applies(model).gain == pytest.approx(0.1 / (0.1 - spared_s))
 
 
 @pytest.mark.parametrize(
