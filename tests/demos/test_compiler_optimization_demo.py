@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
+from demos import compiler_optimization
 from demos.compiler_optimization import draw, fuse, make_stack, measure
 
 
@@ -43,3 +48,19 @@ def test_a_wrong_variant_has_no_figure():
 def test_stacks_have_equal_weights():
     one, other = make_stack(16, 2), make_stack(16, 2)
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def test_the_quick_run(tmp_path):
+    demo = Path(compiler_optimization.__file__)
+    command = [sys.executable, "-W", "error", demo, "--quick", "--output", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "compiler_optimization.json").read_text())
+    variants = {figure["variant"]: figure for figure in record["figures"]}
+    assert variants.keys() == {"SDPA by hand", "torch.compile", "advice"}
+    for figure in variants.values():
+        assert figure["length"] == 1024
+        assert 0 < figure["low"] <= figure["gain"] <= figure["high"]
+        assert figure["error"] <= max(4 * figure["original_error"], 2e-6)
+    assert record["wrong"] == []
+    assert (tmp_path / "compiler_optimization.png").stat().st_size > 1000
