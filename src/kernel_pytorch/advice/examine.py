@@ -12,7 +12,7 @@ from .analysis.places import place_of_class
 from .facts import Finding, ModelFacts, Options
 from .inherited import ModelAnalysisResult, analysis_fields
 from .prove.copies import copy_of
-from .prove.run import FACTS_S, FINDINGS_S, device_of, look, with_remarks
+from .prove.run import FACTS_S, FINDINGS_S, device_of, dtype_of, look, with_remarks
 from .prove.session import Session
 from .prove.state import preserved
 from .prove.task import Task
@@ -32,7 +32,7 @@ def task_of(
     """
     there = placed(model, device)
     where = device_of(there)
-    sample, _ = (Sample() if sample_input is None else Sample.of(sample_input)).moved(where)
+    sample, _ = (Sample() if sample_input is None else Sample.of(sample_input)).moved(where, dtype_of(there))
     options = Options(level="aggressive", training=training)
     return Task(model=there, sample=sample, options=options, device=where, target=type(model).__name__)
 

@@ -31,12 +31,12 @@ def load_task(
     Raises:
         TargetError: something is not there, is not what is needed, or raises.
     """
-    from .prove.run import device_of
+    from .prove.run import device_of, dtype_of
     from .prove.task import Task
 
     model = load_model(target)
     device = device_of(model)
-    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
+    dtype = dtype_of(model)
     drawn = Inputs(inputs)
     sample, remarks = moved(drawn.make(None, SEED), device, dtype)
     return Task(

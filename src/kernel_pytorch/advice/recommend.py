@@ -8,7 +8,7 @@ from .facts import Expectation, ModelFacts, Options
 from .inherited import Hope, ModelAnalysisResult, OptimizationRecommendation, recommendation
 from .prove.copies import copy_of
 from .prove.limits import describe
-from .prove.run import device_of
+from .prove.run import device_of, dtype_of
 from .prove.search import hope_of, installed, refusal
 from .prove.state import preserved
 from .prove.task import set_mode
@@ -69,7 +69,7 @@ def changed(model: nn.Module, name: str, basis: ModelAnalysisResult | None) -> t
     with preserved(model):
         try:
             copy = copy_of(model)
-            sample, _ = Sample.of(basis.sample_input).moved(device_of(copy))
+            sample, _ = Sample.of(basis.sample_input).moved(device_of(copy), dtype_of(copy))
             result = strategy.apply(set_mode(copy, basis.facts.training), sample.clone())
         except Exception as error:
             raise ValueError(f"{name} cannot be applied: {describe(error)}") from error

@@ -70,7 +70,7 @@ class Inputs:
             return one.value
         try:
             return _tensor(one)
-        except (RuntimeError, ValueError, OverflowError) as error:
+        except (RuntimeError, ValueError, OverflowError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise TargetError(f"--input {one.kind} of shape {one.shape} cannot be made: {reason}") from error
 
@@ -80,6 +80,8 @@ def as_arguments(value: Any, keyword: str | None) -> tuple[tuple[Any, ...], dict
     if keyword is not None:
         return (), {keyword: value}
     if isinstance(value, Mapping):
+        if unnamed := [key for key in value if not isinstance(key, str)]:
+            raise TargetError(f"--input: a dict is passed by keyword, and {unnamed[0]!r} is no name")
         return (), dict(value)
     return (tuple(value), {}) if isinstance(value, (tuple, list)) else ((value,), {})
 

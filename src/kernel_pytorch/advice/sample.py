@@ -23,6 +23,8 @@ class Sample:
         if isinstance(value, Sample):
             return value
         if isinstance(value, Mapping):
+            if unnamed := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"inputs in a dict are passed by keyword: {unnamed[0]!r} is no name")
             return cls((), dict(value))
         if isinstance(value, (tuple, list)):
             return cls(tuple(value))

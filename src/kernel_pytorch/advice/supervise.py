@@ -15,7 +15,12 @@ from .run_record import RunRecord
 from .target import TargetError
 from .worker_process import WorkerEndedError, WorkerProcess
 
-WORKER = (sys.executable, "-m", "kernel_pytorch.advice.worker")
+# With `python -m`, modules of the current folder would hide those of the standard library.
+_MAIN = """import sys
+sys.path = [folder for folder in sys.path if folder]
+from kernel_pytorch.advice.worker import main
+main(sys.argv[1:])"""
+WORKER = (sys.executable, "-c", _MAIN)
 
 
 class Supervisor:

@@ -67,6 +67,8 @@ def _memory(facts: ModelFacts) -> str:
         parts.append(f"{size(facts.memory_limit)} allowed")
     if facts.greatest_length.value is not None:
         parts.append(f"the greatest length that fits is {_greatest(facts.greatest_length)}")
+    elif facts.lengths:
+        parts.append(f"the greatest length that fits is unknown: {facts.greatest_length.why}")
     return "; ".join(parts)
 
 

@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> None:
         return
     with suppress(OSError):  # where memory is short, this process goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if sys.path and sys.path[0] == os.getcwd():  # by -m; last, it hides no module
-        sys.path.append(sys.path.pop(0))
+    with suppress(FileNotFoundError):
+        sys.path.append(os.getcwd())  # last, it hides no module
     path, descriptor = arguments
     os.set_inheritable(int(descriptor), False)
     pipe = Pipe(int(descriptor))

@@ -23,7 +23,7 @@ def make_model():
 
 
 def original():
-    """What {name} of FILE is, or returns. Runs FILE."""
+    """A copy of what {name} of FILE is, or what it returns. Runs FILE."""
     module = sys.modules.get(FILE.stem)
     if pathlib.Path(getattr(module, "__file__", None) or "").resolve() != FILE:
         sys.path.insert(0, str(FILE.parent))  # as for a script
@@ -31,7 +31,7 @@ def original():
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     made = module.{name}
-    return made if isinstance(made, torch.nn.Module) else made()'''
+    return copy.deepcopy(made) if isinstance(made, torch.nn.Module) else made()'''
 _OPTIMISE = '''\
 def optimise(model):
     """Change a model that has its weights already; return it, or what replaces it."""
@@ -57,7 +57,7 @@ def source_file(report: AdviceReport, target: str | None = None, path: Path | No
     target = report.target if target is None else target
     lines = _lines(report)
     file, _, name = target.rpartition(":") if names_a_file(target) else ("", "", "")
-    imports = lines.imports("torch", *(("importlib.util", "pathlib", "sys") if file else ()))
+    imports = lines.imports("torch", *(("copy", "importlib.util", "pathlib", "sys") if file else ()))
     parts = [f'"""{_docstring(report)}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(imports)]
     if file:
         call = "" if report.options.training else "; call it under torch.no_grad()"

@@ -32,8 +32,8 @@ you would run. Nothing is fetched and no weights are unpickled.
 
 levels:
   conservative   equal results, no compiler
-  balanced       and torch.compile
-  aggressive     and what loses precision, up to --max-error
+  balanced       also torch.compile
+  aggressive     also what loses precision, up to --max-error
 
 examples:
   kernel-pytorch advise model.py:make_model --input 'randn(1, 1024, 256)'
@@ -60,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", action="append", default=[], metavar="INPUT", help="an input; see below; may be repeated"
     )
-    parser.add_argument("--training", action="store_true", help="a call is a training step")
-    parser.add_argument("--loss", metavar="FILE:NAME", help="of a training step")
-    parser.add_argument("--optimizer", metavar="FILE:NAME", help="of a training step")
+    parser.add_argument("--training", action="store_true", help="measure training steps, not inference")
+    parser.add_argument("--loss", metavar="FILE:NAME", help="loss function of a training step")
+    parser.add_argument(
+        "--optimizer", metavar="FILE:NAME", help="what makes the optimizer of a training step"
+    )
     parser.add_argument(
         "--level", choices=LEVELS, default="balanced", help="what may be tried (default: balanced)"
     )
@@ -163,6 +165,13 @@ def request_of(args: argparse.Namespace) -> Request:
 def _show(report: AdviceReport | None, args: argparse.Namespace) -> None:
     if report is None:
         return
+    try:
+        _save(report, args)  # before printing, which a closed pipe ends
+    finally:
+        _print(report, args)
+
+
+def _print(report: AdviceReport, args: argparse.Namespace) -> None:
     if args.json:
         print_json(report)
     else:
@@ -170,17 +179,21 @@ def _show(report: AdviceReport | None, args: argparse.Namespace) -> None:
 
         width = max(80, shutil.get_terminal_size((110, 24)).columns)
         print(text(report, width, hint="--write FILE saves it" if args.write is None else ""))
-    if args.html is not None:
-        report.to_html(args.html)
-        _say(f"{args.html} is written")
-    if args.write is None:
-        return
+
+
+def _save(report: AdviceReport, args: argparse.Namespace) -> None:
     try:
-        report.write(args.write, args.target)
-    except ValueError as why:
-        _say(f"{args.write} is not written: {why}")
-    else:
-        _say(f"{args.write} is written")
+        if args.html is not None:
+            report.to_html(args.html)
+            _say(f"{args.html} is written")
+    finally:
+        if args.write is not None:
+            try:
+                report.write(args.write, args.target)
+            except ValueError as why:
+                _say(f"{args.write} is not written: {why}")
+            else:
+                _say(f"{args.write} is written")
 
 
 def _say(line: str) -> None:

@@ -69,6 +69,8 @@ def check_output(path: Path, option: str, own: Sequence[Path]) -> None:
             raise CommandError(f"{option} {path} would overwrite {file}")
     if path.is_dir():
         raise CommandError(f"{option} {path} is a folder")
+    if path.exists() and not path.is_file():
+        raise CommandError(f"{option} {path} is not a regular file, and would be replaced by one")
     if path.exists() and not os.access(path, os.W_OK):
         raise CommandError(f"{option} {path} cannot be written: permission denied")
     folder = path.resolve().parent

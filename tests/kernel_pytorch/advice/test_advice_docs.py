@@ -110,7 +110,7 @@ def test_the_strategy_has_20_lines():
 def test_the_strategy_does_what_its_lines_do(in_place):
     relu = ModuleCost(path="1", kind="ReLU", place="", calls=1, seconds=None, flops=0)
     assert in_place.applies(facts()) == "no ReLU"
-    assert in_place.applies(facts(modules=(relu,))) == Expectation(gain=1.05, reason="1 results less")
+    assert in_place.applies(facts(modules=(relu,))) == Expectation(gain=1.05, reason="1 fewer results")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     x = torch.randn(4, 8)

@@ -98,6 +98,8 @@ def test_redrawn_ids_stay_in_their_range():
 def test_inputs_that_cannot_be_made():
     with pytest.raises(TargetError, match="cannot be made"):
         made(f"randn({2**62})").make(None, 0)
+    with pytest.raises(TargetError, match="cannot be made"):
+        made(f"randn({10**23}, 4)").make(None, 0)
 
 
 FUNCTIONS = """
@@ -106,6 +108,7 @@ import torch
 def pair(): return torch.randn(1, 4, 2), torch.arange(4)[None]
 def named(length=4): return {"x": torch.randn(1, length, 2), "mask": torch.ones(1, length, dtype=torch.bool)}
 def fixed(): return torch.arange(6.0).reshape(1, 6)
+def unnamed(): return {1: torch.ones(2)}
 def broken(): raise KeyError("no data")
 """
 
@@ -148,8 +151,13 @@ def test_a_function_that_repeats_itself_has_its_values_drawn(functions):
 
 
 def test_a_function_that_raises_is_named_with_its_line(functions):
-    with pytest.raises(TargetError, match=r"functions.py:broken failed: functions.py:7: KeyError: 'no data'"):
+    with pytest.raises(TargetError, match=r"functions.py:broken failed: functions.py:8: KeyError: 'no data'"):
         made(f"{functions}:broken").make(None, 0)
+
+
+def test_a_dict_is_by_keyword(functions):
+    with pytest.raises(TargetError, match="a dict is passed by keyword, and 1 is no name"):
+        made(f"{functions}:unnamed").make(None, 0)
 
 
 def test_a_keyword_that_a_function_and_an_option_give(functions):

@@ -15,7 +15,7 @@ import pytest
 
 from kernel_pytorch.advice.facts import Options
 from kernel_pytorch.advice.run_record import AdviceError
-from kernel_pytorch.advice.supervise import Supervisor
+from kernel_pytorch.advice.supervise import WORKER, Supervisor
 from kernel_pytorch.advice.target import TargetError
 from kernel_pytorch.jobs.node.processes import lives
 
@@ -195,3 +195,10 @@ def test_a_worker_dies_with_the_command(tmp_path):
         command.kill()
     assert select.select([worker], [], [], 30)[0]  # readable once it has ended
     os.close(worker)
+
+
+def test_a_file_of_the_current_folder_hides_no_module_from_the_worker(tmp_path):
+    (tmp_path / "inspect.py").write_text("raise RuntimeError('hidden')\n")
+    done = subprocess.run([*WORKER, "no request", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert "No such file or directory: 'no request'" in done.stderr
+    assert "hidden" not in done.stderr

@@ -150,6 +150,14 @@ def test_a_model_rather_than_a_factory_and_another_module_of_that_name(folder):
     assert use(folder, script) == "Sequential 1\n"
 
 
+def test_a_model_that_the_file_holds_is_not_changed(folder):
+    (folder / "model.py").write_text(MODEL + "\nmade = make_model()\n")
+    save(kept(simple("model.extra = 1"), target=f"{folder}/model.py:made"), folder / "fast.py")
+    script = "one, other = fast.make_model(), fast.make_model()\nimport model\n"
+    script += "print(one is other, hasattr(model.made, 'extra'))"
+    assert use(folder, script) == "False False\n"
+
+
 def test_training_is_rebuilt_in_training_mode(folder):
     target = f"{folder}/model.py:make_model"
     save(kept(simple("pass"), target=target, options=Options(training=True)), folder / "fast.py")

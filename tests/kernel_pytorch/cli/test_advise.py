@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -23,6 +25,7 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "linked.py").symlink_to("model.py")
     os.link(tmp_path / "model.py", tmp_path / "twin.py")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -76,6 +79,8 @@ def no_workers(monkeypatch):
         ([*GIVEN, "--training", "--optimizer", "adam"], "--optimizer: FILE:NAME is needed"),
         ([*GIVEN, "--html", "no/report.html"], "--html no/report.html cannot be written: No such file"),
         ([*GIVEN, "--html", "folder"], "--html folder is a folder"),
+        ([*GIVEN, "--html", "pipe"], "--html pipe is not a regular file"),
+        ([*GIVEN, "--write", "/dev/null"], "--write /dev/null is not a regular file"),
         ([*GIVEN, "--html", "/proc/report.html"], "--html /proc/report.html cannot be written"),
         ([*GIVEN, "--write", "model.py"], "--write model.py would overwrite model.py"),
         ([*GIVEN, "--write", "folder/../model.py"], "would overwrite model.py"),
@@ -188,3 +193,14 @@ def test_nothing_is_written_where_nothing_was_kept(files, fake_workers, capfd):
     assert main([*GIVEN, "--json", "--write", "fast.py"]) == 0
     assert "fast.py is not written: all was reverted, one" in capfd.readouterr().err
     assert not (files / "fast.py").exists()
+
+
+def test_files_are_written_where_nobody_reads_what_is_printed(files, fake_workers, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    fake_workers("all well")
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert main([*GIVEN, "--html", "report.html", "--json"]) != 0
+    assert (files / "report.html").read_text().startswith("<!doctype html>")

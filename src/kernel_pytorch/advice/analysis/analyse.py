@@ -64,6 +64,8 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
     if least.value is not None and call.value is not None and call.value < least.value:  # it was disturbed
         peaks = attempt.part("measuring the device", lambda: roofline(task.device, dtypes, again=True))
         least = _bound(attempt, peaks, found, flops)
+    limit = task.options.memory_bytes or granted.granted_memory(task.device)
+    asked = others.lengths(attempt, limit) if task.options.lengths else None  # before what nobody asked for
     spent = attempt.part(
         "the profile",
         lambda: profile(
@@ -75,9 +77,8 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
         ),
         costly=True,
     )
-    limit = task.options.memory_bytes or granted.granted_memory(task.device)
     structure, without_structure = others.structure_of(attempt)
-    lengths, greatest = others.lengths(attempt, limit)
+    lengths, greatest = asked or others.lengths(attempt, limit)
     missing = [f"no profile: {spent}"] if isinstance(spent, str) and not attempt.cannot else []
     return ModelFacts(
         model=type(task.model).__name__,
@@ -120,6 +121,7 @@ def _facts(task: Task, attempt: Attempt) -> ModelFacts:
                     *attempt.remarks,
                     *(f"{name} has no shape yet" for name in held.unknown),
                     *(flops.remarks if flops else ()),
+                    *(["packed weights are not counted"] if "quantised" in structure.unusual else ()),
                     *without_structure,
                     *missing,
                 )

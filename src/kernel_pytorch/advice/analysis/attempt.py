@@ -87,7 +87,9 @@ def step_of_task(task: Task) -> Step:
         if task.optimizer is None or not task.options.training:
             return task.step(model, sample, None)
         if model not in optimizers:
-            optimizers[model] = task.optimizer(model.parameters())
+            made = task.make_optimizer(model)
+            assert made is not None
+            optimizers[model] = made
         return task.step(model, sample, optimizers[model])
 
     return step

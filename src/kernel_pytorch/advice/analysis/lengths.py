@@ -37,7 +37,7 @@ def lengths_facts(
     known = []
     for length in task.options.lengths:
         late = clock() > deadline
-        known.append(_late(length) if late else length_fact(task, length, limit))
+        known.append(no_time(length, "no time was left") if late else length_fact(task, length, limit))
     return tuple(known), greatest_length(task, limit, deadline=deadline, clock=clock)
 
 
@@ -145,6 +145,7 @@ def _counted(task: Task, length: int) -> tuple[Fact, Fact]:
     )
 
 
-def _late(length: int) -> LengthFacts:
-    none = unknown("no time was left")
+def no_time(length: int, why: str) -> LengthFacts:
+    """The facts at a length at which nothing was predicted."""
+    none = unknown(why)
     return LengthFacts(length=length, peak=none, flops=none, attention_share=none, fits=None)

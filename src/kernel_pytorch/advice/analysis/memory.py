@@ -107,10 +107,8 @@ def without_numbers(sample: Sample) -> Sample:
 
 
 def _followed(task: Task, model: nn.Module, inputs: Sample) -> Fact:
-    parameters = list(model.parameters())
-    training = task.options.training
-    optimizer = task.optimizer(parameters) if training and task.optimizer is not None else None
-    held = Held([*parameters, *model.buffers(), *inputs.tensors()])
+    training, optimizer = task.options.training, task.make_optimizer(model)
+    held = Held([*model.parameters(), *model.buffers(), *inputs.tensors()])
     with held:
         for _ in range(2 if training else 1):
             outputs = task.step(model, inputs, optimizer)

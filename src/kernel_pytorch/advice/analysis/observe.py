@@ -48,7 +48,7 @@ def observe(
     seen = _Observing(task, clock, clock() + limit_s)
     seen.part("the model", seen.run_eager)
     if not seen.unobserved:
-        seen.part("the model compiled", seen.run_compiled)
+        seen.part("the compiled model", seen.run_compiled)
     return Observations(
         **seen.found,
         optimizer_place=_place_of(task.optimizer),
@@ -64,12 +64,12 @@ class _Observing:
 
     def part(self, what: str, look: Callable[[], None]) -> None:
         if self.clock() >= self.deadline:
-            self.unobserved.append(f"{what} was not looked at: no time was left")
+            self.unobserved.append(f"{what} was not examined: no time was left")
             return
         try:
             look()
         except (Exception, SystemExit) as error:
-            self.unobserved.append(f"{what} could not be looked at: {_why(error)}")
+            self.unobserved.append(f"{what} could not be examined: {_why(error)}")
 
     def run_eager(self) -> None:
         """Two calls, the second of them watched; in inference another to compare."""
@@ -78,7 +78,7 @@ class _Observing:
             torch.manual_seed(0)
             first = self.task.step(model, self.task.sample.clone())
             if self.clock() >= self.deadline:
-                self.unobserved.append("operators were not looked at: the model is too slow")
+                self.unobserved.append("operators were not examined: the model is too slow")
                 return
             outputs, random = self._watched(model)
             if not self.task.options.training:
@@ -136,7 +136,7 @@ class _Observing:
         yield "first", partial(self._call, draw=task.sample.clone)
         for seed in (1, 2):
             if self.clock() >= self.deadline:
-                self.unobserved.append("other inputs were not looked at: no time was left")
+                self.unobserved.append("other inputs were not examined: no time was left")
                 return
             yield "again", partial(self._other, what="other inputs", draw=partial(task.draw, None, seed))
         for length in _lengths(task):

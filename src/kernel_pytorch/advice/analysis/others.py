@@ -60,7 +60,11 @@ def lengths(attempt: Attempt, limit: int | None) -> tuple[tuple[LengthFacts, ...
         return lengths_facts(attempt.task, limit, deadline=attempt.deadline, clock=attempt.clock)
 
     found = attempt.part("predicting other lengths", other_lengths, costly=True)
-    return ((), unknown(found)) if isinstance(found, str) else found
+    if not isinstance(found, str):
+        return found
+    from .lengths import no_time
+
+    return tuple(no_time(length, found) for length in attempt.task.options.lengths), unknown(found)
 
 
 def structure_of(attempt: Attempt) -> tuple[Structure, tuple[str, ...]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+_OURS = str(Path(__file__).parents[2])
 _NOT_THE_USERS = (
-    str(Path(__file__).parents[2]),
+    _OURS,
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     "<frozen",
 )
@@ -22,7 +23,7 @@ def raised(error: BaseException) -> str:
     own = [frame for frame in frames if is_users(frame.filename)]
     text = " ".join(str(error).split())
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if not frames:
+    if not frames or (not own and frames[-1].filename.startswith(_OURS)):
         return named
     frame = (own or frames)[-1]
     return f"{named} ({short(frame.filename)}:{frame.lineno})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..prove.copies import UncopyableError, copy_of
+from ..prove.leaf import as_tensor, same_object
+from ..prove.leaves import leaves
 
 
 def unusual(model: nn.Module) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def unusual(model: nn.Module) -> tuple[str, ...]:
     modules, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
     kinds = {
         "scripted": any(isinstance(module, torch.jit.ScriptModule) for module in modules),
-        "compiled": any(_is_compiled(module) for module in modules),
+        "compiled": is_compiled(model),
         "quantised": any(_is_quantised(module) for module in modules) or any(map(_is_packed, tensors)),
         "meta": any(tensor.is_meta for tensor in tensors),
         "no parameters": next(model.parameters(), None) is None,
@@ -59,13 +59,13 @@ def seeded(device: torch.device | None = None) -> Iterator[None]:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two outputs are equal up to the order of additions."""
-    pairs = list(_leaves(first)), list(_leaves(second))
-    return len(pairs[0]) == len(pairs[1]) and all(map(_same_leaf, *pairs))
+    one, other = ([as_tensor(leaf) for _, leaf in leaves(tree)] for tree in (first, second))
+    return len(one) == len(other) and all(map(_same_leaf, one, other))
 
 
 def _same_leaf(first: Any, second: Any) -> bool:
     if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
-        return type(first) is type(second)  # objects may be new ones
+        return same_object(first, second)
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.is_quantized or not (first.is_floating_point() or first.is_complex()):
@@ -76,16 +76,12 @@ def _same_leaf(first: Any, second: Any) -> bool:
     )
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
-    for leaf in pytree.tree_leaves(tree):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
-        else:
-            yield leaf
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` wrapped the model or a part of it, or ``.compile()`` marked it."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+        for module in model.modules()
+    )
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -59,9 +59,8 @@ def build(task: Task, strategies: Sequence[Strategy]) -> Candidate:
     model = copy_of(task.model)
     for strategy in strategies:
         model = strategy.apply(model, task.sample.clone())
-    optimizer = None
-    if task.options.training and task.optimizer is not None:
-        optimizer = task.optimizer(list(model.parameters()))
+    optimizer = task.make_optimizer(model)
+    if optimizer is not None:
         for strategy in strategies:
             change = getattr(strategy, "change_optimizer", None)
             optimizer = change(optimizer) if change is not None else optimizer

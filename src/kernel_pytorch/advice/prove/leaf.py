@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .errors import dense, norms, same_non_finite
+from .leaves import OPAQUE
 
 TIMES_ORIGINAL = 4.0
 """Of the original's own error, which a lossless change may have."""
@@ -54,6 +55,8 @@ def compare_leaf(
     Args:
         whole: norm of all tensors, of which 1e-3 counts as the least norm of one.
     """
+    if type(original) is type(candidate):
+        reference, original, candidate = map(as_tensor, (reference, original, candidate))
     number = type(original) in (float, complex) and type(candidate) is type(original)
     eps = torch.finfo(torch.float32).eps
     if number:
@@ -94,10 +97,34 @@ def compare_leaf(
 def _compare_objects(path: str, original: Any, candidate: Any) -> str | None:
     if isinstance(original, torch.Tensor) or isinstance(candidate, torch.Tensor):
         return f"{path}: {type(candidate).__name__} instead of {type(original).__name__}"
-    same = original is candidate or type(original) is type(candidate)
-    if original is None or candidate is None or isinstance(original, _COMPARABLE):
-        same = original == candidate
-    return None if same else f"{path}: {candidate!r:.40} instead of {original!r:.40}"
+    if same_object(original, candidate):
+        return None
+    return f"{path}: {candidate!r:.40} instead of {original!r:.40}"
+
+
+def same_object(first: Any, second: Any) -> bool:
+    """Whether two leaves that are no tensors are equal; what cannot be compared is not."""
+    if first is second or (isinstance(first, _COMPARABLE) and isinstance(second, _COMPARABLE)):
+        return first is second or bool(first == second)
+    if type(first) is not type(second):
+        return False
+    by_identity = not any("__eq__" in vars(kind) for kind in type(first).__mro__[:-1])
+    if isinstance(first, OPAQUE) or (by_identity and hasattr(first, "__dict__")):
+        return True  # each call may make its own, and all that it has is compared
+    try:
+        return bool(first == second)
+    except Exception:  # as of arrays, which have no one answer
+        return False
+
+
+def as_tensor(value: Any) -> Any:
+    """Numbers of NumPy as a tensor, a copy; all else as it is."""
+    if type(value).__module__ != "numpy" or getattr(getattr(value, "dtype", None), "kind", "") not in "biufc":
+        return value
+    try:
+        return torch.tensor(value)
+    except TypeError:  # as long double
+        return value
 
 
 def _compare_kinds(path: str, original: torch.Tensor, candidate: torch.Tensor, lossless: bool) -> str:

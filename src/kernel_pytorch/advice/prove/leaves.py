@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Module, enum.Enum)
+OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Module, enum.Enum)
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -39,7 +39,7 @@ def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str,
 
 
 def _parts(tree: Any) -> list[tuple[str, Any]]:
-    if tree is None or isinstance(tree, (torch.Tensor, str, bytes, bytearray, range, *_OPAQUE)):
+    if tree is None or isinstance(tree, (torch.Tensor, str, bytes, bytearray, range, *OPAQUE)):
         return []
     if isinstance(tree, Mapping):
         return [(f"[{key!r}]", value) for key, value in tree.items()]
@@ -51,4 +51,18 @@ def _parts(tree: Any) -> list[tuple[str, Any]]:
         return [(f"[{number}]", value) for number, value in enumerate(tree)]
     if dataclasses.is_dataclass(tree):
         return [(f".{one.name}", getattr(tree, one.name)) for one in dataclasses.fields(tree)]
-    return [(f".{name}", value) for name, value in getattr(tree, "__dict__", {}).items()]
+    slots = [slot for kind in type(tree).__mro__ for slot in _slots(kind) if hasattr(tree, slot)]
+    return [
+        (f".{name}", getattr(tree, name)) for name in dict.fromkeys((*slots, *getattr(tree, "__dict__", ())))
+    ]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    found = vars(kind).get("__slots__", ())
+    names = (found,) if isinstance(found, str) else tuple(found)
+    # A name of two underscores is stored under that of its class.
+    return tuple(
+        f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    )

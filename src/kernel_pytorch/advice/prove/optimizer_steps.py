@@ -48,11 +48,11 @@ def moves(
     gradients: Sequence[dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     """What the steps add to each parameter; the parameters are as before when it returns."""
-    if task.optimizer is None:
-        raise ValueError("there is no optimizer to compare")
     with restored(model):
         before = {name: parameter.detach().clone() for name, parameter in named(model)}
-        optimizer = task.optimizer(list(model.parameters()))
+        optimizer = task.make_optimizer(model)
+        if optimizer is None:
+            raise ValueError("there is no optimizer to compare")
         for strategy in strategies:
             optimizer = getattr(strategy, "change_optimizer", lambda same: same)(optimizer)
         for step in gradients:

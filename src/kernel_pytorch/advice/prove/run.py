@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import itertools
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from ..sample import Sample
 from ..strategy.protocol import Strategy
 from ..strategy.registry import broken, strategies
 from .limits import describe
-from .search import search
+from .search import UNCHANGEABLE, search
 from .session import Session
 from .state import preserved
 from .task import Loss, OptimizerFactory, Redraw, Task
@@ -31,6 +32,8 @@ from .task import Loss, OptimizerFactory, Redraw, Task
 FACTS_S = 9.0
 FINDINGS_S = 6.0
 """Seconds that both may take beyond the budget of the trials, where a call is quick."""
+CLOSED = ("scripted", "meta", "quantised", "uncopyable")
+"""Kinds of models that cannot be watched, or whose code is not the user's."""
 
 
 def advise(
@@ -86,12 +89,12 @@ def optimise(
         level=optimization_level,
         training=training,
         max_error=max_error,
-        memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
-        lengths=tuple(lengths or ()),
+        memory_bytes=None if memory_gb is None else _bytes(memory_gb),
+        lengths=tuple(sorted(set(lengths or ()))),
         budget_s=budget_s,
     )
     device = device_of(model)
-    sample, moved = Sample.of(sample_input).moved(device)
+    sample, moved = Sample.of(sample_input).moved(device, dtype_of(model))
     given, factory = (
         (optimizer, another_like(optimizer))
         if isinstance(optimizer, torch.optim.Optimizer)
@@ -159,6 +162,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
 
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """Of a model's first floating parameter; None: it has none."""
+    return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
+
+
+def _bytes(memory_gb: float) -> int:
+    if not 1e-9 <= memory_gb < math.inf:
+        raise ValueError(f"memory_gb must be positive and finite, got {memory_gb}")
+    return int(memory_gb * 1e9)
+
+
 def another_like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     """Makes optimizers of the class and the defaults of one that exists."""
     kind: Callable[..., torch.optim.Optimizer] = type(optimizer)
@@ -168,11 +182,14 @@ def another_like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
 
 
 def look(task: Task, facts: ModelFacts, limit_s: float) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """The defects of a model, and a remark on each thing that could not be looked at.
+    """The defects of a model, and a remark on each thing that could not be examined.
 
     Args:
-        limit_s: seconds after which nothing more is looked at.
+        limit_s: seconds after which nothing more is examined.
     """
+    closed = [UNCHANGEABLE[kind] for kind in CLOSED if kind in facts.structure.unusual]
+    if closed:
+        return (), (f"defects were not looked for: {closed[0]}",)
     observed = observe(task, limit_s=limit_s)
     return findings(facts, observed), () if facts.failed else observed.unobserved
 
@@ -182,7 +199,8 @@ def offers_of(
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """Other functions that could replace parts of the model, and a remark for each offer that failed."""
     offered, failed = [], []
-    for strategy in known if not facts.failed else ():
+    changeable = not facts.failed and not UNCHANGEABLE.keys() & set(facts.structure.unusual)
+    for strategy in known if changeable else ():
         offer = getattr(strategy, "offer", None)
         if not getattr(strategy, "offers", False) or offer is None:
             continue

@@ -22,7 +22,7 @@ UNCHANGEABLE = {
     "scripted": "the model is a ScriptModule",
     "compiled": "the model is compiled already",
     "quantised": "the model is quantised already",
-    "meta": "the model is on meta and has no values",
+    "meta": "the model is on meta: it has no numbers",
     "uncopyable": "the model cannot be copied",
     "random": "the model differs from itself under equal seeds",
 }

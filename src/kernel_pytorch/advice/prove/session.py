@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..analysis.analyse import analyse
+from ..analysis.unusual import is_compiled
 from ..facts import ModelFacts, Trial
 from ..strategy.protocol import Strategy
 from .candidate import Candidate, build, forget_compiled_code
@@ -46,6 +47,7 @@ class Session:
             done: trials of that process.
         """
         self.clock = clock
+        self._compiled = is_compiled(task.model)
         self.task, self._refused = prepared(task)
         self._facts = facts
         self._original: Original | None = None
@@ -62,6 +64,8 @@ class Session:
         if self._facts is None:
             deadline = self.clock() + clock_limit
             self._facts = analyse(self.task, deadline=deadline, clock=self.clock)
+            if self._compiled and "compiled" not in self._facts.structure.unusual:
+                self._facts = as_compiled(self._facts)
         return self._facts
 
     @property
@@ -144,6 +148,13 @@ class Session:
         if self._peak is None:
             self._peak = peak_of(candidate)
         return self._peak
+
+
+def as_compiled(facts: ModelFacts) -> ModelFacts:
+    """The facts of a copy, which has no mark of ``.compile()``, as those of the model."""
+    structure = replace(facts.structure, unusual=(*facts.structure.unusual, "compiled"))
+    remark = "the model is compiled by its compile(): what is shown is of a copy that is not"
+    return replace(facts, structure=structure, remarks=(*facts.remarks, remark))
 
 
 def prepared(task: Task) -> tuple[Task, str | None]:

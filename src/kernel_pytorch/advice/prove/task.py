@@ -54,18 +54,31 @@ class Task:
         """The loss of a call.
 
         Raises:
-            ValueError: there is neither a loss nor a floating output.
+            ValueError: there is neither a loss nor a floating output, or the loss is not one number.
         """
         if self.loss is not None:
-            return self.loss(outputs, inputs_of(sample))
+            return _scalar(self.loss(outputs, inputs_of(sample)), "the loss")
         own = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
         if isinstance(own, torch.Tensor):
-            return own
+            return _scalar(own, "the outputs' .loss")
         outs = [t.abs() if t.is_complex() else t for t in floating(outputs) if t.requires_grad]
         squares = [t.square().mean() for t in outs]
         if not squares:
             raise ValueError("no output has a gradient: a training step needs a loss")
         return torch.stack([s.float() if s.dtype.itemsize < 4 else s for s in squares]).sum()
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """Of the model's parameters; None: the call has none.
+
+        Raises:
+            ValueError: the factory returns something else.
+        """
+        if self.optimizer is None or not self.options.training:
+            return None
+        made: object = self.optimizer(list(model.parameters()))
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ValueError(f"the optimizer's factory must return a torch.optim.Optimizer, got {made!r:.40}")
+        return made
 
     def loss_text(self, outputs: Any) -> str:
         """How the loss of a training step is computed, for the report."""
@@ -106,6 +119,13 @@ def inputs_of(sample: Sample) -> Any:
 def floating(tree: Any) -> list[torch.Tensor]:
     """The floating and complex tensors of any nesting, dataclasses included."""
     return [t for t in tensors_of(tree) if t.is_floating_point() or t.is_complex()]
+
+
+def _scalar(loss: Any, what: str) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        got = f"one of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r:.40}"
+        raise ValueError(f"{what} must be a tensor of one element, got {got}")
+    return loss
 
 
 def seed_all(seed: int) -> None:

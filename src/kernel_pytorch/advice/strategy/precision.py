@@ -56,7 +56,7 @@ class _Bfloat16(Base):
             return f"a 256 x 256 product takes {how} as long as in float32"
         return Expectation(
             gain=max(min(1 / ratio.value, 2.0), 1.05),
-            reason=f"a 256 x 256 product takes {ratio.value:.2f} of the time in float32; error about 0.005",
+            reason=f"a 256 x 256 product takes {ratio.value:.2g} of the time in float32; error about 0.005",
             seconds=4.0,
         )
 

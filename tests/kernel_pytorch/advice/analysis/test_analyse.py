@@ -32,6 +32,9 @@ class Task:
     def loss_text(self, outputs: Any) -> str:
         return f"the mean square of a {type(outputs).__name__}"
 
+    def make_optimizer(self, model: nn.Module) -> Any:
+        return self.optimizer(model.parameters())
+
     def step(self, model: nn.Module, sample: Sample, optimizer: Any = None) -> Any:
         outputs = (training_step if self.options.training else inference_step)(model, sample)
         if optimizer is not None:
@@ -201,8 +204,12 @@ def test_lengths_are_left_out_when_time_is_over(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     monkeypatch.setattr(module, "roofline", lambda *_: Roofline(flops={}, memory_gb_s=None))
     ticks = itertools.count(100)
-    facts = analyse(Task(mlp().eval(), Sample.of(torch.randn(5, 4))), deadline=50, clock=lambda: next(ticks))
-    assert facts.lengths == ()
+    task = Task(mlp().eval(), Sample.of(torch.randn(5, 4)), Options(lengths=(7, 9)))
+    facts = analyse(task, deadline=50, clock=lambda: next(ticks))
+    assert [(at.length, at.peak.why, at.fits) for at in facts.lengths] == [
+        (7, "no time was left", None),
+        (9, "no time was left", None),
+    ]
     assert facts.greatest_length == Fact(why="no time was left")
 
 

@@ -148,6 +148,11 @@ class Noisy(nn.Linear):
         return state[0]
 
 
+class NoisyArray(Noisy):
+    def forward(self, x):
+        return super().forward(x).numpy()
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # on import of Dynamo
 @pytest.mark.parametrize(
     ("model", "kinds"),
@@ -158,6 +163,7 @@ class Noisy(nn.Linear):
         (lambda: Holding(number for number in range(3)), ("uncopyable",)),
         (lambda: Holding(threading.Lock()), ()),
         (lambda: Noisy(16, 4), ("random",)),
+        (lambda: NoisyArray(16, 4), ("random",)),
         (lambda: nn.Sequential(nn.Linear(16, 4), nn.Dropout(0.5)), ()),
     ],
     ids=[
@@ -167,6 +173,7 @@ class Noisy(nn.Linear):
         "uncopyable",
         "with a lock",
         "random",
+        "random numbers of NumPy",
         "dropout in training is not random",
     ],
 )

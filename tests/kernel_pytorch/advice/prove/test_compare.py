@@ -1,7 +1,9 @@
 import dataclasses
 import math
 from collections import OrderedDict, namedtuple
+from decimal import Decimal
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -91,6 +93,63 @@ def test_equal_nestings_are_equal():
 def test_what_differs_is_named_with_its_path(candidate, reason):
     found = compare_outputs(None, {"a": torch.ones(3), "b": 1}, candidate)
     assert (found.equal, found.reason) == (False, reason)
+
+
+class Slotted:
+    __slots__ = ("__hidden", "shown")
+
+    def __init__(self, shown, hidden):
+        self.shown, self.__hidden = shown, hidden
+
+
+class Base:
+    __slots__ = "first"
+
+
+class Derived(Base):
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+ONES = numpy.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("original", "candidate"),
+    [
+        (ONES, numpy.zeros(3)),
+        (numpy.arange(3), numpy.arange(3) + 1),
+        (numpy.float32(1), numpy.float32(2)),
+        (numpy.array(["a"]), numpy.array(["b"])),
+        (Decimal("0.1"), Decimal("0.2")),
+        (Slotted(1, 2), Slotted(1, 3)),
+        (Slotted(ONES, 2), Slotted(2 * ONES, 2)),
+        (Derived(1, 2), Derived(0, 2)),
+        (iter([1]), iter([1])),
+        (ONES, torch.ones(3, dtype=torch.float64)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_that_differ_or_cannot_be_compared(original, candidate):
+    assert not compare_outputs(None, [original], [candidate], lossless=True).equal
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: numpy.ones(3),
+        lambda: numpy.array([True, False]),
+        lambda: numpy.complex64(1j),
+        lambda: Decimal("0.1"),
+        lambda: Slotted(torch.ones(2), "text"),
+        lambda: Derived(1, 2),
+        lambda: {"cache": Cache([torch.ones(2)]), "where": torch.device("cpu"), "kind": torch.float32},
+        lambda: lambda x: x,
+        object,
+    ],
+)
+def test_objects_made_alike_are_equal(make):
+    assert compare_outputs(None, [make()], [make()], lossless=True).equal == (make is not object)
 
 
 def test_one_tensor_has_no_path():

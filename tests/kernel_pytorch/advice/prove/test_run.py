@@ -1,9 +1,11 @@
 """A run in one process: the report, the copy that it returns, and what it leaves as it was."""
 
+import math
 import random
 from dataclasses import replace
 
 import made_up_strategies as made_up
+import numpy
 import pytest
 import torch
 from advice_facts import facts as recorded_facts
@@ -113,6 +115,14 @@ def test_a_model_that_cannot_be_changed_is_only_analysed(kind):
     assert best is model
 
 
+def test_defects_are_not_looked_for_where_there_is_no_code_of_the_users(monkeypatch):
+    monkeypatch.undo()
+    facts = replace(FACTS, structure=Structure(unusual=("meta",)))
+    report, _, _ = run_of([Offer(None)], facts=facts)
+    assert report.findings == ()
+    assert report.facts.remarks[-1] == "defects were not looked for: the model is on meta: it has no numbers"
+
+
 class Offer(MadeUp):
     offers = True
 
@@ -211,11 +221,64 @@ def test_a_model_on_meta_or_without_parameters_is_asked_on_the_cpu():
 
 
 @pytest.mark.parametrize(
-    "options", [{"budget_s": 0.0}, {"max_error": -1.0}, {"memory_gb": 0.0}, {"lengths": [0]}]
+    "options",
+    [
+        {"budget_s": 0.0},
+        {"max_error": -1.0},
+        {"memory_gb": 0.0},
+        {"memory_gb": math.inf},
+        {"memory_gb": math.nan},
+        {"lengths": [0]},
+    ],
 )
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options)).removesuffix('_gb')}"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be positive"):
         optimise(torch.nn.ReLU(), torch.ones(2), **options)
+
+
+def test_numbers_of_numpy_get_the_dtype_of_the_model():
+    report, _ = optimise(torch.nn.Linear(4, 3), numpy.ones((2, 4)), "conservative", budget_s=0.1)
+    assert report.facts.failed == ""
+    assert [(one.dtype, one.shape) for one in report.facts.inputs] == [("float32", (2, 4))]
+    assert any("was made a tensor: float32 on cpu" in remark for remark in report.facts.remarks)
+
+
+def test_inputs_in_a_dict_need_names():
+    with pytest.raises(ValueError, match="passed by keyword: 1 is no name"):
+        optimise(torch.nn.ReLU(), {1: torch.ones(2)})
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # on import of Dynamo
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "a part"])
+def test_a_model_that_its_user_compiled_is_only_analysed(part):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    (model[0] if part else model).compile(backend="eager")
+    report, best = optimise(model, torch.ones(2, 4), budget_s=20)
+    assert report.facts.structure.unusual == ("compiled",)
+    assert {trial.verdict for trial in report.trials} == {"not tried"}
+    assert {trial.reason for trial in report.trials} == {"the model is compiled already"}
+    assert "what is shown is of a copy that is not" in report.facts.remarks[0]
+    assert best is model
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"loss": lambda outputs, inputs: "low"}, "the loss must be a tensor of one element, got 'low'"),
+        (
+            {"loss": lambda outputs, inputs: outputs},
+            "the loss must be a tensor of one element, got one of shape [2, 3]",
+        ),
+        (
+            {"optimizer": lambda parameters: 3},
+            "the optimizer's factory must return a torch.optim.Optimizer, got 3",
+        ),
+    ],
+    ids=["text", "not one number", "no optimizer"],
+)
+def test_a_wrong_loss_or_optimizer_is_named(given, reason):
+    report, _ = optimise(torch.nn.Linear(4, 3), torch.ones(2, 4), training=True, budget_s=20, **given)
+    assert report.facts.failed == f"ValueError: {reason}"
 
 
 def test_an_unknown_level_is_refused_with_the_three_named():
