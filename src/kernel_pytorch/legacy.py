@@ -11,7 +11,7 @@ REMOVED_IN = "v0.3.0"
 _SCALE = "kernel_pytorch.distributed_scale"
 _UTILS = "kernel_pytorch.utils"
 
-# Old module -> the modules that have its contents now. The package of all of them has every name, too.
+# Old module -> the modules that have its contents now. Their package has all old names, too.
 MOVED = {
     f"{_SCALE}.communication_optimization": (
         f"{_SCALE}.communication_primitives",
