@@ -97,7 +97,7 @@ def test_no_name_of_the_page_is_overlooked():
     assert set(words) - set(kept) - set(RENAMED) == NOT_OURS
 
 
-@pytest.mark.parametrize("entry", THERE)
+@pytest.mark.parametrize("entry", THERE, ids=THERE)
 def test_a_promised_name_is_there_with_its_members_and_parameters(entry: str):
     module, name, member, given = split(entry)
     found = getattr(home(module), name)
