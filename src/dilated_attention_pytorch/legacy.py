@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import Any
 
-from kernel_pytorch.legacy import REMOVED_IN, RENAMED
+from kernel_pytorch.legacy import RENAMED, warn_or_refuse
 
 # Old method of the ring modules -> what it is now.
 METHODS = {"get_memory_stats": "memory_pool.get_stats()", "clear_caches": "memory_pool.clear()"}
@@ -17,14 +16,16 @@ def renamed(name: str, module: str) -> Any:
 
     Raises:
         AttributeError: it never was a name of ours.
+        ImportError: the name is removed in this version.
     """
     now = RENAMED.get(name)
     if now is None or module not in now.modules:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(
-        f"{name} is now {now.new} (from {now.home} import {now.new}); "
-        f"the old name is removed in {REMOVED_IN}",
+    # An AttributeError would lose this message: `from module import name` raises one of its own instead.
+    warn_or_refuse(
+        f"{name} is now {now.new} (from {now.home} import {now.new}); the old name is removed",
         DeprecationWarning,
+        ImportError,
         stacklevel=3,
     )
     if now.same:
@@ -51,8 +52,9 @@ class OldMethods:
 
 
 def _warn_method(name: str) -> None:
-    warnings.warn(
-        f"{name}() is now {METHODS[name]}; the old name is removed in {REMOVED_IN}",
+    warn_or_refuse(
+        f"{name}() is now {METHODS[name]}; the old name is removed",
         DeprecationWarning,
+        AttributeError,
         stacklevel=3,
     )

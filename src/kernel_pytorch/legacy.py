@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ REMOVED_IN = "v0.3.0"
 _SCALE = "kernel_pytorch.distributed_scale"
 _UTILS = "kernel_pytorch.utils"
 
-# Old module -> the modules that have its contents now. The package of all of them has every name, too.
+# Old module -> the modules that have its contents now. Their package has all old names, too.
 MOVED = {
     f"{_SCALE}.communication_optimization": (
         f"{_SCALE}.communication_primitives",
@@ -83,10 +84,45 @@ RENAMED = {
 }
 
 
+def warn_or_refuse(
+    message: str,
+    category: type[Warning],
+    error: type[ImportError | AttributeError | TypeError],
+    stacklevel: int,
+) -> None:
+    """Warn that something old is used, or refuse it in the version that has it no more.
+
+    A pre-release of ``REMOVED_IN`` (0.3.0rc1, 0.3.0.dev2) counts as that version.
+
+    Args:
+        message: what to use instead and what happens to the old, such as ``"A is now B; A is removed"``.
+        category: of the warning.
+        error: raised once the old is removed.
+        stacklevel: as that of ``warnings.warn``, counted from the caller.
+    """
+    from . import __version__
+
+    if _release(__version__) >= _release(REMOVED_IN):
+        raise error(f"{message} in {REMOVED_IN}, this is {__version__}")
+    warnings.warn(f"{message} in {REMOVED_IN}", category, stacklevel=stacklevel + 1)
+
+
 def warn_moved(module: str) -> None:
-    """Warn the importer of a moved module where its contents live now. Called by the shim on import."""
+    """Warn the importer of a moved module where its contents live now. Called by the shim on import.
+
+    Raises:
+        ImportError: the module is removed in this version.
+    """
     *others, last = MOVED[module]
     homes = f"{', '.join(others)} and {last}" if others else last
-    warnings.warn(
-        f"{module} is now {homes}; the old module is removed in {REMOVED_IN}", FutureWarning, stacklevel=3
+    warn_or_refuse(
+        f"{module} is now {homes}; the old module is removed", FutureWarning, ImportError, stacklevel=3
     )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version before any suffix: ``(0, 3, 0)`` for "0.3", "v0.3.0" and "0.3.0rc1"."""
+    release = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    assert release, version
+    numbers = [int(number) for number in release[1].split(".")]
+    return tuple(numbers + [0] * (3 - len(numbers)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, TypeVar
 
-from kernel_pytorch.legacy import REMOVED_IN
+from kernel_pytorch.legacy import warn_or_refuse
 
 from ..core.memory.unified_pool import STRATEGIES
 from ..core.sharding import Sharding, check_sharding
@@ -29,9 +28,10 @@ def _also_by_position(cls: type[T]) -> type[T]:
         named = dict(zip(names, args, strict=False))
         if args:
             call = _call(cls.__name__, {**named, **kwargs})
-            warnings.warn(
-                f"{cls.__name__} takes keywords: {call}; positions are refused in {REMOVED_IN}",
+            warn_or_refuse(
+                f"{cls.__name__} takes keywords: {call}; positions are refused",
                 DeprecationWarning,
+                TypeError,
                 stacklevel=2,
             )
         by_keyword(self, *args[len(names) :], **named, **kwargs)
@@ -107,7 +107,7 @@ def of_old_call(
         name: of the module's class.
 
     Raises:
-        TypeError: ``old`` holds something else, or there is a configuration too.
+        TypeError: ``old`` holds something else, there is a configuration too, or old calls are removed.
     """
     if isinstance(config, (list, tuple)):
         by_position, config = {"segment_lengths": config}, None
@@ -131,9 +131,10 @@ def of_old_call(
         old.setdefault("memory_pool_strategy", "adaptive")
     new = _call("RingAttentionConfig", old) + (", process_group" if process_group else "")
     no_effect = f"{' and '.join(ignored)} without effect (the module has no parameters); " if ignored else ""
-    warnings.warn(
-        f"{name} takes a config: {name}({new}); {no_effect}the old call is refused in {REMOVED_IN}",
+    warn_or_refuse(
+        f"{name} takes a config: {name}({new}); {no_effect}the old call is refused",
         DeprecationWarning,
+        TypeError,
         stacklevel=3,
     )
     return RingAttentionConfig(**old), process_group
