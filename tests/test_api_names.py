@@ -30,9 +30,7 @@ NOT_YET = (
 # What the page calls a parameter for short, and its names in full.
 SHORT = {
     "id": {"job_id", "device_id"},
-    "op": {"op", "operation"},
     "rec": {"recommendation"},
-    "run_or_folder": {"run"},
     "t": {"tensor"},
     "type": {"type", "operation_type"},
 }

@@ -45,11 +45,11 @@ class LongNetLM(LongNetStack):
         initialize(self.head, config.embed_dim**-0.5)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], checkpoint: str | int = "last") -> LongNetLM:
+    def load(cls, run_or_folder: str | os.PathLike[str], checkpoint: str | int = "last") -> LongNetLM:
         """The model of a run of ``longnet train``, on the CPU, of one process or of several.
 
         Args:
-            run: the run's folder, or its name below ``runs``.
+            run_or_folder: the run's folder, or its name below ``runs``.
             checkpoint: ``"last"``, ``"best"`` (by held-out loss), or the step of one that was kept.
 
         Raises:
@@ -60,9 +60,9 @@ class LongNetLM(LongNetStack):
 
         if not (str(checkpoint) in ("last", "best") or str(checkpoint).isdecimal()):
             raise ValueError(f'checkpoint must be "last", "best" or a step, got {checkpoint!r}')
-        if not isinstance(run, (str, os.PathLike)):
-            raise TypeError(f"run must be the folder of a run or its name, got {run!r}")
-        path = os.fspath(run)
+        if not isinstance(run_or_folder, (str, os.PathLike)):
+            raise TypeError(f"run_or_folder must be the folder of a run or its name, got {run_or_folder!r}")
+        path = os.fspath(run_or_folder)
         try:
             found, weights = read_weights(path, str(checkpoint))
             model = cls(LongNetConfig(**found["model_config"]))

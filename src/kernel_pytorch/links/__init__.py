@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .compress.hooks import register_comm_hook as register_comm_hook
     from .cost import expected_time as expected_time
     from .measure import measure_links as measure_links
+    from .order import RankOrder as RankOrder
     from .order import rank_order as rank_order
     from .profile.findings import findings as findings
     from .profile.recorder import Recorder as Recorder
@@ -24,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy(
         "compress.hooks": ["register_comm_hook"],
         "cost": ["expected_time"],
         "measure": ["measure_links"],
-        "order": ["rank_order"],
+        "order": ["RankOrder", "rank_order"],
         "profile.findings": ["findings"],
         "profile.recorder": ["Recorder"],
         "saved": ["measure_or_saved"],

@@ -41,7 +41,7 @@ class Expected:
 
 def expected_time(
     pattern: CommunicationPattern | str,
-    operation: Operation | str,
+    op: Operation | str,
     nbytes: int,
     links: MeasuredLinks,
     *,
@@ -56,7 +56,7 @@ def expected_time(
 
     Args:
         pattern: ADAPTIVE is the fastest of the others. An all-to-all is one step, whatever the pattern.
-        operation: by torch's name.
+        op: by torch's name.
         nbytes: of the whole vector: the tensor of an all-reduce, the output of an all-gather, the input of a
             reduce-scatter or of an all-to-all.
         links: of the ranks.
@@ -73,7 +73,7 @@ def expected_time(
     pattern = CommunicationPattern(pattern)
     wanted = PATTERNS if pattern is CommunicationPattern.ADAPTIVE else (pattern,)
     found = expected_times(
-        operation,
+        op,
         nbytes,
         links,
         patterns=wanted,
@@ -88,7 +88,7 @@ def expected_time(
 
 
 def expected_times(
-    operation: Operation | str,
+    op: Operation | str,
     nbytes: int,
     links: MeasuredLinks,
     *,
@@ -106,13 +106,13 @@ def expected_times(
 
     Args:
         patterns: without ADAPTIVE.
-        operation, nbytes, links, participants, order, element_bytes, chunk_bytes, chunks, message_us: as
+        op, nbytes, links, participants, order, element_bytes, chunk_bytes, chunks, message_us: as
             there.
 
     Raises:
         ValueError: as there.
     """
-    operation = Operation(operation)
+    operation = Operation(op)
     if nbytes < 0:
         raise ValueError(f"nbytes must not be negative, got {nbytes}")
     if chunk_bytes < 1:

@@ -279,7 +279,7 @@ def test_a_run_is_loaded_in_python(tiny_run):
         for which in ("last", "best", 6):
             model = LongNetLM.load(run, checkpoint=which)
             assert same(model.state_dict(), weights_of(tiny_run / "checkpoint.pt"))
-    with pytest.raises(TypeError, match=r"^run must be the folder of a run or its name, got 5$"):
+    with pytest.raises(TypeError, match=r"^run_or_folder must be the folder of a run or its name, got 5$"):
         LongNetLM.load(5)
     for arguments, message in (
         (("nothing",), "no run nothing"),

@@ -204,7 +204,7 @@ def test_a_large_ring_is_not_listed_turn_by_turn():
 def test_bad_input(wrong: dict[str, object], message: str):
     arguments = {
         "pattern": RING,
-        "operation": "all_reduce",
+        "op": "all_reduce",
         "nbytes": 100,
         "links": links_between(((0, 1, 2, 3),)),
     }
