@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from entry_points import suites_of
 from hypothesis import settings
 
 pytest_plugins = ["tests.cluster.slurm.fixtures"]
@@ -24,6 +25,11 @@ torch.set_num_threads(1)
 
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the suites that the arguments stand for; pytest collects once what is named twice."""
+    config.args += suites_of(config.args, config.invocation_params.dir)
 
 
 def pytest_xdist_auto_num_workers() -> int:
