@@ -5,10 +5,10 @@ They are in ``entry_points.DISTRIBUTED_SCALE``; ``tests/conftest.py`` adds them 
 
 from __future__ import annotations
 
-from entry_points import DISTRIBUTED_SCALE, outside, tests_importing
+from entry_points import DISTRIBUTED_SCALE, outside, files_importing
 
 
 def test_the_suites_are_all_that_use_these_names():
-    files = tests_importing("kernel_pytorch.distributed_scale")
+    files = files_importing("kernel_pytorch.distributed_scale")
     assert len(files) > 10
     assert outside(files, DISTRIBUTED_SCALE) == set()

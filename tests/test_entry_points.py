@@ -28,10 +28,10 @@ import json, sys, pytest
 
 class Collected:
     def pytest_collection_finish(self, session):
-        self.tests = [
-            [item.nodeid, sorted(mark.name + str(mark.args) for mark in item.iter_markers()), item.fixturenames]
-            for item in session.items
-        ]
+        self.tests = [[item.nodeid, marks(item), item.fixturenames] for item in session.items]
+
+def marks(item):
+    return sorted(mark.name + str(mark.args) for mark in item.iter_markers())
 
 found = {}
 for name, arguments in json.loads(sys.argv[1]).items():
@@ -87,15 +87,10 @@ def test_one_test_by_its_name_is_one_test(collected):
     assert [*collected["one test"]] == CALLS["one test"]
 
 
-def test_workers_run_what_is_collected_also_from_another_folder():
-    chosen = [
-        "test_order_alternates",
-        "test_a_ratio_is_per_unit_of_work",
-        "test_of_an_array_all_ids_are_given",
-    ]
-    options = ["-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider", "-v", "-k", " or ".join(chosen)]
-    arguments = [argument.removeprefix("tests/") for argument in (SCALE, CLASS)]
-    output = output_of("-m", "pytest", *options, *arguments, folder="tests")
+def test_a_worker_runs_what_is_collected_also_from_another_folder():
+    chosen = ["test_order_alternates", "test_a_ratio_is_per_unit_of_work"]
+    options = ["-n", "1", "--dist", "loadgroup", "-p", "no:cacheprovider", "-v", "-k", " or ".join(chosen)]
+    output = output_of("-m", "pytest", *options, CLASS.removeprefix("tests/"), folder="tests")
     assert sorted(re.findall(r"PASSED \S+::(\w+)", output)) == sorted(chosen)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.measure import compare, medians
 from benchmarks.registry import Options
-from entry_points import BENCHMARKING, outside, tests_importing
+from entry_points import BENCHMARKING, outside, files_importing
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ class TestPerformanceBenchmarking:
         return make
 
     def test_the_suites_are_all_that_measure_with_it(self):
-        files = tests_importing(
+        files = files_importing(
             "benchmarks.run",
             "benchmarks.report",
             "kernel_pytorch.advice.prove.ratio",

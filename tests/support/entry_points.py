@@ -55,8 +55,8 @@ def imports_of(file: Path) -> set[str]:
     return names
 
 
-def tests_importing(*modules: str) -> set[str]:
-    """The test files that import one of these modules, or something below one of them."""
+def files_importing(*modules: str) -> set[str]:
+    """Test files that import one of these modules, or something below one of them."""
     return {
         file.relative_to(ROOT).as_posix()
         for file in (ROOT / "tests").rglob("test_*.py")
