@@ -1,6 +1,7 @@
 # make train   train a byte-level LongNet on real text (ARGS="..." passes options to `longnet train`)
 # make train-distributed   the same on 2 processes that share each context, shortly (PROCESSES=4 for 4)
 # make test    run the whole test suite
+# make demos   run every demo (ARGS=--quick: each in under 2 minutes); pictures and figures in demos/output
 # make setup   only build .venv
 # make check   ruff and mypy
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 ARGS ?=
 PROCESSES ?= 2
 
-.PHONY: train train-distributed test setup check
+.PHONY: train train-distributed test demos setup check
 
 train: setup
 	$(BIN)/longnet train $(ARGS)
@@ -20,6 +21,13 @@ train-distributed: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=10 $(ARGS)
+
+demos: setup
+	@for demo in demos/*.py; do \
+		echo "== $$demo"; \
+		$(BIN)/python "$$demo" --output demos/output $(ARGS) || \
+			{ status=$$?; echo "error: $$demo ended with status $$status" >&2; exit $$status; }; \
+	done
 
 check: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ They are in ``entry_points.DISTRIBUTED_SCALE``; ``tests/conftest.py`` adds them 
 
 from __future__ import annotations
 
-from entry_points import DISTRIBUTED_SCALE, outside, files_importing
+from entry_points import DISTRIBUTED_SCALE, files_importing, outside
 
 
 def test_the_suites_are_all_that_use_these_names():

@@ -6,13 +6,15 @@ import ast
 import io
 import re
 import tokenize
+from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = {".git", ".venv", "runs", "dist", "build"}
+SKIPPED = {".git", ".venv", "runs", "dist", "build", "output"}
 FILES = [
     path.relative_to(ROOT)
     for path in sorted(ROOT.rglob("*"))
@@ -26,6 +28,7 @@ WRITTEN = {
     "attempts/N.json",
     "checkpoint.pt",
     "config.json",
+    "demos/output",
     "end.json",
     "example.py",
     "fast.py",
@@ -111,3 +114,30 @@ def test_references_in_docstrings():
         if name.rpartition(".")[2] not in defined and not name.startswith(("torch.", "msgspec."))
     }
     assert missing == set()
+
+
+def files_by_folder() -> dict[Path, list[Path]]:
+    """The files of each folder below the root, but for what programs leave behind and a README."""
+    folders = defaultdict(list)
+    for path in FILES:
+        made = {part for part in path.parts if part.startswith(".") or part.endswith((".egg-info", "__"))}
+        if len(path.parts) > 1 and not made and path.name != "README.md":
+            folders[path.parent].append(path)
+    return folders
+
+
+LARGE = [folder for folder, files in files_by_folder().items() if len(files) > 5]
+
+
+@pytest.mark.parametrize("folder", LARGE, ids=str)
+def test_a_folder_of_more_than_five_files_has_a_short_readme(folder: Path):
+    readme = ROOT / folder / "README.md"
+    assert readme.exists(), f"{folder} has more than five files: CONTRIBUTING.md says what its README holds"
+    assert len(readme.read_text().splitlines()) <= 30
+    named = {name.rpartition("/")[2] for name in PATH.findall(readme.read_text())}
+    own = [path.name for path in files_by_folder()[folder]]
+    assert any(fnmatch(name, pattern) for name in own for pattern in named), "it names none of its files"
+
+
+def test_large_folders_are_found():
+    assert {Path("tests/support"), Path("docs"), Path("src/kernel_pytorch/jobs/node")} <= {*LARGE}

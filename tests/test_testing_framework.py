@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.measure import compare, medians
 from benchmarks.registry import Options
-from entry_points import BENCHMARKING, outside, files_importing
+from entry_points import BENCHMARKING, files_importing, outside
 
 CPU = torch.device("cpu")
 
