@@ -146,7 +146,7 @@ def test_import_is_silent_and_light():
 
 
 def test_the_lower_floor_imports_light():
-    """All of it but what computes with torch (``machine/measure.py``) or parses with libcst (``migrate/``)."""
+    """All of it but what computes with torch (``machine/measure.py``) or uses libcst (``migrate/``)."""
     heavy = {*TORCH_ALONE, *LIBCST_ALONE, *map(module_name, with_torch())}
     names = [
         module

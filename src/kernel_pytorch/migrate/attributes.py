@@ -94,7 +94,7 @@ class AttributeRewriter(cst.CSTVisitor):
     def _imported(self, node: cst.Attribute, root: str, home: str, new: str) -> str:
         """``new``, imported beside what binds ``root``; empty if that might hide another ``new``."""
         names = self._file.names
-        if names.meaning(node, new) == f"{home}.{new}":
+        if names.meaning(node, new) in (f"{home}.{new}", f"{home.partition('.')[0]}.{new}"):
             return new
         binding = [one for one in names.assignments(node, root) if isinstance(one, metadata.Assignment)]
         statement = binding[0].node

@@ -94,11 +94,13 @@ class StringRewriter(cst.CSTVisitor):
         return True
 
     def _mention(self, node: cst.CSTNode, text: str) -> None:
+        """Note the old paths in a string, whole or beginning with a variable, as in an annotation."""
         for chain in _CHAIN.findall(text):
             bound = self._file.names.meanings(node, chain)
             for path in sorted({chain, *bound}):
                 parts = path.split(".")
-                for end in range(2, len(parts) + 1):
+                variable = len(parts) - chain.count(".")  # components; an old module there is the new one
+                for end in range(max(2, variable + 1), len(parts) + 1):
                     old, name = ".".join(parts[:end]), parts[end - 1]
                     if old in MOVED:
                         self._file.kept |= {old} if path in bound else set()
