@@ -46,7 +46,9 @@ class Names:
         self._parents = wrapper.resolve(metadata.ParentNodeProvider)
         seen = _Seen()
         wrapper.module.visit(seen)
-        self._captured, self.used = seen.captured, seen.used
+        self._captured = seen.captured
+        self.used = seen.used
+        """All variables of the file."""
 
     def scope_of(self, node: cst.CSTNode) -> metadata.Scope | None:
         """The scope in which a node is evaluated; None if unknown."""
@@ -112,7 +114,7 @@ def _bindings(statement: cst.Import | cst.ImportFrom) -> Iterator[tuple[str, str
 
 
 class _Seen(cst.CSTVisitor):
-    """All names, and those that patterns of ``match`` bind, which libcst's scopes leave out."""
+    """All variables, and those that patterns of ``match`` bind, which libcst's scopes leave out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +123,14 @@ class _Seen(cst.CSTVisitor):
 
     def visit_Name(self, node: cst.Name) -> None:
         self.used.add(node.value)
+
+    def visit_Attribute(self, node: cst.Attribute) -> bool:
+        node.value.visit(self)
+        return False
+
+    def visit_ImportAlias(self, node: cst.ImportAlias) -> bool:
+        self.used.add(bound_name(node))
+        return False
 
     def visit_MatchAs(self, node: cst.MatchAs) -> None:
         self._add(node.name)

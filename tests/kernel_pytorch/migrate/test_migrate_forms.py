@@ -139,9 +139,9 @@ FORMS = {
         "import LONG\nx = LONG.RingDilatedAttention, LONG.ring_attention.RingDilatedAttention\n",
     ),
     "attribute with another home": (
-        "from LONG import core\nimport LONG.ring_attention\ncore.MemoryPool, LONG.ring_attention.MemoryPool\n",
-        "from LONG import core\nimport LONG.ring_attention\n"
-        "core.memory.UnifiedMemoryPool, LONG.core.memory.UnifiedMemoryPool\n",
+        "from LONG import core\nimport LONG\nx = core.MemoryPool(), LONG.ring_attention.MemoryPool\n",
+        "from LONG import core\nimport LONG\n"
+        "x = core.memory.UnifiedMemoryPool(), LONG.core.memory.UnifiedMemoryPool\n",
     ),
     "attribute that needs an import": (
         "def f():\n\tfrom LONG import ring_attention as r\n\treturn r.MemoryPool(), r.MemoryPool\n",
@@ -151,6 +151,12 @@ FORMS = {
     "attribute whose import is there": (
         "from LONG import ring_attention as r, UnifiedMemoryPool\nx = r.MemoryPool\n",
         "from LONG import ring_attention as r, UnifiedMemoryPool\nx = UnifiedMemoryPool\n",
+    ),
+    "attribute that needs an import, where the new name has another": (
+        "from LONG import ring_attention as r, UnifiedMemoryPool as P\nx = r.MemoryPool, P.get\n",
+        "from LONG.core.memory import UnifiedMemoryPool\n"
+        "from LONG import ring_attention as r, UnifiedMemoryPool as P\n"
+        "x = UnifiedMemoryPool, P.get\n",
     ),
     "TYPE_CHECKING": (
         "if TYPE_CHECKING:\n    from SCALE.orchestration import JobState\n",
