@@ -44,12 +44,9 @@ def migrate(path: Path, *, write: bool) -> Outcome:
         return Outcome(path=str(path), problem=str(error))
     except OSError as error:
         return Outcome(path=str(path), problem=error.strerror or str(error))
-    return Outcome(path=str(path), diff=_diff(path, source.text, new), notes=tuple(changes.notes))
-
-
-def _diff(path: Path, old: str, new: str) -> str:
-    lines = unified_diff(_lines(old), _lines(new), str(path), str(path))
-    return "".join(_ended(lines))
+    mark = source.mark.decode()  # without which a patch of the first line would not apply
+    diff = unified_diff(_lines(mark + source.text), _lines(mark + new), str(path), str(path))
+    return Outcome(path=str(path), diff="".join(_ended(diff)), notes=tuple(changes.notes))
 
 
 def _lines(text: str) -> list[str]:
