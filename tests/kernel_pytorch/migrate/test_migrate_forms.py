@@ -86,8 +86,8 @@ FORMS = {
         "import SCALE\nx = SCALE.JobState.RUNNING\ny = SCALE\n",
     ),
     "used through an alias of the package": (
-        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.orchestration.A, s.orchestration.B\n",
-        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.A, s.B\n",
+        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.orchestration.JobState, s.orchestration\n",
+        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.JobState, s\n",
     ),
     "used in an f-string, a decorator and an annotation": (
         """\
@@ -128,6 +128,11 @@ FORMS = {
         "from LONG.ring_attention import RingDilatedAttentionTrue, MemoryPool, shard_sequence\n",
         "from LONG.core.memory import UnifiedMemoryPool as MemoryPool\n"
         "from LONG.ring_attention import RingDilatedAttention as RingDilatedAttentionTrue, shard_sequence\n",
+    ),
+    "renamed with another home, before a comment": (
+        "from LONG.ring_attention import (\n    ring_traffic, MemoryPool,  # both\n    shard_sequence)\n",
+        "from LONG.core.memory import UnifiedMemoryPool as MemoryPool\n"
+        "from LONG.ring_attention import (\n    ring_traffic,  # both\n    shard_sequence)\n",
     ),
     "renamed with another home, continued": (
         "from LONG.ring_attention import MemoryPool, \\\n    shard_sequence\n",
@@ -211,6 +216,7 @@ def test_form(form, newline):
     before, after = (spelled_out(text).replace("\n", newline) for text in FORMS[form])
     changes = changes_of(before)
     assert changes.result() == after
+    assert [note for note in changes.notes if not note.text.startswith("patches ")] == []
     compile(after, form, "exec")
     again = changes_of(after)
     assert again.edits == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import libcst
 import pytest
 from old_names import spelled_out
 
@@ -11,6 +12,8 @@ from kernel_pytorch.migrate.source import NotReadableError
 SILENT = {
     "comment and docstring": '"""SCALE.orchestration"""\n# from SCALE.orchestration import JobState\n',
     "relative import": "from .orchestration import JobState\nfrom . import orchestration, MemoryPool\n",
+    "relative import of the same path": "from .SCALE.orchestration import JobState, orchestration\n",
+    "import_module above the top": "import importlib as i\ni.import_module('...orchestration', 'a')\n",
     "other module": "from numpy import MemoryPool\nimport orchestration\nfrom mine import orchestration\n",
     "attribute of another object": "import mine\nx = mine.MemoryPool, self.orchestration, f().MemoryPool\n",
     "parameter": "import LONG as d\ndef f(d): return d.MemoryPool\ng = lambda d: d.MemoryPool\n",
@@ -66,6 +69,26 @@ NOTED = {
     "no such name": (
         "from SCALE.orchestration import JobState, Missing\n",
         [(1, "SCALE has no Missing: rewrite the import from SCALE.orchestration")],
+    ),
+    "imported for all functions": (
+        "def f():\n    global r\n    from LONG import ring_attention as r\ndef g(): return r.MemoryPool\n",
+        [(4, "from LONG.core.memory import UnifiedMemoryPool")],
+    ),
+    "set, where the new name has another home": (
+        "from LONG import core\ncore.MemoryPool = 1\n",
+        [(2, "from LONG.core.memory import UnifiedMemoryPool")],
+    ),
+    "over two lines, where the new name has another home": (
+        "from LONG import core\nx = (core  # why\n  .MemoryPool)\n",
+        [(2, "from LONG.core.memory import UnifiedMemoryPool")],
+    ),
+    "comment before a comma": (
+        "from LONG.core import (MemoryPool  # why\n  , pattern)\n",
+        [(1, "write from LONG.core.memory import UnifiedMemoryPool as MemoryPool")],
+    ),
+    "comment in a chain": (
+        "import SCALE.orchestration\nx = (SCALE.  # why\n  orchestration.JobState)\n",
+        [(1, "stays"), (2, "write SCALE")],
     ),
     "hides a name": (
         "from LONG import ring_attention as r\ndef f(UnifiedMemoryPool): return r.MemoryPool\n",
@@ -134,6 +157,14 @@ def test_noted(case):
         assert spelled_out(part) in note.text
 
 
+def test_a_name_that_the_package_lacks_is_noted_where_it_is_used():
+    changes = changes_of(spelled_out("import SCALE.orchestration\nx = SCALE.orchestration.__file__\n"))
+    assert changes.result() == spelled_out("import SCALE\nx = SCALE.__file__\n")
+    (note,) = changes.notes
+    assert note.line == 2
+    assert note.text == spelled_out("__file__ of SCALE.orchestration is that of SCALE now, if that has it")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -149,3 +180,10 @@ def test_noted(case):
 def test_what_does_not_parse_is_an_error_with_the_reason(text, why):
     with pytest.raises(NotReadableError, match=why):
         changes_of(text)
+
+
+def test_a_text_that_libcst_would_change_is_refused(monkeypatch):
+    parse = libcst.parse_module
+    monkeypatch.setattr(libcst, "parse_module", lambda text: parse(f"{text}#"))
+    with pytest.raises(NotReadableError, match="libcst does not keep its text"):
+        changes_of("x = 1\n")
