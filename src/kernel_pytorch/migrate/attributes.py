@@ -74,19 +74,20 @@ class AttributeRewriter(cst.CSTVisitor):
         self._file.changes.replace(start, end, "")
         parent = self._file.names.parent_of(node)
         if isinstance(parent, cst.Attribute) and not package_has(moved, name := parent.attr.value):
-            self._file.note(node, f"{name} of {moved} is that of {package_of(moved)} now, if that has it")
+            self._file.note(node, f"{name} is no public name of {moved}; {package_of(moved)} may not have it")
 
     def _rename(self, node: cst.Attribute, module: str, now: Renamed) -> None:
         home, root = home_of(module, now), dotted(node).partition(".")[0]
         if home == module:
             self._file.replace(node.attr, now.new)
             return
-        path = self._file.names.meaning(node, root)
-        if home.startswith(f"{path}."):
-            new = f"{root}{home.removeprefix(path)}.{now.new}"
-        else:
-            new = self._imported(node, root, home, now.new)
-        if new and self._file.is_read(node) and self._file.code(node) == dotted(node):
+        path, new = self._file.names.meaning(node, root), ""
+        if self._file.is_read(node) and self._file.code(node) == dotted(node):
+            if home.startswith(f"{path}."):
+                new = f"{root}{home.removeprefix(path)}.{now.new}"
+            else:
+                new = self._imported(node, root, home, now.new)
+        if new:
             self._file.replace(node, new)
         else:
             self._file.note(node, f"{dotted(node)} is not rewritten: from {home} import {now.new}")

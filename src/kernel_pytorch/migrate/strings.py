@@ -14,7 +14,6 @@ from .names import dotted
 from .table import WORDS, Now, advice, lookup, package_of, renamed
 
 _CHAIN = re.compile(r"(?<![\w.])[^\W\d]\w*(?:\.\w+)+")
-_IMPORT = ("importlib.import_module", "name")
 _PATCHES = {"unittest.mock.patch", "mock.patch"}
 _FIXTURE = {"monkeypatch.setattr", "monkeypatch.delattr"}
 
@@ -50,8 +49,8 @@ class StringRewriter(cst.CSTVisitor):
         first = argument is call.args[0] and argument.keyword is None
         keyword = argument.keyword.value if argument.keyword is not None else ""
         now = lookup(value)
-        if function == _IMPORT[0]:
-            if (first or keyword == _IMPORT[1]) and now is not None and now.name is None:
+        if function == "importlib.import_module":
+            if (first or keyword == "name") and now is not None and now.name is None:
                 return self._rewrite(node, value, now)
             return first and self._relative(call, node, value)
         patches = function in _PATCHES or self._is_fixture(call.func)

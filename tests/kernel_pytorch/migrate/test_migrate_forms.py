@@ -86,8 +86,14 @@ FORMS = {
         "import SCALE\nx = SCALE.JobState.RUNNING\ny = SCALE\n",
     ),
     "used through an alias of the package": (
-        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.orchestration.JobState, s.orchestration\n",
-        "import kernel_pytorch as k, SCALE as s\nk.distributed_scale.JobState, s\n",
+        """\
+        import kernel_pytorch as k, SCALE as s
+        x = k.distributed_scale.orchestration.JobState, s.orchestration.JobState
+        """,
+        """\
+        import kernel_pytorch as k, SCALE as s
+        x = k.distributed_scale.JobState, s.JobState
+        """,
     ),
     "used in an f-string, a decorator and an annotation": (
         """\
@@ -104,8 +110,8 @@ FORMS = {
         """,
     ),
     "string with a variable that is the new module then": (
-        "import SCALE.orchestration as o\nx: 'o.JobState'\n",
-        "import SCALE as o\nx: 'o.JobState'\n",
+        "from SCALE import orchestration\nx: 'orchestration.JobState'\n",
+        "import SCALE as orchestration\nx: 'orchestration.JobState'\n",
     ),
     "renamed": (
         "from LONG import RingDilatedAttentionHybrid\n__all__ = ['RingDilatedAttentionHybrid']\n",

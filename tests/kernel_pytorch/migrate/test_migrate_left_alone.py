@@ -78,6 +78,10 @@ NOTED = {
         "from LONG import core\ncore.MemoryPool = 1\n",
         [(2, "from LONG.core.memory import UnifiedMemoryPool")],
     ),
+    "set, where the new name needs an import": (
+        "from LONG import ring_attention as r\nr.MemoryPool = 1\n",
+        [(2, "from LONG.core.memory import UnifiedMemoryPool")],
+    ),
     "over two lines, where the new name has another home": (
         "from LONG import core\nx = (core  # why\n  .MemoryPool)\n",
         [(2, "from LONG.core.memory import UnifiedMemoryPool")],
@@ -162,7 +166,9 @@ def test_a_name_that_the_package_lacks_is_noted_where_it_is_used():
     assert changes.result() == spelled_out("import SCALE\nx = SCALE.__file__\n")
     (note,) = changes.notes
     assert note.line == 2
-    assert note.text == spelled_out("__file__ of SCALE.orchestration is that of SCALE now, if that has it")
+    assert note.text == spelled_out(
+        "__file__ is no public name of SCALE.orchestration; SCALE may not have it"
+    )
 
 
 @pytest.mark.parametrize(
