@@ -63,4 +63,4 @@ def lookup(path: str) -> Now | None:
 def advice(module: str, name: str) -> str:
     """What to do about an old name whose calls mean something else now."""
     now = RENAMED[name]
-    return f"{module}.{name} takes other arguments now: call {now.new} of {now.home}"
+    return f"{module}.{name} means something else now: use {now.new} of {now.home}"

@@ -41,12 +41,12 @@ NOTED = {
         "from LONG import *\nx = MemoryPool()\n",
         [(2, "from LONG.core.memory import UnifiedMemoryPool as MemoryPool")],
     ),
-    "arguments changed": (
+    "meaning changed": (
         "import LONG as d\nfrom LONG.long_net import LongNetLM\nd.LongNet(256)\nd.get_global_memory_pool()\n",
         [
-            (2, "LONG.long_net.LongNetLM takes other arguments now: call LongNetLM of LONG.models"),
-            (3, "call LongNetEncoder of LONG.models"),
-            (4, "call UnifiedMemoryPool of LONG.core.memory"),
+            (2, "LONG.long_net.LongNetLM means something else now: use LongNetLM of LONG.models"),
+            (3, "use LongNetEncoder of LONG.models"),
+            (4, "use UnifiedMemoryPool of LONG.core.memory"),
         ],
     ),
     "rebound": ("import LONG as d\nd = mine\nx = d.MemoryPool\n", [(3, "d may be something else here")]),

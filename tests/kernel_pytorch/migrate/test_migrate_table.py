@@ -52,7 +52,7 @@ def test_a_home_below_its_module_is_loaded_with_it():
 
 
 @pytest.mark.parametrize(("module", "old"), CHANGED)
-def test_a_name_whose_arguments_changed_is_not_looked_up(module, old):
+def test_a_name_whose_calls_changed_is_not_looked_up(module, old):
     assert old_object(module, old) is not None
     assert lookup(f"{module}.{old}") is None
 
