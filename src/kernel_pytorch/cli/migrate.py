@@ -21,8 +21,8 @@ and a second run changes nothing. No file is imported or run.
 
 Folders are searched for *.py and *.pyi, but not hidden ones and virtual environments. A link below a folder
 is not followed. Noted on standard error as FILE:LINE, for you to decide: import *, strings other than a whole
-old path in importlib.import_module, mock.patch or monkeypatch, and names that mean something else now. A patched
-path is noted too: a patch of the new place does not reach code that still reads the old one.
+old path in importlib.import_module, mock.patch or monkeypatch, and names that mean something else now. A
+patched path is noted too: a patch of the new place does not reach code that still reads the old one.
 
 examples:
   kernel-pytorch migrate src tests
