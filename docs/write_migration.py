@@ -11,7 +11,6 @@ from dilated_attention_pytorch.legacy import METHODS
 from kernel_pytorch.legacy import MOVED, RENAMED
 
 PAGE = Path(__file__).with_name("migration.md")
-STAR = r"\*"
 TABLE = re.compile(r"(?<=^<!-- begin table: )(\w+)( -->\n).*?(?=^<!-- end -->$)", re.M | re.S)
 
 
@@ -25,14 +24,12 @@ def code(names: Iterable[str]) -> str:
 
 
 def modules() -> str:
-    """Each moved module, and which of its names live where; a star if its package does not offer the name."""
-    rows = []
-    for old, homes in MOVED.items():
-        offered = importlib.import_module(old.rpartition(".")[0]).__all__
-        for home in homes:
-            found = importlib.import_module(home).__all__
-            listed = ", ".join(f"`{name}`{'' if name in offered else STAR}" for name in found)
-            rows.append((code([old]), code([home]), listed))
+    """Each moved module, and which of its names live where."""
+    rows = [
+        (code([old]), code([home]), code(importlib.import_module(home).__all__))
+        for old, homes in MOVED.items()
+        for home in homes
+    ]
     return table(("old module", "new module", "names"), rows)
 
 

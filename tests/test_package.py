@@ -81,6 +81,10 @@ TORCH_ALONE = (
     "kernel_pytorch.machine.measure",
     "kernel_pytorch.machine.torch_devices",
 )
+LIBCST_ALONE = tuple(
+    f"kernel_pytorch.migrate.{name}"
+    for name in ("attributes", "file", "imports", "names", "rewrite", "statements", "strings")
+)
 SHIMS = (
     "communication_optimization",
     "compiler_optimization_assistant",
@@ -96,6 +100,7 @@ HEAVY = (
     "matplotlib",
     "rich",
     "kubernetes",
+    "libcst",
     "yaml",
 )
 
@@ -141,8 +146,8 @@ def test_import_is_silent_and_light():
 
 
 def test_the_lower_floor_imports_light():
-    """All of it but what computes with torch (``machine/measure.py``, ``machine/torch_devices.py``)."""
-    heavy = {*TORCH_ALONE, *map(module_name, with_torch())}
+    """All of it but what computes with torch (``machine/measure.py``) or uses libcst (``migrate/``)."""
+    heavy = {*TORCH_ALONE, *LIBCST_ALONE, *map(module_name, with_torch())}
     names = [
         module
         for path in sorted(LOWER.rglob("*.py"))
@@ -218,6 +223,7 @@ FOLDERS = (
     "advice",
     "distributed_scale",
     "utils",
+    "migrate",
     "cli",
 )
 

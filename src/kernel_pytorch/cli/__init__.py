@@ -22,6 +22,7 @@ PROGRAM = Program(
         Command("cancel", "end a job", f"{_JOBS}.cancel"),
         Command("requeue", "run a job again, from its last checkpoint", f"{_JOBS}.requeue"),
         Command("advise", "prove what makes a model faster", "kernel_pytorch.cli.advise"),
+        Command("migrate", "rewrite old names in Python files", "kernel_pytorch.cli.migrate"),
         Command("profile", "show what communication costs", "kernel_pytorch.cli.profile", takes_command=True),
     ),
 )

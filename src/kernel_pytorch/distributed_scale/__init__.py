@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .communication_profiling import CommunicationProfiler as CommunicationProfiler
     from .communication_profiling import create_communication_profiler as create_communication_profiler
     from .fault_tolerance import HardwareHealthMonitor as HardwareHealthMonitor
+    from .fault_tolerance import HealthState as HealthState
+    from .fault_tolerance import Thresholds as Thresholds
     from .hardware_adapter import DeviceMeshOptimizer as DeviceMeshOptimizer
     from .hardware_adapter import HardwareAdapter as HardwareAdapter
     from .hardware_adapter import create_device_mesh_optimizer as create_device_mesh_optimizer
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .hardware_discovery import HardwareTopologyManager as HardwareTopologyManager
     from .hardware_discovery import HardwareVendor as HardwareVendor
     from .hardware_discovery import NodeTopology as NodeTopology
+    from .hardware_discovery import RankPlace as RankPlace
     from .hardware_discovery import ThermalState as ThermalState
     from .hardware_discovery import create_hardware_manager as create_hardware_manager
     from .job_management import ClusterNode as ClusterNode
@@ -73,7 +76,7 @@ __getattr__, __dir__, __all__ = lazy(
             "register_comm_hook",
         ],
         "communication_profiling": ["CommunicationProfiler", "create_communication_profiler"],
-        "fault_tolerance": ["HardwareHealthMonitor"],
+        "fault_tolerance": ["HardwareHealthMonitor", "HealthState", "Thresholds"],
         "hardware_adapter": ["DeviceMeshOptimizer", "HardwareAdapter", "create_device_mesh_optimizer"],
         "hardware_discovery": [
             "ClusterTopology",
@@ -82,6 +85,7 @@ __getattr__, __dir__, __all__ = lazy(
             "HardwareTopologyManager",
             "HardwareVendor",
             "NodeTopology",
+            "RankPlace",
             "ThermalState",
             "create_hardware_manager",
         ],
