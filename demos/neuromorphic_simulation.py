@@ -34,7 +34,7 @@ try:
     from matplotlib.figure import Figure
     from sklearn.datasets import load_digits
 except ModuleNotFoundError as error:
-    package = str(error.name).replace("sklearn", "scikit-learn")
+    package = str(error.name).partition(".")[0].replace("sklearn", "scikit-learn")
     print(f"error: the demo needs {package}: pip install {package}", file=sys.stderr)
     sys.exit(2)
 
@@ -180,15 +180,15 @@ def draw(times: list[list[dict[str, Any]]], spikes: list[Tensor], path: Path) ->
     """The spikes [steps, batch, neurons] of the first image, and the ratio of times against the rate."""
     raster, gain = (page := Figure(figsize=(11, 4.5))).subplots(1, 2)
     for at, of in enumerate(spikes):
-        step, neuron = of[:, 0].nonzero().t()
-        raster.scatter(step + 1, neuron + at * SIZES[1], s=1, label=f"layer {at + 1}")
+        step, neuron = of[:, 0, :64].nonzero().t()
+        raster.scatter(step + 1, neuron + 64 * at, s=4, label=f"layer {at + 1}")
     for figures in times:
         rate, ratio, low, high = ([f[key] for f in figures[3:]] for key in ("rate", "ratio", "low", "high"))
         gain.plot(rate, ratio, ".-", label=f"batch of {figures[0]['batch']}")
         gain.fill_between(rate, low, high, alpha=0.3)
     gain.axvline(times[-1][1]["rate"], color="grey", linestyle=":", label="rate of layer 1")
     gain.axhline(1, color="grey", linewidth=0.8)
-    raster.set(title="spikes of one image", xlabel="step", ylabel="neuron")
+    raster.set(title="spikes of one image", xlabel="step", ylabel="64 neurons of each layer")
     gain.set(xlabel="share of neurons that spike", ylabel="dense / event-driven time", yscale="log")
     raster.legend(), gain.legend()
     page.savefig(path, bbox_inches="tight")
