@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for JSON and picture")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the tensors are too small to share
     check_neuron()
     digits, neuron, seeds = load_digits(), make_neuron(), []
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
@@ -225,22 +226,21 @@ def main() -> None:
     nj = {name: n * (MULTIPLY_PJ * name.endswith("mac") + ADD_PJ) / 1e3 for name, n in ops.items()}
     cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     model = cpu.partition("model name")[2].partition("\n")[0].lstrip("\t :") or os.uname().machine
-    machine = f"{model}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    machine = f"{model}, {os.cpu_count()} CPUs, {torch.get_num_threads()} used"
     record = {name: metadata.version(name) for name in ("torch", "snntorch", "scikit-learn")}
     record |= {"machine": machine, "date": str(date.today()), "command": " ".join(sys.argv), "seeds": seeds}
     record |= {"operations": ops, "estimated_nj": nj, "times": times, "break_even": even}
     path.write_text(json.dumps(record, indent=1))
     draw(times, spikes, path.with_suffix(".png"))
-    print(f"{machine}, torch {torch.__version__}; written: {path}, {path.with_suffix('.png')}")
+    print(f"{machine}, torch {torch.__version__}, {date.today()}; written: {path} and .png beside it")
     for name in networks:
-        values = [of[name] for of in seeds]
-        each = " ".join(f"{value:.1%}" for value in values)
-        print(f"{name:8} accuracy {mean(values):.2%}, standard deviation {stdev(values):.2%} ({each})")
+        each = [of[name] for of in seeds]
+        print(f"{name:8} accuracy {mean(each):.2%} (s.d. {stdev(each):.2%}):", *map("{:.1%}".format, each))
     for name, n in ops.items():
         print(f"{name:19}  {n:9,.0f} an image   {nj[name]:7.1f} nJ (estimate)")
-    print(f"all of spiking: {sum(nj.values()) - nj['dense_mac']:.1f} nJ (estimate)")
+    print(f"{'spiking, together':39} {sum(nj.values()) - nj['dense_mac']:7.1f} nJ (estimate)")
     for f in [*times[0], *times[1]]:
-        print("{what:7} batch {batch:2} {rate:6.1%}  dense {dense_us:6.1f} us".format(**f), end="  ")
+        print("{what:7} batch {batch:2} {rate:6.1%} spike  dense {dense_us:6.1f} us".format(**f), end="  ")
         print("event-driven {event_us:6.1f}  ratio {ratio:.2f} ({low:.2f} to {high:.2f})".format(**f))
     print("layer 2 breaks even at", {n: of and f"{of:.1%}" for n, of in even.items()}, "by batch")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -62,10 +61,9 @@ def run_in_loops(
 
 def test_quick_run(tmp_path):
     command = [sys.executable, "-W", "error", str(PROGRAM), "--quick", "--output", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for words in ("spiking  accuracy", "all of spiking", "(estimate)", "layer 2 breaks even at"):
+    for words in ("spiking  accuracy", "spiking, together", "(estimate)", "layer 2 breaks even at"):
         assert words in done.stdout
     assert (tmp_path / "neuromorphic_simulation.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "neuromorphic_simulation.json").read_text())
@@ -108,10 +106,10 @@ def test_a_wrong_neuron_ends_the_run(options: dict[str, Any], monkeypatch, tmp_p
     st.integers(1, 40),
     st.integers(1, 20),
     st.sampled_from([0, 0.05, 0.5, 1]),
-    st.integers(0),
+    st.integers(0, 2**32),
 )
 def test_sums_of_rows_are_the_product(batch: int, inputs: int, outputs: int, rate: float, seed: int):
-    draws = torch.Generator().manual_seed(seed % 2**63)
+    draws = torch.Generator().manual_seed(seed)
     spikes = (torch.rand(batch, inputs, generator=draws) < rate).float()
     rows = torch.randint(-999, 999, (inputs, outputs), generator=draws).float()
     torch.testing.assert_close(demo.sum_rows(spikes, rows), spikes @ rows, rtol=0, atol=0)
