@@ -101,8 +101,7 @@ def make_layers(weights: list[Tensor], *, event_driven: bool = False) -> Layers:
 def count(weights: list[Tensor], spikes: list[Tensor]) -> dict[str, float]:
     """Operations per image: multiply-accumulates ("_mac") and additions, without comparisons.
 
-    A spike adds a row of weights to the next layer's potentials, and subtracts 1 from its own neuron's. The
-    current of the pixels is computed once, since it does not change.
+    A spike adds a row of weights and resets its neuron; the pixels' constant current is computed once.
     """
     fired = [int(of.count_nonzero()) / of.shape[1] for of in spikes]
     return {
@@ -149,14 +148,15 @@ def check_execution(weights: list[Tensor], x: Tensor) -> None:
         sys.exit(f"wrong: {counted:.0f} additions of weights are counted, {looped} in loops")
 
 
-def measure(weights: list[Tensor], x: Tensor, batch: int, pairs: int) -> list[dict[str, Any]]:
-    """Dense against event-driven: the network, its layers on their spikes, layer 2 on random ones."""
+def measure(weights: list[Tensor], x: Tensor, batch: int, pairs: int, relu: Any) -> list[dict[str, Any]]:
+    """Dense or ReLU against event-driven: the network, layers on its spikes, layer 2 on random ones."""
     ways, figures = [make_layers(weights), make_layers(weights, event_driven=True)], []
     own = [of.transpose(0, 1).flatten(0, 1) for of in simulate(ways[0], x)[1]]
     noise = torch.rand(own[0].shape, generator=torch.Generator().manual_seed(0))
-    cases = [("network", 0, x), ("layer 2", 1, own[0]), ("layer 3", 2, own[1])]
+    cases = [("ReLU", 0, x), ("network", 0, x), ("layer 2", 1, own[0]), ("layer 3", 2, own[1])]
     for what, at, inputs in cases + [("random", 1, (noise < rate).float()) for rate in RATES]:
         runs, parts = [way[at] if at else partial(simulate, way) for way in ways], inputs.split(batch)
+        runs[0] = partial(relu, ways[0]) if what == "ReLU" else runs[0]
         calls = [lambda run=run, parts=parts: [run(part) for part in parts] for run in runs]
         if at and not all(map(torch.equal, *(call() for call in calls))):
             sys.exit(f"wrong: event-driven execution of {what} differs from dense")
@@ -183,10 +183,10 @@ def draw(times: list[list[dict[str, Any]]], spikes: list[Tensor], path: Path) ->
         step, neuron = of[:, 0, :64].nonzero().t()
         raster.scatter(step + 1, neuron + 64 * at, s=4, label=f"layer {at + 1}")
     for figures in times:
-        rate, ratio, low, high = ([f[key] for f in figures[3:]] for key in ("rate", "ratio", "low", "high"))
+        rate, ratio, low, high = ([f[key] for f in figures[4:]] for key in ("rate", "ratio", "low", "high"))
         gain.plot(rate, ratio, ".-", label=f"batch of {figures[0]['batch']}")
         gain.fill_between(rate, low, high, alpha=0.3)
-    gain.axvline(times[-1][1]["rate"], color="grey", linestyle=":", label="rate of layer 1")
+    gain.axvline(times[-1][2]["rate"], color="grey", linestyle=":", label="rate of layer 1")
     gain.axhline(1, color="grey", linewidth=0.8)
     raster.set(title="spikes of one image", xlabel="step", ylabel="64 neurons of each layer")
     gain.set(xlabel="share of neurons that spike", ylabel="dense / event-driven time", yscale="log")
@@ -210,18 +210,18 @@ def main() -> None:
     for seed in range(2 if args.quick else 5):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         training, test = order[:1437], order[1437:]
-        found: dict[str, Any] = {"seed": seed}
+        seeds.append({"seed": seed})
         for name, run in networks.items():
             torch.manual_seed(seed)
             weights = train(run, x[training], y[training], 5 if args.quick else 20)
-            found[name] = float((run(make_layers(weights), x[test]).argmax(1) == y[test]).double().mean())
+            seeds[-1][name] = float((run(make_layers(weights), x[test]).argmax(1) == y[test]).double().mean())
         check_execution(weights, x[test])
         spikes = simulate(make_layers(weights), x[test])[1]
-        found |= {"rates": [float(of.mean()) for of in spikes], "operations": count(weights, spikes)}
-        seeds.append(found)
+        seeds[-1] |= {"rates": [float(of.mean()) for of in spikes], "operations": count(weights, spikes)}
     pairs, path = 11 if args.quick else 31, args.output / "neuromorphic_simulation.json"
-    times = [measure(weights, x[test[:number]], batch, pairs) for number, batch in ((20, 1), (64, 64))]
-    even = {of[0]["batch"]: break_even([(f["rate"], f["ratio"]) for f in of[3:]]) for of in times}
+    sizes, relu = ((20, 1), (64, 64)), networks["dense"]
+    times = [measure(weights, x[test[:number]], batch, pairs, relu) for number, batch in sizes]
+    even = {of[0]["batch"]: break_even([(f["rate"], f["ratio"]) for f in of[4:]]) for of in times}
     ops = {name: mean(of["operations"][name] for of in seeds) for name in seeds[0]["operations"]}
     nj = {name: n * (MULTIPLY_PJ * name.endswith("mac") + ADD_PJ) / 1e3 for name, n in ops.items()}
     cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""

@@ -81,7 +81,7 @@ def test_quick_run(tmp_path):
     for name, picojoules in {"dense_mac": 4.6, "pixels_mac": 4.6, "synapses_add": 0.9}.items():
         assert nj[name] == pytest.approx(ops[name] * picojoules / 1000)
     for figures in record["times"]:
-        assert [f["what"] for f in figures] == ["network", "layer 2", "layer 3"] + ["random"] * 9
+        assert [f["what"] for f in figures] == ["ReLU", "network", "layer 2", "layer 3"] + ["random"] * 9
         assert all(f["ratio"] == pytest.approx(f["dense_us"] / f["event_us"]) for f in figures)
         assert all(0 < f["low"] <= f["ratio"] <= f["high"] for f in figures)
     assert set(record["break_even"]) == {"1", "64"}
