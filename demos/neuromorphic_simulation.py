@@ -188,9 +188,9 @@ def draw(times: list[list[dict[str, Any]]], spikes: list[Tensor], path: Path) ->
         gain.fill_between(rate, low, high, alpha=0.3)
     gain.axvline(times[-1][2]["rate"], color="grey", linestyle=":", label="rate of layer 1")
     gain.axhline(1, color="grey", linewidth=0.8)
-    raster.set(title="spikes of one image", xlabel="step", ylabel="64 neurons of each layer")
+    raster.set(xlabel="step of one image", ylabel="64 neurons of each layer", xlim=(0.5, STEPS + 0.5))
     gain.set(xlabel="share of neurons that spike", ylabel="dense / event-driven time", yscale="log")
-    raster.legend(), gain.legend()
+    raster.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1)), gain.legend()
     page.savefig(path, bbox_inches="tight")
 
 
