@@ -133,7 +133,8 @@ def test_execution_and_count_against_loops(seed: int, event_driven: bool):
     assert operations["dense_mac"] == 7 * 9 + 9 * 6 + 6 * 3
 
 
-def test_a_right_network_passes():
+def test_right_parts_pass():
+    demo.check_neuron()
     demo.check_execution(random_weights(0, (7, 9, 6, 3)), random_images(0, 5, 7))
 
 
