@@ -38,6 +38,7 @@ WRITTEN = {
     "metrics.jsonl",
     "model.py",
     "native.json",
+    "neuromorphic_simulation.json",
     "profile.json",
     "records/attempt-N/rank-R.json",
     "script.json",
