@@ -29,6 +29,12 @@ from torch.nn import functional as F
 from kernel_pytorch.advice import median_ratio
 from kernel_pytorch.advice.prove.run import optimise
 
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    print("error: the demo needs matplotlib: pip install matplotlib", file=sys.stderr)
+    sys.exit(2)
+
 MODELS = {"width 256, 4 heads": (256, 4), "width 512, 8 heads": (512, 8)}
 LENGTHS = (256, 512, 1024, 2048)
 AT = 1024
@@ -182,22 +188,16 @@ def measure(
 
 def draw(figures: list[dict[str, Any]], path: Path) -> None:
     """Gain over length in inference, one panel a stack."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = [figure for figure in figures if figure["mode"] == "inference"]
     models = list(dict.fromkeys(figure["model"] for figure in shown))
-    page, panels = pyplot.subplots(1, len(models), figsize=(5 * len(models), 4), sharey=True, squeeze=False)
+    page = Figure(figsize=(5 * len(models), 4))
+    panels = page.subplots(1, len(models), sharey=True, squeeze=False)
     for panel, model in zip(panels[0], models, strict=True):
         for variant in dict.fromkeys(figure["variant"] for figure in shown):
             of = [figure for figure in shown if (figure["model"], figure["variant"]) == (model, variant)]
             spread = [[f["gain"] - f["low"] for f in of], [f["high"] - f["gain"] for f in of]]
-            lengths = [figure["length"] for figure in of]
-            panel.errorbar(
-                lengths, [f["gain"] for f in of], yerr=spread, marker="o", capsize=3, label=variant
-            )
+            lengths, gains = zip(*((f["length"], f["gain"]) for f in of), strict=True)
+            panel.errorbar(lengths, gains, yerr=spread, marker="o", capsize=3, label=variant)
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set(title=model, xlabel="tokens", xscale="log")
         panel.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
@@ -205,7 +205,6 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     panels[0][0].set_ylabel("time of the original / time, 99 % interval")
     panels[0][0].legend()
     page.savefig(path, bbox_inches="tight")
-    pyplot.close(page)
 
 
 def main() -> int:
@@ -214,11 +213,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one stack, 1,024 tokens, inference")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for JSON and picture")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {args.output}: {error.strerror}")
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    figures: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    kept: dict[str, list[str]] = {}
+    figures, wrong, kept = [], [], {}
     for name, (width, heads) in list(MODELS.items())[: 1 if args.quick else None]:
         for training in (False,) if args.quick else (False, True):
             original = make_stack(width, heads).train(training)
