@@ -5,7 +5,7 @@
 1. Each kind is compared with a dense softmax under its own mask in float64: status 1 if one is wrong.
 2. Time and peak memory of a forward call against the length, where the sparse kinds offer about equally many
    (query, key) pairs, and with 512 keys a query. Ratios are of interleaved medians, with 95 % intervals.
-3. Models of two layers, from the same parameters and on the same sequences, learn to copy a word from a distance
+3. Models of two layers, from the same parameters and on the same sequences, learn to copy a word from afar
    and to recall 16 pairs. The picture shows their accuracy against the distance, a JSON has all figures.
 
 Letters: b batch, n sequence, h heads, d head dimension, q queries, w segment length, r dilation rate.
@@ -21,29 +21,27 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import cross_entropy
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from dilated_attention_pytorch import DilatedPattern, LongNetConfig, LongNetLM, dilated_attention
 from kernel_pytorch.advice import interleave, median_ratio, peak_memory
 
 HEADS, HEAD_DIM, BLOCK = 4, 64, 128
-WINDOW, CHOSEN = 512, 3
-"""512 keys a query: as Longformer (arXiv:2004.05150) and BigBird (arXiv:2007.14062)."""
-TASKS = {"copying": 1, "recall": 16}
-"""Pairs of a key and a word that a sequence has."""
+WINDOW, CHOSEN = 512, 3  # 512 keys a query: as Longformer (arXiv:2004.05150), BigBird (arXiv:2007.14062)
+TASKS = {"copying": 1, "recall": 16}  # pairs of a key and a word in a sequence
 WORDS, BATCH, BINS, SEED = 16, 32, 8, 0
-LIMIT = 16 * torch.finfo(torch.float32).eps
-"""Relative RMS error allowed."""
+LIMIT = 16 * torch.finfo(torch.float32).eps  # relative RMS error allowed
 Seen = Callable[[Tensor, Tensor], Tensor]
 """Queries ``[q, 1]``, keys ``[1, n]`` -> how often each key is offered, ``[q, n]`` or ``[h, q, n]``."""
-flex = torch.compile(flex_attention, dynamic=True)
+flex = cache(partial(torch.compile, flex_attention, dynamic=True))
 
 
 class Kind(NamedTuple):
@@ -71,24 +69,20 @@ def block_mask(seen: Seen, n: int) -> BlockMask:
     for blocks in ((some & ~full).int(), full.int()):
         order = blocks.argsort(dim=1, descending=True, stable=True)
         lists += [blocks.sum(1).int()[None, None], order.int()[None, None]]
-    options = {"mask_mod": lambda b, h, q, k: seen(q, k), "seq_lengths": (n, n), "BLOCK_SIZE": BLOCK}
-    return BlockMask.from_kv_blocks(*lists, **options)
+    return BlockMask.from_kv_blocks(*lists, BLOCK, lambda b, h, q, k: seen(q, k), (n, n))
 
 
 def make_kinds(n: int, *, equal: bool = True, scale: int = 1, training: bool = False) -> list[Kind]:
-    """Dense, window, blocks and dilated.
+    """Dense, window, blocks and dilated; ``scale`` divides segments, window and blocks.
 
-    Args:
-        equal: window and blocks offer about as many pairs as dilation, else 512 keys a query.
-        scale: divides segments, window and blocks.
-        training: window and blocks as masks with gradients: FlexAttention has no backward on CPUs.
+    Window and blocks offer about as many pairs as dilation does (``equal``), or 512 keys a query. They are
+    FlexAttention, or masks for ``training``: FlexAttention has no backward on CPUs.
     """
     segments, rates = tuple(w // scale for w in LongNetConfig.segment_lengths), LongNetConfig.dilation_rates
     pairs = DilatedPattern(segments, rates, HEADS).flops(1, n, 1, is_causal=True) // 4
     at, block = torch.arange(n), torch.tensor(BLOCK // scale)
-    # Tensors, so that one kernel serves every number. Pairs by window 1, 2, ... and by 1, 2, ... chosen blocks:
-    window, chosen = torch.tensor(WINDOW // scale), torch.tensor(CHOSEN)
-    by_window = HEADS * (n - at).cumsum(0)
+    window, chosen = torch.tensor(WINDOW // scale), torch.tensor(CHOSEN)  # one kernel serves all values
+    by_window = HEADS * (n - at).cumsum(0)  # pairs with a window of 1, 2, ...
     by_chosen = HEADS * (at % block + 1 + block * torch.minimum(at // block, at[1:9, None])).sum(1)
     if equal:
         window, chosen = ((of - pairs).abs().argmin() + 1 for of in (by_window, by_chosen))
@@ -111,13 +105,13 @@ def make_kinds(n: int, *, equal: bool = True, scale: int = 1, training: bool = F
 
     def form(seen: Seen) -> Callable[..., Tensor]:
         if training:
-            return partial(heads_first, F.scaled_dot_product_attention, attn_mask=seen(at[:, None], at[None]))
-        return partial(heads_first, flex, block_mask=block_mask(seen, n))
+            return partial(heads_first, sdpa, attn_mask=seen(at[:, None], at[None]))
+        mask = block_mask(seen, n)
+        return lambda *qkv: heads_first(flex(), *qkv, block_mask=mask)
 
-    dense = partial(heads_first, F.scaled_dot_product_attention, is_causal=True)
     dilated = partial(dilated_attention, segment_lengths=segments, dilation_rates=rates, is_causal=True)
     return [
-        Kind("dense", torch.ge, dense, int(by_window[-1])),
+        Kind("dense", torch.ge, partial(heads_first, sdpa, is_causal=True), int(by_window[-1])),
         Kind("window", in_window, form(in_window), int(by_window[: int(window)][-1])),
         Kind("blocks", in_blocks, form(in_blocks), int(by_chosen[chosen - 1])),
         Kind("dilated", by_dilation, dilated, pairs),
@@ -140,19 +134,19 @@ def error_of(kind: Kind, n: int, *, gradients: bool = False) -> float:
     return max(float((f - r).detach().norm() / r.detach().norm()) for f, r in zip(found, right, strict=True))
 
 
-def measure(n: int, *, equal: bool, pairs: int, max_seconds: float) -> list[dict[str, Any]]:
+def measure(n: int, *, equal: bool) -> list[dict[str, Any]]:
     """Time and peak memory of a forward call of each sparse kind, timed in turn with dense."""
     (dense, *sparse), cpu, figures = make_kinds(n, equal=equal), torch.device("cpu"), []
     qkv = torch.randn(3, 1, n, HEADS, HEAD_DIM).unbind()
     for kind in sparse:
         calls = [partial(k.attend, *qkv) for k in (dense, kind)]
-        ratio = median_ratio(*interleave(*calls, pairs=pairs, max_seconds=max_seconds, device=cpu))
+        ratio = median_ratio(*interleave(*calls, pairs=11, max_seconds=30, device=cpu))
         peaks = [peak_memory(call, cpu) for call in calls]
         figure = {"kind": kind.name, "length": n, "equal": equal, "offered": [dense.pairs, kind.pairs]}
         figures.append({**figure, "gain": ratio.value, **asdict(ratio), "peak_bytes": peaks})
         print(
             f"{n:6} {kind.name:8}{kind.pairs / HEADS / n:5.0f} keys a query{1e3 * ratio.second_s:9.1f} ms"
-            f"{peaks[1] / 1e6:6.1f} MB, dense{1e3 * ratio.first_s:9.1f} ms{peaks[0] / 1e6:6.1f} MB, "
+            f"{peaks[1] / 1e6:7.1f} MB; dense{1e3 * ratio.first_s:9.1f} ms{peaks[0] / 1e6:7.1f} MB; "
             f"ratio {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.pairs} pairs)",
             flush=True,
         )
@@ -162,8 +156,8 @@ def measure(n: int, *, equal: bool, pairs: int, max_seconds: float) -> list[dict
 def draw_questions(n: int, pairs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Tokens ``[b, n]``; positions of questions, their answers, and how far back those are, ``[b, pairs]``.
 
-    Among distractors (32 to 63) a token stands for each pair of a key and a word (64 to 319), and later one (16
-    to 31) asks for the key's word (0 to 15).
+    Among distractors (32 to 63) stands a token for each pair of a key and a word (64 to 319), and later one
+    (16 to 31) that asks for the word (0 to 15) of the key.
     """
     places = torch.rand(BATCH, n, generator=generator).argsort(1)[:, : 2 * pairs].view(BATCH, pairs, 2)
     pair, at = places.sort(-1).values.unbind(-1)
@@ -175,7 +169,7 @@ def draw_questions(n: int, pairs: int, generator: torch.Generator) -> tuple[Tens
 
 
 def learn(task: str, kind: Kind, n: int, steps: int, exams: int) -> dict[str, Any]:
-    """Train two layers; count new questions and right answers, ``[layers to reach: 1, 2, more][distance]``."""
+    """Train two layers; then count questions and right answers, ``[layers needed: 1, 2, more][distance]``."""
     torch.manual_seed(SEED)
     shape = LongNetConfig(vocab_size=320, embed_dim=64, num_layers=2, num_heads=HEADS, ffn_dim=128)
     model, generator, every = LongNetLM(shape), torch.Generator().manual_seed(SEED), torch.arange(n)
@@ -189,38 +183,34 @@ def learn(task: str, kind: Kind, n: int, steps: int, exams: int) -> dict[str, An
             logits = model(tokens, attend=lambda _, *qkv: kind.attend(*qkv)).take_along_dim(at[..., None], 1)
         if step < steps:
             optimizer.zero_grad()
-            F.cross_entropy(logits.flatten(0, 1), answer.flatten()).backward()
+            cross_entropy(logits.flatten(0, 1), answer.flatten()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             continue
-        for count, ones in zip(counts, (answer == answer, logits.argmax(-1) == answer), strict=True):
-            count.index_put_((layers[at, at - back], back * BINS // n), ones.float(), accumulate=True)
+        group = layers[at, at - back], back * BINS // n
+        for count, which in zip(counts, (answer >= 0, logits.argmax(-1) == answer), strict=True):
+            count.index_put_(group, which.float(), accumulate=True)
     total, right = counts.sum((1, 2)).tolist()
-    print(f"{task:8}{kind.name:8}{right / total:6.1%} right", end="")
-    for name, asked, known in zip(("one layer", "two layers", "more"), *counts.sum(2).tolist(), strict=True):
-        print(f", {name} {known / max(asked, 1):.1%} of {asked / total:.0%}", end="")
-    print(flush=True)
+    parts = zip(("one layer", "two layers", "more"), *counts.sum(2).tolist(), strict=True)
+    shares = (f", {name} {known / max(asked, 1):.1%} of {asked / total:.0%}" for name, asked, known in parts)
+    print(f"{task:8}{kind.name:8}{right / total:6.1%} right", *shares, sep="", flush=True)
     score = {"task": task, "kind": kind.name, "asked": counts[0].tolist(), "right": counts[1].tolist()}
     return score | {"accuracy": right / total, "error": math.sqrt(right * (total - right) / total**3)}
 
 
 def draw(scores: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against distance, a panel a task."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    page, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    panels = Figure(figsize=(10, 4)).subplots(1, 2, sharey=True)
     for score in scores:
         panel = panels[list(TASKS).index(score["task"])]
         asked, right = (torch.tensor(score[name]).sum(0) for name in ("asked", "right"))
         panel.plot((torch.arange(BINS) + 0.5) / BINS, right / asked, marker="o", label=score["kind"])
         panel.set(title=score["task"], xlabel="distance / length", ylabel="right answers", ylim=(0, 1.05))
     panels[0].legend()
-    page.savefig(path, bbox_inches="tight")
-    pyplot.close(page)
+    panels[0].figure.savefig(path, bbox_inches="tight")
 
 
 def main() -> int:
@@ -230,38 +220,26 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for JSON and picture")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    lengths = [1024 << i for i in range(2 if args.quick else 6)]
+    sizes = [(1024 << i, equal) for equal in (True, False) for i in range(2 if args.quick else 6)]
     n, scale, steps, exams = (128, 64, 5, 5) if args.quick else (256, 32, 800, 256)
-    small, wrong = make_kinds(n, scale=scale, training=True), []
-    kinds = [
-        (kind, size) for size in (999, *lengths) for e in (True, False) for kind in make_kinds(size, equal=e)
-    ]
+    small = make_kinds(n, scale=scale, training=True)
+    kinds = [(kind, size) for size, equal in [(999, True), *sizes] for kind in make_kinds(size, equal=equal)]
     for kind, size in [*kinds, *((kind, n) for kind in small)]:
         if not (error := error_of(kind, size, gradients=kind in small)) <= LIMIT:
             print(f"wrong: {kind.name}, {size} tokens: error {error:.1e}", file=sys.stderr)
-            wrong.append(kind)
-    if wrong:
-        return 1
-    timings = [
-        t for e in (True, False) for size in lengths for t in measure(size, equal=e, pairs=11, max_seconds=30)
-    ]
+            return 1
+    timings = [timing for size, equal in sizes for timing in measure(size, equal=equal)]
     scores = [learn(task, kind, n, steps, exams) for task in TASKS for kind in small]
-    for score in scores:
-        own = next(s for s in scores if (s["task"], s["kind"]) == (score["task"], "dilated"))
-        gap, error = own["accuracy"] - score["accuracy"], math.hypot(own["error"], score["error"])
-        word = "level with" if abs(gap) <= 2 * error else "ahead of" if gap > 0 else "behind"
-        if score is not own:
-            print(f"{score['task']}: dilated is {word} {score['kind']}, {100 * gap:+.1f} points")
+    for task in TASKS:
+        *others, own = (score for score in scores if score["task"] == task)
+        for other in others:
+            gap, error = own["accuracy"] - other["accuracy"], math.hypot(own["error"], other["error"])
+            word = "level with" if abs(gap) <= 2 * error else "ahead of" if gap > 0 else "behind"
+            print(f"{task}: dilated is {word} {other['kind']}, {100 * gap:+.1f} points")
     record = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    record |= {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": sys.argv,
-        "seed": SEED,
-        "length": n,
-        "steps": steps,
-    }
-    path = args.output / "sparse_attention.json"
-    path.write_text(json.dumps({**record, "timings": timings, "scores": scores}, indent=1))
+    record |= {"date": time.strftime("%Y-%m-%d"), "command": sys.argv, "seed": SEED}
+    path, learned = args.output / "sparse_attention.json", {"length": n, "steps": steps, "scores": scores}
+    path.write_text(json.dumps({**record, "timings": timings, **learned}, indent=1))
     draw(scores, path.with_suffix(".png"))
     print(f"{record}; written: {path}, {path.with_suffix('.png')}")
     return 0
