@@ -39,7 +39,11 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sparse_attention")
     command = [sys.executable, "demos/sparse_attention.py", "--quick", "--output", str(folder)]
     run = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout, json.loads((folder / "sparse_attention.json").read_text()), folder
@@ -133,7 +137,9 @@ def test_block_masks(name, n):
     for row, number in enumerate(found.full_kv_num_blocks[0, 0]):
         listed[row, found.full_kv_indices[0, 0, row, :number].long()] = True
     assert torch.equal(found.to_dense()[0, 0].bool(), some)
-    assert torch.equal(listed, full)
+    assert not (listed & ~full).any()
+    if n % demo.BLOCK == 0:  # else the last queries are counted as if there were more
+        assert torch.equal(listed, full)
 
 
 @pytest.mark.parametrize("name", NAMES)
