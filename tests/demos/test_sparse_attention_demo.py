@@ -34,6 +34,12 @@ def uncompiled(q, k, v, *, block_mask):
     return scaled_dot_product_attention(q, k, v, attn_mask=block_mask.mask_mod(0, 0, *grid(q.shape[2])))
 
 
+def twice_the_gradient(q, k, v, **options):
+    """The right output, and the wrong gradient of ``v`` where there is a mask."""
+    v = 2 * v - v.detach() if "attn_mask" in options else v
+    return scaled_dot_product_attention(q, k, v, **options)
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sparse_attention")
@@ -154,17 +160,17 @@ def test_forms_for_training(name, n):
     assert demo.error_of(steep, n, gradients=True) > 0.1
 
 
-@pytest.mark.parametrize("wrong", ["window", "dilated"])
+@pytest.mark.parametrize("wrong", ["window, 999", "dilated, 999", "window, 128"])
 def test_a_wrong_kind_ends_with_1_and_is_not_timed(wrong, monkeypatch, tmp_path, capsys):
     attend = demo.dilated_attention
-    slip = 1 + 1e-5
-    by = slip if wrong == "window" else 1
-    monkeypatch.setattr(demo, "flex", lambda: lambda *a, **b: uncompiled(*a, **b) * by)
-    monkeypatch.setattr(demo, "dilated_attention", lambda *a, **b: attend(*a, **b) * slip)
+    of_flex, of_dilated = 1 + 1e-5 * (wrong == "window, 999"), 1 + 1e-5 * (wrong == "dilated, 999")
+    monkeypatch.setattr(demo, "flex", lambda: lambda *a, **b: uncompiled(*a, **b) * of_flex)
+    monkeypatch.setattr(demo, "dilated_attention", lambda *a, **b: attend(*a, **b) * of_dilated)
+    monkeypatch.setattr(demo, "sdpa", twice_the_gradient)
     monkeypatch.setattr(demo, "measure", lambda *a, **b: pytest.fail("timed"))
     monkeypatch.setattr(sys, "argv", ["sparse_attention.py", "--quick", "--output", str(tmp_path)])
     assert demo.main() == 1
-    assert re.fullmatch(rf"wrong: {wrong}, 999 tokens: error 1.0e-05\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"wrong: {wrong} tokens: error \d.\de[+-]\d\d\n", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
