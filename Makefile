@@ -22,10 +22,11 @@ train-distributed: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=10 $(ARGS)
 
+# KINETO_LOG_LEVEL: without it PyTorch's profiler writes two lines whenever memory is measured.
 demos: setup
 	@for demo in demos/*.py; do \
 		echo "== $$demo"; \
-		$(BIN)/python "$$demo" --output demos/output $(ARGS) || \
+		KINETO_LOG_LEVEL=99 $(BIN)/python "$$demo" --output demos/output $(ARGS) || \
 			{ status=$$?; echo "error: $$demo ended with status $$status" >&2; exit $$status; }; \
 	done
 
