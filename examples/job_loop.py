@@ -79,5 +79,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    train(out, steps=int(sys.argv[2]) if len(sys.argv) > 2 else 100)
-    dist.destroy_process_group()
+    try:
+        train(out, steps=int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+    finally:  # threads of the group that outlive it end the process with SIGABRT
+        dist.destroy_process_group()
