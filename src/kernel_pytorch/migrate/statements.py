@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import libcst as cst
@@ -20,7 +21,7 @@ def insert_before(file: ParsedFile, statement: cst.CSTNode, new: Sequence[str]) 
 def replace(file: ParsedFile, statement: cst.Import | cst.ImportFrom, new: Sequence[str]) -> bool:
     """Replace a statement by others; its comments go before them. False if there is no room for those."""
     between = _separator(file, file.start(statement))
-    comments = [part[part.index("#") :] for part in file.code(statement).splitlines() if "#" in part]
+    comments = re.findall(r"#[^\r\n]*", file.code(statement))
     if comments and between == "; ":
         return False
     file.replace(statement, between.join([*comments, *new]))
