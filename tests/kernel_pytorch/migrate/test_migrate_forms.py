@@ -14,6 +14,10 @@ FORMS = {
         "import os, SCALE.orchestration as o, UTILS.compiler_optimization_assistant\n",
         "import os, SCALE as o, UTILS\n",
     ),
+    "import of the package, too, with a form feed": (
+        "import SCALE.orchestration\x0c, os, SCALE\n",
+        "import os, SCALE\n",
+    ),
     "import of two from one package": (
         "import SCALE.orchestration, os, SCALE.hardware_adaptation\n",
         "import SCALE, os\n",

@@ -98,6 +98,10 @@ NOTED = {
         "from LONG.core import (MemoryPool  # why\n  , pattern)\n",
         [(1, "write from LONG.core.memory import UnifiedMemoryPool as MemoryPool")],
     ),
+    "comment before as": (
+        "from LONG.core import (MemoryPool  # why\n  as P, pattern)\n",
+        [(1, "write from LONG.core.memory import UnifiedMemoryPool as P")],
+    ),
     "comment in a chain": (
         "import SCALE.orchestration\nx = (SCALE.  # why\n  orchestration.JobState)\n",
         [(1, "stays"), (2, "write SCALE")],
