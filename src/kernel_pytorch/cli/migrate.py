@@ -19,18 +19,19 @@ dilated_attention_pytorch, and their uses through a module; the old ones are rem
 variable keeps its name: `from m import Old` becomes `from m import New as Old`. All else stays byte for byte,
 and a second run changes nothing. No file is imported or run.
 
-Folders are searched for *.py and *.pyi, but not hidden ones and virtual environments. A link below a folder
-is not followed. Noted on standard error as FILE:LINE, for you to decide: import *, strings other than a whole
-old path in importlib.import_module, mock.patch or monkeypatch, and names that mean something else now. A
-patched path is noted too: a patch of the new place does not reach code that still reads the old one.
+Folders are searched for *.py and *.pyi files; hidden folders, virtual environments and links are skipped.
+Reported on standard error as FILE:LINE, for you to decide: import *, old paths in strings other than the
+exact argument of importlib.import_module, mock.patch or monkeypatch, and names that mean something else now.
+Patches of old modules are reported too: a patch of the new place does not reach code that still reads the
+old one. Comments and docstrings are not read.
 
 examples:
   kernel-pytorch migrate src tests
   kernel-pytorch migrate src tests --write
 
-Exit status: without --write 1 if a file would change, 0 if none; with --write 0. In both cases 1 if a file
-or folder was left alone because it does not parse or cannot be read or written. 2 a mistake in what was
-given.
+Exit status: without --write 1 if a file would change, 0 if none would; with --write 0. In both cases 1 if a
+file or folder was left alone because this Python cannot parse it or it cannot be read or written. 2: usage
+error.
 """
 
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or a folder")
     parser.add_argument("--write", action="store_true", help="change the files")
-    parser.add_argument("--diff", action="store_true", help="with --write: print what is changed, too")
+    parser.add_argument("--diff", action="store_true", help="with --write: print the diff, too")
     add_json(parser, "JSON: path, diff, notes and problem of each file that has any")
 
 

@@ -41,11 +41,17 @@ class AttributeRewriter(cst.CSTVisitor):
             return
         if self._file.is_read(node) and not self._file.names.assignments(node, node.value):
             self._file.note(
-                node, f"import * has no {node.value}: from {now.home} import {now.new} as {node.value}"
+                node,
+                f"import * does not import {node.value}: "
+                f"write from {now.home} import {now.new} as {node.value}",
             )
 
     def visit_Attribute(self, node: cst.Attribute) -> None:
         name, chain = node.attr.value, dotted(node)
+        if chain and not self._file.is_read(node):
+            module = self._file.names.meaning(node, chain.rpartition(".")[0])
+            if module in MOVED:
+                self._file.note_patch(node, f"{package_of(module)}.{name}", f"{module}.{name}")
         if not chain or (name not in LEAVES and name not in RENAMED):
             return
         meanings = self._file.names.meanings(node, chain)
@@ -74,15 +80,16 @@ class AttributeRewriter(cst.CSTVisitor):
         self._file.changes.replace(start, end, "")
         parent = self._file.names.parent_of(node)
         if isinstance(parent, cst.Attribute) and not package_has(moved, name := parent.attr.value):
-            self._file.note(node, f"{name} is no public name of {moved}; {package_of(moved)} may not have it")
+            self._file.note(node, f"{moved} has no public name {name}; {package_of(moved)} may not have it")
 
     def _rename(self, node: cst.Attribute, module: str, now: Renamed) -> None:
         home, root = home_of(module, now), dotted(node).partition(".")[0]
-        if home == module:
+        read = self._file.is_read(node)
+        if home == module and read:
             self._file.replace(node.attr, now.new)
             return
         path, new = self._file.names.meaning(node, root), ""
-        if self._file.is_read(node) and self._file.code(node) == dotted(node):
+        if read and self._file.code(node) == dotted(node):
             if home.startswith(f"{path}."):
                 new = f"{root}{home.removeprefix(path)}.{now.new}"
             else:
@@ -90,7 +97,7 @@ class AttributeRewriter(cst.CSTVisitor):
         if new:
             self._file.replace(node, new)
         else:
-            self._file.note(node, f"{dotted(node)} is not rewritten: from {home} import {now.new}")
+            self._file.note(node, f"{dotted(node)} is not rewritten: write from {home} import {now.new}")
 
     def _imported(self, node: cst.Attribute, root: str, home: str, new: str) -> str:
         """``new``, imported beside what binds ``root``; empty if that might hide another ``new``."""

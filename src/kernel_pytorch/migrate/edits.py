@@ -37,9 +37,7 @@ class Changes:
 
     def replace(self, start: int, end: int, new: str) -> None:
         """Replace the bytes from ``start`` to before ``end``, once however often it is asked for."""
-        edit = Edit(start=start, end=end, new=new)
-        if edit not in self.edits:
-            self.edits.append(edit)
+        self.edits.append(Edit(start=start, end=end, new=new))
 
     def note(self, offset: int, text: str) -> None:
         """Add a note about what stands at a byte."""
@@ -54,9 +52,9 @@ class Changes:
 
 
 def applied(source: bytes, edits: Iterable[Edit]) -> bytes:
-    """``source`` with all edits, which must not overlap. Insertions at one place keep their order."""
+    """``source`` with all edits, equal ones once. None may overlap; insertions at one place keep order."""
     parts, at = [], 0
-    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end)):
+    for edit in sorted(dict.fromkeys(edits), key=lambda edit: (edit.start, edit.end)):
         assert at <= edit.start <= edit.end, edit
         parts += [source[at : edit.start], edit.new.encode()]
         at = edit.end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import warnings
 
 import libcst as cst
 from libcst import metadata
@@ -29,7 +28,7 @@ class ParsedFile:
     def __init__(self, text: str) -> None:
         self.module = _parse(text)
         if self.module.code != text:
-            raise NotReadableError("libcst does not keep its text")
+            raise NotReadableError("libcst would not keep every byte of it")
         self.source = text.encode()
         self.changes = Changes(source=self.source)
         self.kept: set[str] = set()
@@ -66,13 +65,15 @@ class ParsedFile:
         """Add a note about a node."""
         self.changes.note(self.start(node), text)
 
+    def note_patch(self, node: cst.CSTNode, now: str, old: str) -> None:
+        """Add a note that a node sets what ``now`` names; it set what ``old`` names."""
+        self.note(node, f"patches {now} now: code that still reads {old} is not affected")
+
 
 def _parse(text: str) -> cst.Module:
     """Python's own parser goes first: deep nesting, which it refuses, ends libcst's with the process."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(text)
+        ast.parse(text)
         return cst.parse_module(text)
     except cst.ParserSyntaxError as error:
         raise NotReadableError(f"line {error.raw_line}: {error.message}") from error
@@ -81,4 +82,4 @@ def _parse(text: str) -> cst.Module:
     except ValueError as error:  # a null byte
         raise NotReadableError(str(error)) from error
     except MemoryError as error:
-        raise NotReadableError("is nested too deeply") from error
+        raise NotReadableError("nested too deeply") from error

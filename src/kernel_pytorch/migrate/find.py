@@ -25,12 +25,12 @@ def python_files(paths: Sequence[Path], unreadable: Tell, linked: Tell) -> Itera
         unreadable: is told which folder cannot be read.
         linked: is told which link leads out of the paths.
     """
-    roots = [path.resolve() for path in paths]
+    roots = [_real(path) for path in paths]
     seen: set[Path] = set()
     for path in paths:
         found = [path] if path.is_file() else _walk(path, roots, unreadable, linked)
         for file in found:
-            real = file.resolve()
+            real = _real(file)
             if real not in seen:
                 seen.add(real)
                 yield file
@@ -45,11 +45,16 @@ def _walk(folder: Path, roots: Sequence[Path], unreadable: Tell, linked: Tell) -
         for name in sorted([*files, *(name for name in folders if (here / name).is_symlink())]):
             path = here / name
             if path.is_symlink():
-                if (path.suffix in SUFFIXES or path.is_dir()) and not _is_within(path.resolve(), roots):
+                if (path.suffix in SUFFIXES or path.is_dir()) and not _is_within(_real(path), roots):
                     linked(path, f"is a link to {os.readlink(path)}, which was not given")
             elif path.suffix in SUFFIXES and stat.S_ISREG(path.lstat().st_mode):
                 yield path
         folders[:] = sorted(name for name in folders if not _is_left_out(here / name))
+
+
+def _real(path: Path) -> Path:
+    """A path without links; ``Path.resolve`` raises RuntimeError for a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _is_left_out(folder: Path) -> bool:

@@ -31,7 +31,7 @@ class ImportRewriter(cst.CSTVisitor):
                 continue
             package = package_of(path)
             if alias.asname is None and path in self._file.kept:
-                self._file.note(node, f"import {path} stays, for a use that is not rewritten")
+                self._file.note(node, f"import {path} stays: a use of it is not rewritten")
             elif alias.asname is None and package in plain:
                 gone.append(alias)
             else:
@@ -90,4 +90,4 @@ class ImportRewriter(cst.CSTVisitor):
             if done:
                 insert_before(self._file, node, new)
         if not done:
-            self._file.note(node, f"not rewritten, for its comments: write {'; '.join(new)}")
+            self._file.note(node, f"not rewritten because of its comments: write {'; '.join(new)}")

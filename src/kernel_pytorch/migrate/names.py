@@ -114,7 +114,7 @@ def _bindings(statement: cst.Import | cst.ImportFrom) -> Iterator[tuple[str, str
 
 
 class _Seen(cst.CSTVisitor):
-    """All variables, and those that patterns of ``match`` bind, which libcst's scopes leave out."""
+    """All variables, and those bound by ``match`` or ``:=``, which libcst's scopes leave out or misplace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,6 +132,9 @@ class _Seen(cst.CSTVisitor):
         self.used.add(bound_name(node))
         return False
 
+    def visit_NamedExpr(self, node: cst.NamedExpr) -> None:
+        self._add(node.target)
+
     def visit_MatchAs(self, node: cst.MatchAs) -> None:
         self._add(node.name)
 
@@ -141,6 +144,6 @@ class _Seen(cst.CSTVisitor):
     def visit_MatchMapping(self, node: cst.MatchMapping) -> None:
         self._add(node.rest)
 
-    def _add(self, name: cst.Name | None) -> None:
-        if name is not None:
+    def _add(self, name: cst.BaseExpression | None) -> None:
+        if isinstance(name, cst.Name):
             self.captured.add(name.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from .attributes import AttributeRewriter
 from .edits import Changes
 from .file import ParsedFile
@@ -17,10 +19,12 @@ def changes_of(text: str) -> Changes:
         NotReadableError: it does not parse.
     """
     try:
-        file = ParsedFile(text)
-        for visitor in (AttributeRewriter(file), StringRewriter(file), ImportRewriter(file)):
-            file.module.visit(visitor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about the escapes in strings
+            file = ParsedFile(text)
+            for visitor in (AttributeRewriter(file), StringRewriter(file), ImportRewriter(file)):
+                file.module.visit(visitor)
     except RecursionError as error:
-        raise NotReadableError("is nested too deeply") from error
+        raise NotReadableError("nested too deeply") from error
     file.changes.notes.sort()
     return file.changes

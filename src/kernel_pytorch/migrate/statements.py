@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import libcst as cst
@@ -20,7 +21,7 @@ def insert_before(file: ParsedFile, statement: cst.CSTNode, new: Sequence[str]) 
 def replace(file: ParsedFile, statement: cst.Import | cst.ImportFrom, new: Sequence[str]) -> bool:
     """Replace a statement by others; its comments go before them. False if there is no room for those."""
     between = _separator(file, file.start(statement))
-    comments = [part[part.index("#") :] for part in file.code(statement).splitlines() if "#" in part]
+    comments = re.findall(r"#[^\r\n]*", file.code(statement))
     if comments and between == "; ":
         return False
     file.replace(statement, between.join([*comments, *new]))
@@ -47,13 +48,11 @@ def drop(file: ParsedFile, statement: cst.Import | cst.ImportFrom, gone: Sequenc
         gone = [alias for alias in gone if names.index(alias) < names.index(kept[-1])]
     spans: list[tuple[int, int]] = []
     for alias in gone:
-        end = file.end_of_name(alias)
+        start, end = file.start(alias), file.end_of_name(alias)
         if isinstance(alias.comma, cst.Comma):
-            comma = file.source.index(b",", end)
-            if file.source[end:comma].strip(b" \t\\\r\n"):
-                return False
-            end = comma + 1
-        start = file.start(alias)
+            end = file.source.index(b",", end) + 1
+        if b"#" in file.source[start:end]:
+            return False
         if spans and not file.source[spans[-1][1] : start].strip(b" \t"):
             spans[-1] = (spans[-1][0], end)
         else:

@@ -15,6 +15,7 @@ from .table import WORDS, Now, advice, lookup, package_of, renamed
 
 _CHAIN = re.compile(r"(?<![\w.])[^\W\d]\w*(?:\.\w+)+")
 _PATCHES = {"unittest.mock.patch", "mock.patch"}
+_SETTERS = {"object", "setattr", "delattr"}
 _FIXTURE = {"monkeypatch.setattr", "monkeypatch.delattr"}
 
 
@@ -28,6 +29,13 @@ class StringRewriter(cst.CSTVisitor):
     def __init__(self, file: ParsedFile) -> None:
         super().__init__()
         self._file = file
+
+    def visit_Call(self, node: cst.Call) -> None:
+        """Note ``patch.object(old_module, "name")`` and the like, which patch the package instead."""
+        if len(node.args) > 1 and dotted(node.func).rpartition(".")[2] in _SETTERS:
+            module = self._file.names.meaning(node, dotted(node.args[0].value))
+            if module in MOVED:
+                self._file.note_patch(node, package_of(module), module)
 
     def visit_FormattedStringText(self, node: cst.FormattedStringText) -> None:
         self._mention(node, node.value)
@@ -56,11 +64,8 @@ class StringRewriter(cst.CSTVisitor):
         patches = function in _PATCHES or self._is_fixture(call.func)
         if patches and now is not None and now.name is not None and (first or keyword == "target"):
             return self._rewrite(node, value, now)
-        if len(call.args) > 1 and argument is call.args[1]:
-            module = self._file.names.meaning(call, dotted(call.args[0].value))
-            if renamed(module, value):
-                self._file.note(node, self._advice(module, value))
-                return True
+        if argument is not call.args[0] and argument is call.args[1] and value.isidentifier():
+            self._mention(node, f"{dotted(call.args[0].value)}.{value}")  # as of getattr
         return False
 
     def _rewrite(self, node: cst.SimpleString, value: str, now: Now) -> bool:
@@ -69,7 +74,7 @@ class StringRewriter(cst.CSTVisitor):
         start = self._file.start(node) + len(node.prefix) + len(node.quote)
         self._file.changes.replace(start, start + len(value), now.path)
         if now.name is not None:
-            self._file.note(node, f"patches {now.path} now: code that still reads {value} is not affected")
+            self._file.note_patch(node, now.path, value)
         return True
 
     def _is_fixture(self, function: cst.BaseExpression) -> bool:

@@ -48,6 +48,7 @@ def test_links_are_not_followed_below_a_folder(tmp_path):
     (inside / "near.py").touch()
     (inside / "again.py").symlink_to("near.py")
     (inside / "loop").symlink_to(".")
+    (inside / "itself.py").symlink_to("itself.py")
     (inside / "text").symlink_to("/nowhere")
     (inside / "away.py").symlink_to(outside / "far.py")
     (inside / "folder").symlink_to("../outside")

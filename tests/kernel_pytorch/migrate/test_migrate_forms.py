@@ -14,6 +14,10 @@ FORMS = {
         "import os, SCALE.orchestration as o, UTILS.compiler_optimization_assistant\n",
         "import os, SCALE as o, UTILS\n",
     ),
+    "import of the package, too, with a form feed": (
+        "import SCALE.orchestration\x0c, os, SCALE\n",
+        "import os, SCALE\n",
+    ),
     "import of two from one package": (
         "import SCALE.orchestration, os, SCALE.hardware_adaptation\n",
         "import SCALE, os\n",
@@ -72,6 +76,10 @@ FORMS = {
     "modules alone, with comments": (
         "from SCALE import (  # both\n    orchestration,\n    hardware_adaptation as h,  # it\n)\n",
         "# both\n# it\nimport SCALE as orchestration\nimport SCALE as h\n",
+    ),
+    "modules alone, with line ends of other kinds in a comment": (
+        "from SCALE import (  # a\x0cb\u2028c\n    orchestration)\n",
+        "# a\x0cb\u2028c\nimport SCALE as orchestration\n",
     ),
     "module on a shared line": (
         "if x: from SCALE import orchestration, JobState; y = 1\n",
@@ -228,9 +236,36 @@ def test_form(form, newline):
     assert again.edits == []
 
 
-def test_a_patch_is_noted_although_it_is_rewritten():
-    (note,) = changes_of(spelled_out(FORMS["mock.patch"][0])).notes
+PATCHES = {
+    "mock.patch": FORMS["mock.patch"][0],
+    "assignment": "import SCALE.orchestration\nSCALE.orchestration.JobState = 1\n",
+    "deletion": "from SCALE import orchestration as o\ndel o.JobState\n",
+}
+OBJECTS = {
+    "patch.object": "import mock, SCALE.orchestration as o\nwith mock.patch.object(o, 'JobState'): ...\n",
+    "monkeypatch": "from SCALE import orchestration as o\ndef f(mp): mp.setattr(o, 'JobState', 1)\n",
+}
+
+
+@pytest.mark.parametrize("form", PATCHES)
+def test_a_patch_is_noted_although_it_is_rewritten(form):
+    (note,) = changes_of(spelled_out(PATCHES[form])).notes
     assert note.line == 2
     assert note.text == spelled_out(
         "patches SCALE.JobState now: code that still reads SCALE.orchestration.JobState is not affected"
     )
+
+
+@pytest.mark.parametrize("form", OBJECTS)
+def test_a_patch_of_an_attribute_of_an_old_module_is_noted(form):
+    (note,) = changes_of(spelled_out(OBJECTS[form])).notes
+    assert note.line == 2
+    assert note.text == spelled_out(
+        "patches SCALE now: code that still reads SCALE.orchestration is not affected"
+    )
+
+
+def test_escapes_about_which_python_warns_are_no_error():
+    before = "from LONG import MemoryPool\nx = 'MemoryPool \\d'\n"
+    assert changes_of(before.replace("LONG", "numpy")).edits == []
+    assert changes_of(spelled_out(before)).result().endswith("x = 'MemoryPool \\d'\n")
