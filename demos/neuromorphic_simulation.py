@@ -40,8 +40,7 @@ except ModuleNotFoundError as error:
 
 SIZES, STEPS, BETA = (64, 512, 512, 10), 10, 0.875
 GRID = 2.0**-14
-"""Trained weights are rounded to multiples of it. Sums of them below 64, for spikes or pixels (multiples of
-1/16), are then exact in float32 in any order, and two ways to execute a network must agree bit by bit."""
+"""Trained weights are rounded to multiples of it: float32 sums of them, below 64, are exact in any order."""
 ADD_PJ, MULTIPLY_PJ = 0.9, 3.7
 """Energy of 32-bit floating-point operations at 45 nm: M. Horowitz, "Computing's energy problem (and what we
 can do about it)", ISSCC 2014. Of the arithmetic alone; memory, which costs more, is not in it."""
@@ -200,6 +199,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 seeds and 5 epochs in place of 5 and 20")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for JSON and picture")
     args = parser.parse_args()
+    if args.output.exists() and not args.output.is_dir():
+        parser.error(f"--output {args.output} is not a folder")
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the tensors are too small to share
     check_neuron()
@@ -208,12 +209,11 @@ def main() -> None:
     networks = {"dense": lambda layers, x: layers[2](layers[1](layers[0](x).relu()).relu())}
     networks["spiking"] = lambda layers, x: simulate(layers, x, neuron)[0]
     for seed in range(2 if args.quick else 5):
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        training, test = order[:1437], order[1437:]
+        known, test = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).split((1437, 360))
         seeds.append({"seed": seed})
         for name, run in networks.items():
             torch.manual_seed(seed)
-            weights = train(run, x[training], y[training], 5 if args.quick else 20)
+            weights = train(run, x[known], y[known], 5 if args.quick else 20)
             seeds[-1][name] = float((run(make_layers(weights), x[test]).argmax(1) == y[test]).double().mean())
         check_execution(weights, x[test])
         spikes = simulate(make_layers(weights), x[test])[1]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import cross_entropy
@@ -201,8 +202,6 @@ def learn(task: str, kind: Kind, n: int, steps: int, exams: int) -> dict[str, An
 
 def draw(scores: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against distance, a panel a task."""
-    from matplotlib.figure import Figure
-
     panels = Figure(figsize=(10, 4)).subplots(1, 2, sharey=True)
     for score in scores:
         panel = panels[list(TASKS).index(score["task"])]
@@ -213,12 +212,14 @@ def draw(scores: list[dict[str, Any]], path: Path) -> None:
     panels[0].figure.savefig(path, bbox_inches="tight")
 
 
-def main() -> int:
-    """Run all; 1 if a result was wrong."""
+def main() -> None:
+    """Run all; a wrong result ends it with status 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two lengths, and too few steps to learn")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for JSON and picture")
     args = parser.parse_args()
+    if args.output.exists() and not args.output.is_dir():
+        parser.error(f"--output {args.output} is not a folder")
     args.output.mkdir(parents=True, exist_ok=True)
     sizes = [(1024 << i, equal) for equal in (True, False) for i in range(2 if args.quick else 6)]
     n, scale, steps, exams = (128, 64, 5, 5) if args.quick else (256, 32, None, 256)
@@ -226,8 +227,7 @@ def main() -> int:
     kinds = [(kind, size) for size, equal in [(999, True), *sizes] for kind in make_kinds(size, equal=equal)]
     for kind, size in [*kinds, *((kind, n) for kind in small)]:
         if not (error := error_of(kind, size, gradients=kind in small)) <= LIMIT:
-            print(f"wrong: {kind.name}, {size} tokens: error {error:.1e}", file=sys.stderr)
-            return 1
+            sys.exit(f"wrong: {kind.name}, {size} tokens: error {error:.1e}")
     timings = [timing for size, equal in sizes for timing in measure(size, equal=equal)]
     scores = [learn(task, kind, n, steps or STEPS[task], exams) for task in TASKS for kind in small]
     for task in TASKS:
@@ -242,8 +242,7 @@ def main() -> int:
     path.write_text(json.dumps({**record, **figures}, indent=1))
     draw(scores, path.with_suffix(".png"))
     print(", ".join(f"{name} {value}" for name, value in record.items()), f"; written: {path}, .png", sep="")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

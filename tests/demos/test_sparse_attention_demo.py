@@ -161,7 +161,7 @@ def test_forms_for_training(name, n):
 
 
 @pytest.mark.parametrize("wrong", ["window, 999", "dilated, 999", "window, 128"])
-def test_a_wrong_kind_ends_with_1_and_is_not_timed(wrong, monkeypatch, tmp_path, capsys):
+def test_a_wrong_kind_ends_with_1_and_is_not_timed(wrong, monkeypatch, tmp_path):
     attend = demo.dilated_attention
     of_flex, of_dilated = 1 + 1e-5 * (wrong == "window, 999"), 1 + 1e-5 * (wrong == "dilated, 999")
     monkeypatch.setattr(demo, "flex", lambda: lambda *a, **b: uncompiled(*a, **b) * of_flex)
@@ -169,8 +169,8 @@ def test_a_wrong_kind_ends_with_1_and_is_not_timed(wrong, monkeypatch, tmp_path,
     monkeypatch.setattr(demo, "sdpa", twice_the_gradient)
     monkeypatch.setattr(demo, "measure", lambda *a, **b: pytest.fail("timed"))
     monkeypatch.setattr(sys, "argv", ["sparse_attention.py", "--quick", "--output", str(tmp_path)])
-    assert demo.main() == 1
-    assert re.fullmatch(rf"wrong: {wrong} tokens: error \d.\de[+-]\d\d\n", capsys.readouterr().err)
+    with pytest.raises(SystemExit, match=rf"^wrong: {wrong} tokens: error \d.\de[+-]\d\d$"):
+        demo.main()
     assert list(tmp_path.iterdir()) == []
 
 
